@@ -2,7 +2,7 @@
 """Every setting of a run, its default and its unit, and the numbers that follow from them.
 
 An experiment file starts from `default_config()`, changes values and returns it from
-`get_config()`. Nothing else in the package invents a setting: there is no `config.get(key, default)`.
+`get_config()`. Nothing else in the package invents a setting or a default.
 
 A duration is one setting with two spellings, `<name>_epochs` and `<name>_steps`: where
 `<name>_steps` is given it replaces the epochs, and `resolve` turns both into updates before
@@ -10,7 +10,10 @@ anything is built.
 """
 
 import dataclasses
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -35,7 +38,8 @@ def default_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "mambaout_tiny"
-    config.model.drop_path = 0.0  # rate of the last block; earlier blocks linearly less, the first 0
+    # Rate of the last block, earlier blocks linearly less, the first 0; None: the published rate.
+    config.model.drop_path = config_dict.placeholder(float)
     config.model.dtype = "float32"  # of the computation; parameters are always float32
     config.model.remat = False  # recompute each block in the backward pass: less memory, more time
     config.model.conv_implementation = "auto"
@@ -75,7 +79,7 @@ def default_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3  # peak
-    config.optimizer.learning_rate_batch_size = 0  # > 0: the rate is for this batch, scaled linearly
+    config.optimizer.learning_rate_batch_size = 0  # > 0: the rate is for this batch, scaled
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.epsilon = 1e-8
@@ -208,10 +212,12 @@ def validate(config: ConfigDict, device_count: int) -> None:
                  "optimizer.learning_rate_batch_size", "optimizer.weight_decay",
                  "optimizer.clip_norm"):  # fmt: skip
         _within(config, name, 0, math.inf)
-    for name in ("model.drop_path", "data.validation_fraction", "data.max_corrupt_fraction",
+    for name in ("data.validation_fraction", "data.max_corrupt_fraction",
                  "augment.flip_probability", "augment.mix_probability", "augment.cutmix_share",
                  "augment.erase_probability", "loss.label_smoothing", "ema.decay"):  # fmt: skip
         _within(config, name, 0, 1)
+    if config.model.drop_path is not None:
+        _within(config, "model.drop_path", 0, 1)
     for name in ("mean", "std"):
         value = config.data[name]
         if len(value) != config.data.channels:
@@ -255,6 +261,59 @@ def _validate_batch(config: ConfigDict, device_count: int) -> None:
         )
 
 
+def save_config(config: ConfigDict, path: Path) -> None:
+    """Writes all settings as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def load_config(path: Path) -> ConfigDict:
+    """The settings that `save_config` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds a setting that is not known here.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; the folder should be the --workdir of a training run"
+        )
+    config = default_config()
+    config.model.options.unlock()
+    try:
+        config.update(_tuples(json.loads(path.read_text())))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not fit this version's settings: {error}") from error
+    return config.lock()
+
+
+def changed_settings(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by dotted name, as (old value, new value)."""
+    before, after = _flat(old), _flat(new)
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only; settings are tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _value(config: ConfigDict, name: str):
     for part in name.split("."):
         config = config[part]
@@ -264,7 +323,8 @@ def _value(config: ConfigDict, name: str):
 def _one_of(config: ConfigDict, name: str, allowed: tuple) -> None:
     value = _value(config, name)
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; allowed are {', '.join(map(repr, allowed))}")
+        words = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name}={value!r} is not known; allowed are {words}")
 
 
 def _within(config: ConfigDict, name: str, low: float, high: float) -> None:

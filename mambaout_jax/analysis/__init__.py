@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model costs and what it looks at."""

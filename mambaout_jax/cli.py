@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: each verb reads its arguments and calls one function.
+
+The verbs import what they need themselves, so that `mambaout --help` is quick.
+"""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mambaout_jax import __version__
+
+_OVERRIDES = """
+Any setting of the config file can be set from the command line:
+  --config.batch_size=128  --config.optimizer.learning_rate=1e-3  --config.augment.scale="(0.3, 1)"
+A duration in epochs gives way to one in updates: --config.schedule.total_steps=100
+All settings with their meaning: mambaout_jax/config.py
+"""
+
+_TRAIN = f"""
+examples:
+  mambaout train --config experiments/quickstart.py
+  mambaout train --config experiments/quickstart.py --workdir /tmp/run --config.seed=1
+  mambaout train --config experiments/quickstart.py --dry-run
+
+The same command again goes on where the last one stopped, or was stopped. SIGTERM and Ctrl-C save
+first and exit with code 75.
+{_OVERRIDES}"""
+
+_EVALUATE = f"""
+examples:
+  mambaout evaluate --workdir runs/quickstart
+  mambaout evaluate --workdir runs/quickstart --config.evaluation.batch_size=64
+{_OVERRIDES}"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 75 preempted."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    _reject_unknown(parser, arguments.verb, rest)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        return arguments.run(arguments, rest)
+    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, RuntimeError,
+            FloatingPointError) as error:  # fmt: skip
+        if os.environ.get("MAMBAOUT_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError | RuntimeError) else 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mambaout",
+        description="Does this vision task need an SSM, or is a gated convolution enough?",
+        epilog="mambaout VERB --help shows a verb's arguments with examples. "
+        "MAMBAOUT_TRACEBACK=1 shows where an error arose.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"mambaout-jax {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    train = _verb(verbs, "train", "train a model, or go on with a run", _TRAIN, _train)
+    train.add_argument("--config", metavar="FILE[:ARG]", required=True,
+                       help="Python file with get_config(); ARG is handed to it")  # fmt: skip
+    train.add_argument("--workdir", type=Path, metavar="DIR",
+                       help="where the run is kept (default: runs/<name of the file>)")  # fmt: skip
+    train.add_argument("--dry-run", action="store_true",
+                       help="print the resolved recipe and what it costs, and stop")  # fmt: skip
+    evaluate = _verb(verbs, "evaluate", "evaluate a run's newest checkpoint", _EVALUATE, _evaluate)
+    evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
+    evaluate.add_argument("--config", metavar="FILE[:ARG]",
+                          help="other settings than those of the run")  # fmt: skip
+    for verb in (train, evaluate):
+        verb.add_argument("--distributed", nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX",
+                          help="join the other processes of this run: found by itself on Slurm, "
+                          "Open MPI, Cloud TPU and Kubernetes, else as given")  # fmt: skip
+    return parser
+
+
+def _verb(verbs, name: str, summary: str, epilog: str, run) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".",
+                            epilog=epilog, allow_abbrev=False,
+                            formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _reject_unknown(parser: argparse.ArgumentParser, verb: str, rest: list[str]) -> None:
+    for argument in rest:
+        if argument.startswith("--config.") or not argument.startswith("-"):
+            continue
+        known = ("--config", "--workdir", "--dry-run", "--distributed", "--help")
+        close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        parser.error(f"{verb} has no argument {argument}{hint}")
+
+
+def read_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config that a file's `get_config` returns, with overrides applied.
+
+    Args:
+        file: path, with ":ARG" after it where `get_config` takes an argument.
+        overrides: such as "--config.batch_size=128".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an override names no setting, or has a value of the wrong type.
+    """
+    path = file.split(":", 1)[0]
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no config file {path}; a clone of the project has them in experiments/"
+        )
+    values = flags.FlagValues()
+    argv = ["mambaout", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    return _parse(values, argv)
+
+
+def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["mambaout", *overrides]
+    config_flags.DEFINE_config_dict(
+        "config", config, lock_config=True, flag_values=values, sys_argv=argv
+    )
+    return _parse(values, argv)
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> ConfigDict:
+    try:
+        rest = values(argv)[1:]
+    except (AttributeError, flags.Error) as error:  # AttributeError: no such setting
+        raise ValueError(str(error).replace("\n", ". ")) from error
+    if rest:
+        raise ValueError(f"unexpected argument {rest[0]!r}; settings look like --config.key=value")
+    return values["config"].value
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    """Joins the processes of a distributed run; must come before any other call of JAX."""
+    if arguments.distributed is None:
+        return
+    import jax
+
+    if not arguments.distributed:
+        jax.distributed.initialize()
+        return
+    try:
+        address, count, index = arguments.distributed.split(",")
+        jax.distributed.initialize(address, int(count), int(index))
+    except ValueError as error:
+        raise ValueError(
+            f"--distributed={arguments.distributed} must be HOST:PORT,COUNT,INDEX: the address of "
+            f"process 0, how many processes there are, and which this one is, from 0 ({error})"
+        ) from error
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    began = time.perf_counter()
+    config = read_config(arguments.config, overrides)
+    _join(arguments)
+    from mambaout_jax.train.loop import describe, format_metrics, train
+    from mambaout_jax.train.preemption import Preempted
+
+    if arguments.dry_run:
+        print(describe(config))
+        return 0
+    workdir = arguments.workdir or Path("runs") / Path(arguments.config.split(":", 1)[0]).stem
+    try:
+        metrics = train(config, workdir)
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
+    print(f"{format_metrics(metrics)}  ({time.perf_counter() - began:.0f} s, {workdir})")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    _join(arguments)
+    from mambaout_jax.config import load_config
+    from mambaout_jax.train.evaluate import evaluate
+    from mambaout_jax.train.loop import format_metrics
+
+    if arguments.config:
+        config = read_config(arguments.config, overrides)
+    else:
+        config = _override(load_config(arguments.workdir / "config.json"), overrides)
+    print(format_metrics(evaluate(config, arguments.workdir)))
+    return 0

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of numpy arrays: ordered, transformed and batched by Grain.
+
+The order knows nothing of the machine. The examples form one endless sequence (each epoch a new
+permutation) in which an example's random numbers depend on its position only; global batch k is
+positions k * batch_size and on, and process p of P takes every P-th of them. So global batch k
+holds the same pixels for any number of processes, worker processes and threads, and resuming takes
+one integer, the step.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from mambaout_jax.data.sources import ReplaceUnreadable, Source
+from mambaout_jax.data.transforms import EvaluationView, TrainingView
+
+# Threads make batches in pieces of at most this many examples: large enough for Grain's cost per
+# piece to vanish, small enough for all threads to work on the batch that is needed next.
+_PIECE = 16
+
+
+class Batches(Iterator):
+    """An iterator of batches that holds threads or processes until it is closed.
+
+    Use it as a context manager or call `close`; a closed one raises ValueError from `next`.
+    """
+
+    def __init__(self, dataset: grain.IterDataset):
+        self._iterator = iter(dataset)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            raise ValueError("these batches are closed; make new ones with start_step=")
+        # Worker processes hand over shared memory, whose owner would have to outlive the array:
+        # one copy costs little beside decoding, and leaves nothing in /dev/shm.
+        return {name: np.array(array) for name, array in next(self._iterator).items()}
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads and processes; batches made ahead are dropped."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def train_batches(
+    config: ConfigDict,
+    source: Source,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless training batches, made ahead by `config.data`'s threads or worker processes.
+
+    An unreadable image is replaced by the next readable one (`ReplaceUnreadable`).
+
+    Args:
+        config: reads `seed`, `batch_size`, `data` and `augment`.
+        source: the training split.
+        start_step: the first batch returned is global batch `start_step`.
+        process_index, process_count: of this process among those that share each global batch.
+
+    Returns:
+        Dicts: image uint8 (B, H, W, C), label int32 (B,), replaced bool (B,), where B is batch_size
+        / process_count. With `config.data.num_workers` the calling program needs `if __name__ ==
+        "__main__":`, as with any spawned process.
+
+    Raises:
+        ValueError: the batch is larger than the source or does not divide among the processes.
+    """
+    local_batch_size = _share("batch_size", config.batch_size, process_index, process_count)
+    if config.batch_size > len(source):
+        raise ValueError(
+            f"batch_size={config.batch_size} is larger than the training set ({len(source)} "
+            f"examples); set --config.batch_size to {len(source)} or less"
+        )
+    # Grain would derive both seeds from the shape of the chain, so that any change to it would move
+    # every crop.
+    shuffle_seed, view_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
+    source, view = ReplaceUnreadable(source), TrainingView(config)
+    examples = (
+        grain.MapDataset.range(len(source))
+        .shuffle(seed=shuffle_seed)
+        .repeat()
+        .random_map(lambda index, rng: view.random_map(source[index], rng), seed=view_seed)
+    )[process_index::process_count]
+    make = _in_workers if config.data.num_workers else _in_threads
+    return Batches(make(examples, local_batch_size, start_step, config.data))
+
+
+def evaluation_batches(
+    config: ConfigDict, source: Source, *, process_index: int = 0, process_count: int = 1
+) -> Batches:
+    """Batches that hold every example exactly once over all processes, made by threads.
+
+    The last global batch is filled up with black images of label 0 whose mask is False, so that
+    every process yields ceil(len(source) / batch_size) batches of the same shape.
+
+    Args:
+        config: reads `evaluation.batch_size` and `data`.
+        source: any split. An unreadable image raises `UnreadableImageError` from `next`.
+        process_index, process_count: of this process among those that share each global batch.
+
+    Returns:
+        Dicts: image uint8 (B, H, W, C), label int32 (B,), mask bool (B,), where B is
+        evaluation.batch_size / process_count.
+
+    Raises:
+        ValueError: the batch does not divide among the processes.
+    """
+    batch_size = config.evaluation.batch_size
+    local_batch_size = _share("evaluation.batch_size", batch_size, process_index, process_count)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    view = EvaluationView(config)
+
+    def example(position: int) -> dict:
+        if position < len(source):
+            return {**view.map(source[position]), "mask": np.True_}
+        return {"image": np.zeros(shape, np.uint8), "label": np.int32(0), "mask": np.False_}
+
+    padded_length = math.ceil(len(source) / batch_size) * batch_size
+    examples = grain.MapDataset.range(padded_length).map(example)[process_index::process_count]
+    return Batches(_in_threads(examples, local_batch_size, 0, config.data))
+
+
+def _share(name: str, batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index} is not in 0..{process_count - 1}")
+    if batch_size % process_count:
+        raise ValueError(
+            f"{name}={batch_size} does not divide among {process_count} processes; set "
+            f"--config.{name} to a multiple of {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _in_threads(
+    examples: grain.MapDataset, batch_size: int, start_step: int, data: ConfigDict
+) -> grain.IterDataset:
+    piece = math.gcd(batch_size, _PIECE)
+    pieces = batch_size // piece
+    options = grain.ReadOptions(
+        num_threads=data.num_threads, prefetch_buffer_size=data.prefetch_batches * pieces
+    )
+    dataset = examples.batch(piece)[start_step * pieces :].to_iter_dataset(options)
+    return dataset.batch(pieces, batch_fn=_concatenate)
+
+
+def _in_workers(
+    examples: grain.MapDataset, batch_size: int, start_step: int, data: ConfigDict
+) -> grain.IterDataset:
+    # Grain reads an absl flag to start a worker, which fails in a program that parses none.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # Worker w makes batches w, w + num_workers, ...: whole ones, in its main thread.
+    dataset = examples.batch(batch_size)[start_step:].to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    )
+    options = grain.MultiprocessingOptions(
+        num_workers=data.num_workers,
+        per_worker_buffer_size=math.ceil(data.prefetch_batches / data.num_workers),
+    )
+    return dataset.mp_prefetch(options)
+
+
+def _concatenate(pieces: Sequence[dict]) -> dict:
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

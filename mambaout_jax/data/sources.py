@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where examples come from: random-access sequences of decoded images and labels."""
+
+import hashlib
+import io
+import logging
+import os
+import struct
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from mambaout_jax.data.embedded import Digits
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SPLITS = ("train", "validation")
+VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
+MAX_REPLACEMENTS = 10
+
+# EXIF orientation -> what turns the image upright; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_logger = logging.getLogger("mambaout_jax")
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A random-access sequence of examples, safe to read from many threads and to pickle.
+
+    `source[i]` is `{"image": PIL.Image.Image, "label": int}`; the image's mode is "L" or "RGB". One
+    that cannot be decoded raises `UnreadableImageError`.
+    """
+
+    class_names: tuple[str, ...]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be decoded; the message names the file and the reason."""
+
+
+def open_source(data: ConfigDict, split: str) -> Source:
+    """Opens the split of the data set that `config.data` names.
+
+    Args:
+        data: the section `data` of a config.
+        split: "train" or "validation".
+
+    Raises:
+        ValueError, FileNotFoundError: the split, the source or the folder cannot be used; the
+            message says what to change.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is not known; allowed are {SPLITS}")
+    if data.source == "digits":
+        return Digits(split, data.channels)
+    if data.source == "folder":
+        return ImageFolder(data.path, split, data.validation_fraction, data.channels)
+    raise ValueError(f"data.source={data.source!r} is not known; allowed are 'digits', 'folder'")
+
+
+class ImageFolder:
+    """Images in one sub-folder per class, at any depth inside it.
+
+    Where `root` holds `train` and one of `VALIDATION_FOLDERS` (the first that exists counts), these
+    are the splits. Otherwise a fixed share of every class is held out: the files whose path hashes
+    lowest, so that the split depends on no seed and files added later hardly move the others. A
+    class keeps at least one image on either side.
+
+    Files count as images by their suffix (`IMAGE_SUFFIXES`, upper case too); hidden files and
+    folders do not count. Labels number the class names in sorted order.
+
+    Args:
+        root: the folder.
+        split: "train" or "validation".
+        validation_fraction: held out of each class, where `root` has no split of its own.
+        channels: 1 decodes to greyscale, 3 to RGB (`read_image`).
+
+    Raises:
+        FileNotFoundError: `root` does not exist.
+        ValueError: `root` is no folder of at least two classes, the classes of its two splits
+            differ, or a class or a split would be empty.
+    """
+
+    def __init__(self, root: str | Path, split: str, validation_fraction: float, channels: int = 3):
+        self._root = Path(root).expanduser()
+        self._channels = channels
+        if not self._root.exists():
+            raise FileNotFoundError(
+                f"data.path={root} does not exist; set --config.data.path to a folder that holds "
+                "one sub-folder of images per class"
+            )
+        if not self._root.is_dir():
+            raise ValueError(
+                f"data.path={root} is a file; set --config.data.path to a folder that holds one "
+                "sub-folder of images per class"
+            )
+        validation_folder = next(
+            (name for name in VALIDATION_FOLDERS if (self._root / name).is_dir()), None
+        )
+        if (self._root / "train").is_dir() and validation_folder:
+            files = _given_split(self._root, validation_folder)[split]
+        else:
+            files = _made_split(self._root, validation_fraction)[split]
+        self.class_names = tuple(files)
+        self.num_classes = len(files)
+        self._files = [file for members in files.values() for file in members]
+        self._labels = np.repeat(
+            np.arange(len(files), dtype=np.int32), [len(members) for members in files.values()]
+        )
+        if not self._files:
+            raise ValueError(
+                f"the {split} split of {root} holds no image; "
+                f"data.validation_fraction={validation_fraction} decides the split unless {root} "
+                f"holds train/ and {validation_folder or VALIDATION_FOLDERS[0]}/ with images"
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict:
+        image = read_image(self._root / self._files[index], self._channels)
+        return {"image": image, "label": int(self._labels[index])}
+
+
+def _given_split(root: Path, validation_folder: str) -> dict[str, dict[str, list[str]]]:
+    train = _images_by_class(root, root / "train")
+    validation = _images_by_class(root, root / validation_folder)
+    if train.keys() != validation.keys():
+        raise ValueError(
+            f"train/ and {validation_folder}/ of {root} have different classes: only in train/: "
+            f"{sorted(train.keys() - validation.keys())}; only in {validation_folder}/: "
+            f"{sorted(validation.keys() - train.keys())}; give both the same sub-folders (an empty "
+            f"one will do in {validation_folder}/)"
+        )
+    _check_classes(root / "train", train)
+    return {"train": train, "validation": validation}
+
+
+def _made_split(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
+    by_class = _images_by_class(root, root)
+    _check_classes(root, by_class)
+    train, validation = {}, {}
+    for name, files in by_class.items():
+        held_out = round(fraction * len(files))
+        if 0 < fraction < 1:
+            if len(files) == 1:
+                raise ValueError(
+                    f"class {name!r} of {root} has a single image, which cannot be both trained on "
+                    "and held out; add images, remove the class, or give the folder train/ and "
+                    "val/ sub-folders"
+                )
+            held_out = min(max(held_out, 1), len(files) - 1)
+        ranked = sorted(files, key=lambda file: hashlib.sha256(os.fsencode(file)).digest())
+        train[name], validation[name] = sorted(ranked[held_out:]), sorted(ranked[:held_out])
+    return {"train": train, "validation": validation}
+
+
+def _images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
+    """Class name to sorted image paths, relative to root and with "/" on every system."""
+    return {
+        name: _images_below(root, folder / name)
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".") and (folder / name).is_dir()
+    }
+
+
+def _images_below(root: Path, folder: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(parent).relative_to(root).as_posix()
+        found += [f"{prefix}/{name}" for name in names if _is_image(name)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    # os.walk would leave out a folder that it may not read, and its images with it.
+    raise error
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _check_classes(folder: Path, by_class: dict[str, list[str]]) -> None:
+    """Raises what is wrong with the classes to train on."""
+    if not by_class:
+        lie_directly = any(_is_image(name) for name in os.listdir(folder))
+        found = "images lie directly in it" if lie_directly else "nor images"
+        raise ValueError(
+            f"{folder} has no sub-folders ({found}); put the images of each class into a "
+            "sub-folder named after the class"
+        )
+    if not any(by_class.values()):
+        raise ValueError(
+            f"no images below {folder}; files count whose name ends in {', '.join(IMAGE_SUFFIXES)}"
+        )
+    if len(by_class) == 1:
+        (name,) = by_class
+        raise ValueError(
+            f"{folder} has only one class, {name!r}; classification needs two or more sub-folders "
+            f"(a split of your own is train/ beside one of {', '.join(VALIDATION_FOLDERS)})"
+        )
+    empty = [name for name, files in by_class.items() if not files]
+    if empty:
+        raise ValueError(
+            f"classes without an image in {folder}: {empty}; add images to these sub-folders or "
+            "remove them"
+        )
+
+
+class ReplaceUnreadable:
+    """A training source in which the next readable example stands in for an unreadable one.
+
+    Every example carries `"replaced": bool`, so that whoever consumes the batches can count, in
+    whatever thread or process they were made. Each unreadable file is logged once per process.
+
+    Raises (on access):
+        UnreadableImageError: the example and the `MAX_REPLACEMENTS` after it are all unreadable.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._logged = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        for offset in range(MAX_REPLACEMENTS + 1):
+            position = (index + offset) % len(self._source)
+            try:
+                return {**self._source[position], "replaced": offset > 0}
+            except UnreadableImageError as error:
+                last = error
+                ticket = object()
+                # setdefault is atomic: of two threads that meet the same file only one logs.
+                if self._logged.setdefault(position, ticket) is ticket:
+                    _logger.warning("%s; another image takes its place", error)
+        raise UnreadableImageError(
+            f"{MAX_REPLACEMENTS + 1} examples in a row are unreadable, the last: {last}; check "
+            "that the data set is complete and its disk reachable"
+        )
+
+
+def read_image(path: str | Path, channels: int) -> Image.Image:
+    """Reads and decodes one image file.
+
+    - It is turned upright by its EXIF orientation. Evaluation pipelines of published weights ignore
+      EXIF, but ImageNet has next to no such file, and the owner of a phone's photos expects this.
+      A broken EXIF block counts as upright.
+    - Transparent pixels are laid over white. CMYK is converted by Pillow's formula, without colour
+      profiles. 16-bit greyscale is scaled to 8 bits, not clipped. Of an animation the first frame
+      counts.
+
+    Args:
+        path: of the file; its content, not its suffix, decides the format.
+        channels: 1 for mode "L" (ITU-R 601 luma), 3 for mode "RGB".
+
+    Raises:
+        UnreadableImageError: names the path and the reason.
+    """
+    try:
+        content = Path(path).read_bytes()
+        if not content:
+            raise ValueError("the file is empty")
+        try:
+            return _decode(content, channels)
+        except UnidentifiedImageError:
+            raise ValueError(f"no image format starts with {content[:16]!r}") from None
+    # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read {path}: {error}") from error
+
+
+class _Jpeg(JpegImageFile):
+    """A JPEG file whose EXIF block Pillow does not parse.
+
+    It would on opening, for the print resolution, and warn of broken blocks.
+    """
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+def _decode(content: bytes, channels: int) -> Image.Image:
+    file = io.BytesIO(content)
+    image = _Jpeg(file) if content.startswith(b"\xff\xd8\xff") else Image.open(file)
+    image.load()
+    transpose = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined white; save the image with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"greyscale values from {values.min()} to {values.max()} are beyond 16 bits; save the "
+            "image with 8 or 16 bits"
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 = 257 * 255
+
+
+def _orientation(exif: bytes) -> int:
+    """Tag 0x0112 of the first directory of an EXIF block; 1 where it is absent or broken.
+
+    Read here because Pillow parses every tag of the block and warns of those that are broken.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
+    if not order:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value
+    except struct.error:  # an offset beyond the end of the block
+        pass
+    return 1

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Depthwise convolution of feature maps, with a weight gradient that is fast on CPUs.
+
+XLA:CPU has no depthwise code path: it runs the forward as a grouped convolution without
+specialisation and lowers the weight gradient to a *dense* convolution, C times the work and memory.
+Written as a sum over kernel taps of shifted maps (`"shift"`), the operation and both its gradients
+become plain fused loops, and a step is 20 to 100 times faster.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+IMPLEMENTATIONS = ("auto", "lax", "shift")
+
+# "auto", per platform of the compiled program. Only the cpu entry is measured so far; benchmarks/conv.py
+# measures the others, where lax means cuDNN, MIOpen or the TPU compiler's own convolution.
+_FASTEST = {"cpu": "shift", "default": "lax"}
+
+# All taps of up to a 9x9 kernel go into one fused loop. Beyond that the loop outgrows the registers
+# and the compiler's patience (31x31: 10 times slower, 20 times the compilation), so that groups of
+# kernel rows with about _TAPS_PER_STEP taps are added one after the other.
+_MAX_FUSED_TAPS = 81
+_TAPS_PER_STEP = 32
+
+# The weight gradient adds this many pixels of dy to its accumulators per step: with fewer it is
+# bound by reading and writing the accumulators (4 to 5 times slower below 18), with more the loop
+# spills its registers.
+_PIXELS_PER_STEP = 28
+_PIXELS_PER_STEP_WIDE = 14
+
+
+def depthwise_conv(
+    x: Float[Array, "B H W C"],
+    kernel: Float[Array, "KH KW C"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "B H W C"]:
+    """Convolves every channel with its own kernel; stride 1, zeros around the map.
+
+        y[b, h, w, c] = Σ_ij kernel[i, j, c] · x[b, h + i - KH // 2, w + j - KW // 2, c]
+
+    (a cross-correlation, as in every deep learning library).
+
+    Args:
+        x: feature maps.
+        kernel: KH and KW are odd, of any size, also larger than the map.
+        implementation: `"lax"`, XLA's grouped convolution; `"shift"`, a sum over taps with its own
+            gradient; `"auto"`, `"shift"` where the program is compiled for CPUs and `"lax"`
+            elsewhere. GPUs and TPUs are not measured yet. The choice is made when the program is
+            lowered and not from the machine's default device, so that it also holds for programs
+            that are lowered or exported for another platform.
+
+    Returns:
+        Maps in the promoted dtype of `x` and `kernel`. `"shift"` adds up in float32, or float64 for
+        float64 inputs; `"lax"` leaves the precision of products to `jax_default_matmul_precision`.
+        Gradients have the dtypes of `x` and `kernel`. `"lax"` can be differentiated in forward mode
+        too, the others in reverse mode only.
+
+    Raises:
+        ValueError: unknown implementation, wrong rank or dtype, even kernel side, or `x` and
+            `kernel` differ in their channels.
+    """
+    _check(x, kernel, implementation)
+    dtype = jnp.result_type(x, kernel)
+    kernel = _crop(kernel, x.shape[1:3])
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    if implementation == "lax":
+        return _conv_lax(x, kernel)
+    return _conv(x, kernel, implementation)
+
+
+def _check(x: jax.Array, kernel: jax.Array, implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"depthwise_conv has no implementation={implementation!r}; "
+            f"allowed are {', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    shapes = f"depthwise_conv got x {x.dtype}{x.shape} and kernel {kernel.dtype}{kernel.shape}: "
+    if x.ndim != 4 or kernel.ndim != 3:
+        raise ValueError(shapes + "x must be (B, H, W, C) and kernel (KH, KW, C)")
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(shapes + "both must have the same number of channels, their last axis")
+    if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ValueError(shapes + "KH and KW must be odd, so that padding K // 2 keeps the size")
+    if not jnp.issubdtype(jnp.result_type(x, kernel), jnp.floating):
+        raise ValueError(shapes + "the dtype must be floating; cast x or kernel first")
+
+
+def _crop(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Drops the taps that meet nothing but padding, in a map no larger than half the kernel."""
+    (top, bottom), (left, right) = (
+        (max(0, k // 2 - s + 1), min(k, k // 2 + s))
+        for k, s in zip(kernel.shape[:2], size, strict=True)
+    )
+    return kernel[top:bottom, left:right]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, kernel, implementation):
+    return _dispatch(implementation, {"lax": _conv_lax, "shift": _conv_shift}, x, kernel)
+
+
+def _conv_fwd(x, kernel, implementation):
+    return _conv(x, kernel, implementation), (x, kernel)
+
+
+def _conv_bwd(implementation, residuals, dy):
+    bodies = {"lax": _gradients_lax, "shift": _gradients_shift}
+    return _dispatch(implementation, bodies, *residuals, dy)
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _dispatch(implementation, bodies, *args):
+    if implementation == "auto":
+        platforms = {platform: bodies[name] for platform, name in _FASTEST.items()}
+        return lax.platform_dependent(*args, **platforms)
+    return bodies[implementation](*args)
+
+
+def _conv_lax(x, kernel):
+    KH, KW, C = kernel.shape
+    return lax.conv_general_dilated(
+        x,
+        kernel[:, :, None, :],  # (KH, KW, 1, C)
+        window_strides=(1, 1),
+        padding=((KH // 2, KH // 2), (KW // 2, KW // 2)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=C,
+    )
+
+
+def _gradients_lax(x, kernel, dy):
+    _, vjp = jax.vjp(_conv_lax, x, kernel)
+    return vjp(dy)
+
+
+def _gradients_shift(x, kernel, dy):
+    return _conv_shift(dy, kernel[::-1, ::-1]), _kernel_gradient(x, dy, kernel.shape[:2])
+
+
+# The functions below are jitted so that the layers of a model which agree in shape are traced once.
+
+
+@jax.jit
+def _conv_shift(x, kernel):
+    """Σ_ij kernel[i, j] · (padded x)[i : i + H, j : j + W]; also dx, with dy and the flipped kernel."""
+    (KH, KW, C), (_, H, W, _) = kernel.shape, x.shape
+    rows = KH if KH * KW <= _MAX_FUSED_TAPS else max(1, _TAPS_PER_STEP // KW)
+    steps = -(-KH // rows)
+    extra = steps * rows - KH
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    padded = jnp.pad(
+        x.astype(dtype), ((0, 0), (KH // 2, KH // 2 + extra), (KW // 2, KW // 2), (0, 0))
+    )
+    # Unfenced, XLA fuses what computes x into the sum and evaluates it anew for every tap, and the
+    # sum into each of its consumers: a stack of layers then runs 20 times slower.
+    padded = lax.optimization_barrier(padded)
+    taps = jnp.pad(kernel.astype(dtype), ((0, extra), (0, 0), (0, 0)))
+    taps = taps.reshape(steps, rows, KW, 1, 1, 1, C)
+
+    def add_rows(step, y):
+        window = lax.dynamic_slice_in_dim(padded, step * rows, rows - 1 + H, axis=1)
+        for i in range(rows):
+            for j in range(KW):
+                y = y + taps[step, i, j] * window[:, i : i + H, j : j + W]  # (B, H, W, C)
+        return y
+
+    y = lax.fori_loop(0, steps, add_rows, jnp.zeros(x.shape, dtype))
+    return lax.optimization_barrier(y.astype(x.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _kernel_gradient(x, dy, kernel_size):
+    """dkernel[i, j] = Σ_bhw dy[b, h, w] · (padded x)[b, h + i, w + j].
+
+    A convolution of x with dy as its kernel: every pixel of dy adds one kernel-shaped window of x.
+    Each image has its own accumulators: they give threads and devices something to share out, and
+    no axis of the batch is ever split or merged, which would move sharded maps between devices.
+    """
+    (KH, KW), (B, H, W, C) = kernel_size, x.shape
+    tiles_wide = -(-W // _PIXELS_PER_STEP_WIDE)
+    tile_w = -(-W // tiles_wide)
+    tile_h = min(H, -(-_PIXELS_PER_STEP // tile_w))
+    tiles_high = -(-H // tile_h)
+    below, right = tiles_high * tile_h - H, tiles_wide * tile_w - W
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    padded = jnp.pad(
+        x.astype(dtype), ((0, 0), (KH // 2, KH // 2 + below), (KW // 2, KW // 2 + right), (0, 0))
+    )
+    grad = jnp.pad(dy.astype(dtype), ((0, 0), (0, below), (0, right), (0, 0)))
+
+    def add_tile(tile, acc):
+        start = (0, tile // tiles_wide * tile_h, tile % tiles_wide * tile_w, 0)
+        window = lax.dynamic_slice(padded, start, (B, tile_h + KH - 1, tile_w + KW - 1, C))
+        pixels = lax.dynamic_slice(grad, start, (B, tile_h, tile_w, C))
+        for h in range(tile_h):
+            for w in range(tile_w):
+                pixel = pixels[:, h : h + 1, w : w + 1]  # (B, 1, 1, C)
+                acc = acc + window[:, h : h + KH, w : w + KW] * pixel  # (B, KH, KW, C)
+        return acc
+
+    acc = jnp.zeros((B, KH, KW, C), dtype)
+    acc = lax.fori_loop(0, tiles_high * tiles_wide, add_tile, acc)
+    return acc.sum(axis=0).astype(x.dtype)  # (KH, KW, C)

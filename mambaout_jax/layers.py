@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small layers that model families share, with PyTorch's numerics.
+
+`dtype` is the dtype of the computation; parameters are float32. Here float32 means *at least*
+float32: `compute_dtype` turns it into flax's `None`, which promotes, so that float64 parameters and
+images stay float64 all the way through.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+
+# timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
+# plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
+normal_init = nn.initializers.normal(0.02)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # PyTorch's default is the erf form
+    "silu": jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation function called `name`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r} is not known; allowed are {sorted(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def compute_dtype(dtype: Dtype) -> Dtype | None:
+    """The `dtype` argument of flax layers: None (promote inputs and parameters) for float32."""
+    return None if jnp.dtype(dtype) == jnp.float32 else dtype
+
+
+# Normalises over channels; the moments are at least float32.
+LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
+
+# PyTorch pads by one on every side; "SAME" would pad even sizes by (0, 1), half a pixel off.
+StridedConv = partial(
+    nn.Conv,
+    kernel_size=(3, 3),
+    strides=(2, 2),
+    padding=((1, 1), (1, 1)),
+    kernel_init=normal_init,
+)
+
+
+class Dense(nn.Module):
+    """Linear layer over channels, computed on the flattened tokens.
+
+    XLA's CPU backward pass of a matrix product with more than one leading axis is two to four times
+    slower than with one, so all leading axes are folded into one.
+
+    Attributes:
+        features: channels that come out.
+        dtype: of the computation, None to promote.
+    """
+
+    features: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... F"]:
+        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]  # (tokens, F)
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution of stride 1 that keeps the map's size, with bias.
+
+    Attributes:
+        kernel_size: odd side K of the kernel, stored as (K, K, 1, C).
+        implementation: see `kernels.depthwise_conv`.
+        dtype: of the computation, None to promote.
+    """
+
+    kernel_size: int
+    implementation: str = "auto"
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        channels = x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, 1, channels)
+        kernel = self.param("kernel", normal_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return (
+            depthwise_conv(x, kernel[:, :, 0], implementation=self.implementation)
+            + bias[None, None, None]
+        )
+
+
+class LayerScale(nn.Module):
+    """Multiplies each channel by a learned factor (Touvron et al. 2021, CaiT, Eq. 4).
+
+    Attributes:
+        value: initial factor.
+        dtype: of the computation, None to promote.
+    """
+
+    value: float
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        gamma = self.param("gamma", nn.initializers.constant(self.value), (x.shape[-1],))
+        x, gamma = nn.dtypes.promote_dtype(x, gamma, dtype=self.dtype)
+        return x * gamma.reshape((1,) * (x.ndim - 1) + gamma.shape)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops the branch of whole examples while training.
+
+    Kept branches are divided by the probability of keeping, so that the expectation is unchanged.
+    Draws from the random stream `dropout`.
+
+    Attributes:
+        rate: probability of dropping, in [0, 1).
+    """
+
+    rate: float
+
+    def __call__(self, x: Float[Array, "B ..."], train: bool) -> Float[Array, "B ..."]:
+        if not train or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+
+
+def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Rate of every block, by stage: linear over the depth from 0 to `last`.
+
+    Raises:
+        ValueError: `last` is not in [0, 1).
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path={last} is out of range; it must be at least 0 and below 1")
+    steps = max(1, sum(depths) - 1)
+    starts = [sum(depths[:i]) for i in range(len(depths))]
+    return [
+        [last * (start + j) / steps for j in range(depth)]
+        for start, depth in zip(starts, depths, strict=True)
+    ]

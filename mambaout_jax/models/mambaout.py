@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MambaOut: a stack of Gated CNN blocks, which are Mamba blocks without their SSM.
+
+Paper: Yu and Wang, "MambaOut: Do We Really Need Mamba for Vision?", CVPR 2025, arXiv 2405.07992.
+Sizes: Table 4 there for femto, tiny, small and base; kobe from github.com/yuweihao/MambaOut; the
+`_rw` variants and `test_mambaout` from github.com/huggingface/pytorch-image-models (timm).
+`mambaout_micro` is this project's, for images of 32 pixels.
+
+Deviation: timm's blocks start every layer scale at 1e-5, whatever value a variant asks for; here
+the value asked for is used. It matters only when training from scratch.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.backbone import Features, Variant
+from mambaout_jax.layers import (
+    Dense,
+    DepthwiseConv,
+    DropPath,
+    LayerNorm,
+    LayerScale,
+    StridedConv,
+    activation,
+    compute_dtype,
+    drop_path_rates,
+)
+
+
+class Stem(nn.Module):
+    """Two convolutions of stride 2: images to a map of a quarter of their size.
+
+    Attributes:
+        dim: channels of the map; the first convolution makes half of them.
+        mid_norm: normalise between the convolutions.
+    """
+
+    dim: int
+    mid_norm: bool
+    activation: str
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
+        x = StridedConv(self.dim // 2, dtype=self.dtype, name="conv1")(images)
+        if self.mid_norm:
+            x = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        x = activation(self.activation)(x)
+        x = StridedConv(self.dim, dtype=self.dtype, name="conv2")(x)
+        return LayerNorm(dtype=self.dtype, name="norm2")(x)
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2 between two stages, with a norm after it, or before it.
+
+    Attributes:
+        dim: channels that come out.
+        norm_first: normalise what comes in instead of what comes out.
+    """
+
+    dim: int
+    norm_first: bool
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
+        norm = LayerNorm(dtype=self.dtype, name="norm")
+        conv = StridedConv(self.dim, dtype=self.dtype, name="conv")
+        return conv(norm(x)) if self.norm_first else norm(conv(x))
+
+
+class GatedCNNBlock(nn.Module):
+    """Gated CNN block (paper, Algorithm 1 and Eq. 8, 10).
+
+        g, i, c = split(fc1(norm(x)))
+        y = x + fc2(act(g) * concat(i, conv(c)))
+
+    The token mixer is a depthwise convolution, on a part `c` of the channels only.
+
+    Attributes:
+        expansion_ratio: width of the gate over that of the block, rounded down to channels.
+        conv_ratio: channels that are convolved over those of the block.
+        kernel_size: odd side of the depthwise kernel.
+        layer_scale: initial factor on the branch, None for no layer scale.
+        drop_path: probability of dropping the branch of an example while training.
+    """
+
+    expansion_ratio: float
+    conv_ratio: float
+    kernel_size: int
+    activation: str
+    layer_scale: float | None
+    drop_path: float
+    conv_implementation: str
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+        dim = x.shape[-1]
+        hidden = int(self.expansion_ratio * dim)
+        convolved = int(self.conv_ratio * dim)
+        if convolved > hidden:
+            raise ValueError(
+                f"conv_ratio={self.conv_ratio} is larger than expansion_ratio="
+                f"{self.expansion_ratio}; the convolved channels are a part of the gated ones"
+            )
+
+        y = LayerNorm(dtype=self.dtype, name="norm")(x)
+        y = Dense(2 * hidden, dtype=self.dtype, name="fc1")(y)
+        g, i, c = jnp.split(y, (hidden, 2 * hidden - convolved), axis=-1)
+        c = DepthwiseConv(
+            self.kernel_size, self.conv_implementation, dtype=self.dtype, name="conv"
+        )(c)
+        y = activation(self.activation)(g) * jnp.concatenate((i, c), axis=-1)  # (B, H, W, hidden)
+        y = Dense(dim, dtype=self.dtype, name="fc2")(y)
+        if self.layer_scale is not None:
+            y = LayerScale(self.layer_scale, dtype=self.dtype, name="layer_scale")(y)
+        return x + DropPath(self.drop_path, name="drop_path")(y, train)
+
+
+class MambaOut(nn.Module):
+    """Backbone of four stages: maps of stride 4, 8, 16 and 32.
+
+    Attributes:
+        depths: blocks of each stage.
+        dims: channels of each stage.
+        stem_mid_norm: normalise between the two convolutions of the stem.
+        downsample_norm_first: normalise before the convolution between stages, not after it.
+        drop_path: rate of the last block; linear over the depth from 0.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        dtype: of the computation; float32 means at least float32.
+
+    The other fields are those of `GatedCNNBlock`.
+    """
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    expansion_ratio: float = 8 / 3
+    conv_ratio: float = 1.0
+    kernel_size: int = 7
+    activation: str = "gelu"
+    layer_scale: float | None = None
+    stem_mid_norm: bool = True
+    downsample_norm_first: bool = False
+    drop_path: float = 0.0
+    conv_implementation: str = "auto"
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.dims)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(4 * 2**i for i in range(len(self.dims)))
+
+    @nn.compact
+    def features(self, images: Float[Array, "B H W I"], train: bool = False) -> Features:
+        """Maps of all stages, finest first."""
+        dtype = compute_dtype(self.dtype)
+        block_class = nn.remat(GatedCNNBlock, static_argnums=(2,)) if self.remat else GatedCNNBlock
+        rates = drop_path_rates(self.drop_path, self.depths)
+
+        maps = []
+        x = Stem(self.dims[0], self.stem_mid_norm, self.activation, dtype, name="stem")(images)
+        for i, dim in enumerate(self.dims):
+            if i > 0:
+                x = Downsample(dim, self.downsample_norm_first, dtype, name=f"downsample_{i}")(x)
+            for j, rate in enumerate(rates[i]):
+                x = block_class(
+                    self.expansion_ratio,
+                    self.conv_ratio,
+                    self.kernel_size,
+                    self.activation,
+                    self.layer_scale,
+                    rate,
+                    self.conv_implementation,
+                    dtype,
+                    name=f"stage_{i}_block_{j:02d}",
+                )(x, train)
+            maps.append(x)
+        return Features(tuple(maps))
+
+    def __call__(
+        self, images: Float[Array, "B H W I"], train: bool = False
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
+        return self.features(images, train).maps
+
+
+class MlpHead(nn.Module):
+    """Mean over the last map, norm, hidden layer of four times the width, linear classifier.
+
+    Attributes:
+        num_classes: 0 returns what the classifier would read.
+        hidden_norm: normalise the hidden layer (the paper's head does, timm's `_rw` heads do not).
+        dropout: rate, before the classifier, while training.
+    """
+
+    num_classes: int = 1000
+    hidden_norm: bool = True
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        dtype = compute_dtype(self.dtype)
+        x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
+        x = LayerNorm(dtype=dtype, name="norm")(x)
+        x = Dense(4 * x.shape[-1], dtype=dtype, name="hidden")(x)
+        x = activation("gelu")(x)  # also where the blocks use another activation
+        if self.hidden_norm:
+            x = LayerNorm(dtype=dtype, name="hidden_norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        if self.num_classes == 0:
+            return x
+        return Dense(self.num_classes, dtype=dtype, name="classifier")(x)
+
+
+BACKBONE = MambaOut
+HEAD = MlpHead
+
+_SMALL_DIMS = (48, 96, 192, 288)
+_TINY_DIMS = (96, 192, 384, 576)
+_BASE_DIMS = (128, 256, 512, 768)
+_RW = {"stem_mid_norm": False, "downsample_norm_first": True, "layer_scale": 1e-6}
+_RW_HEAD = {"hidden_norm": False}
+
+
+def _rw(depths, dims, **fields):
+    return {"depths": depths, "dims": dims, **_RW, **fields}
+
+
+# fmt: off
+VARIANTS = {
+    "mambaout_femto": Variant(
+        {"depths": (3, 3, 9, 3), "dims": _SMALL_DIMS}, {}, 7_304_536, 1_147_984_992, 0.025),
+    "mambaout_kobe": Variant(
+        {"depths": (3, 3, 15, 3), "dims": _SMALL_DIMS}, {}, 9_141_208, 1_505_865_312, 0.025),
+    "mambaout_tiny": Variant(
+        {"depths": (3, 3, 9, 3), "dims": _TINY_DIMS}, {}, 26_545_096, 4_469_655_744, 0.2),
+    "mambaout_small": Variant(
+        {"depths": (3, 4, 27, 3), "dims": _TINY_DIMS}, {}, 48_488_072, 8_936_423_616, 0.4),
+    "mambaout_base": Variant(
+        {"depths": (3, 4, 27, 3), "dims": _BASE_DIMS}, {}, 84_813_092, 15_794_325_760, 0.6),
+    "mambaout_small_rw": Variant(
+        _rw((3, 4, 27, 3), _TINY_DIMS), _RW_HEAD, 48_495_560, 8_936_423_616),
+    "mambaout_base_short_rw": Variant(
+        _rw((3, 3, 25, 3), _BASE_DIMS, expansion_ratio=3.0, conv_ratio=1.25),
+        _RW_HEAD, 88_827_688, 16_280_785_216),
+    "mambaout_base_tall_rw": Variant(
+        _rw((3, 4, 30, 3), _BASE_DIMS, expansion_ratio=2.5, conv_ratio=1.25),
+        _RW_HEAD, 86_481_448, 16_116_684_608),
+    "mambaout_base_wide_rw": Variant(
+        _rw((3, 4, 27, 3), _BASE_DIMS, expansion_ratio=3.0, conv_ratio=1.5, activation="silu"),
+        _RW_HEAD, 94_448_104, 17_751_798_144),
+    "mambaout_base_plus_rw": Variant(
+        _rw((3, 4, 30, 3), _BASE_DIMS, expansion_ratio=3.0, conv_ratio=1.5, activation="silu"),
+        _RW_HEAD, 101_656_552, 19_161_191_808),
+    "test_mambaout": Variant(
+        _rw((1, 1, 3, 1), (16, 32, 48, 64), expansion_ratio=3.0, activation="silu",
+            layer_scale=1e-4),
+        _RW_HEAD, 447_560, 24_595_584, image_size=160),
+    "mambaout_micro": Variant(
+        {"depths": (1, 1, 1, 1), "dims": (24, 48, 96, 128)}, {}, 991_578, 2_422_400, 0.05,
+        image_size=32),
+}
+# fmt: on
+
+# Module paths here to module names there, the first that matches the whole path; `weights.convert`
+# knows how leaves are called and laid out.
+TORCH_NAMES = {
+    "timm": (
+        (r"backbone/stem/(\w+)", r"stem.\1"),
+        (r"backbone/downsample_(\d+)/(\w+)", r"stages.\1.downsample.\2"),
+        (r"backbone/stage_(\d+)_block_0*(\d+)/layer_scale", r"stages.\1.blocks.\2.ls"),
+        (r"backbone/stage_(\d+)_block_0*(\d+)/(\w+)", r"stages.\1.blocks.\2.\3"),
+        (r"head/norm", r"head.norm"),
+        (r"head/hidden", r"head.pre_logits.fc"),
+        (r"head/hidden_norm", r"head.pre_logits.norm"),
+        (r"head/classifier", r"head.fc"),
+    ),
+    "official": (
+        (r"backbone/stem/(\w+)", r"downsample_layers.0.\1"),
+        (r"backbone/downsample_(\d+)/(\w+)", r"downsample_layers.\1.\2"),
+        (r"backbone/stage_(\d+)_block_0*(\d+)/(norm|fc1|conv|fc2)", r"stages.\1.\2.\3"),
+        (r"head/norm", r"norm"),
+        (r"head/hidden", r"head.fc1"),
+        (r"head/hidden_norm", r"head.norm"),
+        (r"head/classifier", r"head.fc2"),
+    ),
+}

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augmentation of whole batches on the device, inside jit.
+
+uint8 images come in; normalisation, mixup or cutmix, and random erasing follow, in this order. All
+draws are keyed by an example's place in the global batch, so that splitting a batch over devices
+or into micro-batches changes nothing.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from mambaout_jax.tasks.classification import soft_targets
+
+# Random erasing (Zhong et al. 2020) with timm's defaults: area and shape of the rectangle.
+_ERASE_AREA = (0.02, 1 / 3)
+_ERASE_RATIO = (0.3, 1 / 0.3)
+_ERASE_TRIES = 10
+
+
+def normalise(
+    images: UInt8[Array, "B H W C"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "B H W C"]:
+    """float32 images: (pixel / 255 - mean) / std, per channel."""
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return images.astype(jnp.float32) * scale[None, None, None] - offset[None, None, None]
+
+
+def augment_batch(
+    key: Key[Array, ""], batch: dict[str, Array], config: ConfigDict, num_classes: int
+) -> dict[str, Array]:
+    """Makes of a loaded batch what the loss reads.
+
+    Args:
+        key: of this update.
+        batch: `image` (B, H, W, C) uint8, `label` (B,) and `place` (B,), the place of each example
+            in the global batch.
+        config: the whole config.
+        num_classes: of the targets.
+
+    Returns:
+        `image` (B, H, W, C) float32 and `target` (B, num_classes).
+    """
+    mix_key, erase_key = jax.random.split(key)
+    augment, place = config.augment, batch["place"]
+    images = normalise(batch["image"], config.data.mean, config.data.std)
+    targets = soft_targets(batch["label"], num_classes, config.loss.label_smoothing)
+    if (augment.mixup_alpha or augment.cutmix_alpha) and augment.mix_probability:
+        group_size = augment.mix_group_size or images.shape[0]
+        images, targets = mix(mix_key, images, targets, place, group_size, augment)
+    if augment.erase_probability:
+        images = erase(erase_key, images, place, augment.erase_probability)
+    return {"image": images, "target": targets}
+
+
+def mix(
+    key: Key[Array, ""],
+    images: Float[Array, "B H W C"],
+    targets: Float[Array, "B num_classes"],
+    place: Int[Array, "B"],
+    group_size: int,
+    config: ConfigDict,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B num_classes"]]:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each example with its mirror.
+
+    Every group of `group_size` neighbours draws one method and one weight, as timm's "batch" mode
+    does for a whole batch; example i of a group is mixed with example group_size - 1 - i.
+
+    Args:
+        config: the section `augment`.
+    """
+    groups = images.shape[0] // group_size
+
+    def mix_group(images, targets, place):
+        use_cutmix, weight, inside = _draw_mixing(
+            jax.random.fold_in(key, place[0] // group_size), images.shape[1:3], config
+        )
+        other = images[::-1]
+        blended = weight * images + (1 - weight) * other
+        pasted = jnp.where(inside[None, :, :, None], other, images)
+        return (
+            jnp.where(use_cutmix, pasted, blended),
+            weight * targets + (1 - weight) * targets[::-1],
+        )
+
+    grouped = [x.reshape(groups, group_size, *x.shape[1:]) for x in (images, targets, place)]
+    mixed_images, mixed_targets = jax.vmap(mix_group)(*grouped)
+    return mixed_images.reshape(images.shape), mixed_targets.reshape(targets.shape)
+
+
+def _draw_mixing(
+    key: Key[Array, ""], size: tuple[int, int], config: ConfigDict
+) -> tuple[Array, Float[Array, ""], Array]:
+    """Whether to cut, the weight of an example itself, and the pixels that come from the other."""
+    keys = jax.random.split(key, 5)
+    if config.mixup_alpha and config.cutmix_alpha:
+        use_cutmix = jax.random.bernoulli(keys[0], config.cutmix_share)
+    else:
+        use_cutmix = jnp.asarray(bool(config.cutmix_alpha))
+    alpha = jnp.where(use_cutmix, config.cutmix_alpha or 1.0, config.mixup_alpha or 1.0)
+    weight = jax.random.beta(keys[1], alpha, alpha)
+    weight = jnp.where(jax.random.bernoulli(keys[2], config.mix_probability), weight, 1.0)
+
+    # A rectangle with (1 - weight) of the area around a uniform centre; where it is cut off by the
+    # border the weight becomes what is truly left.
+    height, width = size
+    share = jnp.sqrt(1 - weight)
+    half = jnp.floor(jnp.asarray([height, width]) * share) // 2
+    centre = jnp.floor(jax.random.uniform(keys[3], (2,)) * jnp.asarray([height, width]))
+    low = jnp.maximum(centre - half, 0)
+    high = jnp.minimum(centre + half, jnp.asarray([height, width]))
+    inside = _rectangle(size, low, high)
+    cut_weight = 1 - inside.mean()
+    return use_cutmix, jnp.where(use_cutmix, cut_weight, weight), inside
+
+
+def erase(
+    key: Key[Array, ""],
+    images: Float[Array, "B H W C"],
+    place: Int[Array, "B"],
+    probability: float,
+) -> Float[Array, "B H W C"]:
+    """Replaces a random rectangle of some images by normal noise, one draw per pixel."""
+
+    def erase_one(image, place):
+        chosen_key, box_key, noise_key = jax.random.split(jax.random.fold_in(key, place), 3)
+        low, high = _draw_rectangle(box_key, image.shape[:2])
+        inside = _rectangle(image.shape[:2], low, high)
+        inside &= jax.random.bernoulli(chosen_key, probability)
+        noise = jax.random.normal(noise_key, image.shape, image.dtype)
+        return jnp.where(inside[:, :, None], noise, image)
+
+    return jax.vmap(erase_one)(images, place)
+
+
+def _draw_rectangle(
+    key: Key[Array, ""], size: tuple[int, int]
+) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
+    """First corner and end of the first of ten drawn rectangles that fits, else an empty one."""
+    height, width = size
+    area_key, ratio_key, corner_key = jax.random.split(key, 3)
+    tries = (_ERASE_TRIES,)
+    area = height * width * jax.random.uniform(area_key, tries, minval=_ERASE_AREA[0],
+                                               maxval=_ERASE_AREA[1])  # fmt: skip
+    ratio = jnp.exp(jax.random.uniform(ratio_key, tries, minval=jnp.log(_ERASE_RATIO[0]),
+                                       maxval=jnp.log(_ERASE_RATIO[1])))  # fmt: skip
+    sides = jnp.round(jnp.stack((jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)), axis=-1))
+    limits = jnp.asarray([[height, width]])
+    fits = jnp.all(sides < limits, axis=-1)  # (tries,)
+    side = jnp.where(fits.any(), sides[jnp.argmax(fits)], 0.0)  # (2,)
+    low = jnp.floor(jax.random.uniform(corner_key, (2,)) * (limits[0] - side + 1))
+    return low, low + side
+
+
+def _rectangle(size: tuple[int, int], low: Any, high: Any) -> Array:
+    """(H, W) bool, True from corner `low` to before corner `high`."""
+    rows, columns = jnp.arange(size[0]), jnp.arange(size[1])
+    return ((rows >= low[0]) & (rows < high[0]))[:, None] & (
+        (columns >= low[1]) & (columns < high[1])
+    )[None, :]

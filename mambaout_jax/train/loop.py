@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training run: config → data → model → state → steps → checkpoints and metrics.
+
+Order after every update: report, evaluate, save, stop if asked to. The metrics of an update are
+therefore on disk before a checkpoint of it is, and a run that is killed and started again writes
+what an uninterrupted one would have written.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from mambaout_jax.analysis.cost import activation_bytes, count
+from mambaout_jax.data.loader import train_batches
+from mambaout_jax.train.checkpoint import Checkpointer
+from mambaout_jax.train.evaluate import make_evaluator
+from mambaout_jax.train.mesh import put_batch, state_shardings
+from mambaout_jax.train.metrics import MetricWriter
+from mambaout_jax.train.optimizer import make_optimizer, make_schedule
+from mambaout_jax.train.preemption import Preempted, PreemptionGuard
+from mambaout_jax.train.progress import Progress
+from mambaout_jax.train.record import check_same_run, record_run
+from mambaout_jax.train.setup import Setup, set_up
+from mambaout_jax.train.state import TrainState, init_state
+from mambaout_jax.train.step import make_train_step
+
+# Fewer unreadable examples than this never stop a run, whatever their share.
+_MIN_CORRUPT = 10
+
+
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+    """Trains as the config says, or goes on where an earlier call with this workdir stopped.
+
+    Args:
+        config: made from `config.default_config()`.
+        workdir: gets `config.json`, `environment.json`, `metrics.jsonl` and `checkpoints/`.
+
+    Returns:
+        `step` and the final metrics, such as `eval/top1` in percent.
+
+    Raises:
+        ValueError: a setting is wrong, or the workdir holds a run with other settings.
+        FloatingPointError: the loss became NaN or infinite; names the update and the last good
+            checkpoint.
+        Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on from it.
+    """
+    workdir = Path(workdir).absolute()
+    setup = set_up(config)
+    check_same_run(config, workdir)
+    resolved, is_main = setup.resolved, jax.process_index() == 0
+    schedule = make_schedule(config.schedule, resolved)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    init, abstract = _initialiser(setup, optimizer)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    update = make_train_step(
+        setup.model, setup.task, optimizer, config, setup.num_classes, setup.mesh, shardings
+    )
+    evaluator = make_evaluator(setup)
+
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(
+            Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
+        )
+        guard = stack.enter_context(PreemptionGuard())
+        restored = checkpointer.restore(abstract)
+        if restored is None:
+            start, interval = 0, _Interval()
+            state = jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed))
+        else:
+            start, interval = restored.step, _Interval(**restored.meta["interval"])
+            state = restored.state
+        if is_main:
+            record_run(config, workdir)
+        writer = stack.enter_context(_writer(config, workdir, start, is_main))
+        progress = stack.enter_context(_progress(setup, start, is_main))
+        if restored is not None:
+            progress.message(f"going on from {checkpointer.directory / str(start)}")
+        reader = stack.enter_context(_Reader(setup, start))
+
+        metrics: dict[str, float] = {}
+        if start >= resolved.total_steps:  # an earlier call has finished this run
+            metrics = evaluator(state.variables, state.ema)
+        pending: list[tuple[int, dict[str, jax.Array]]] = []
+        for step in range(start + 1, resolved.total_steps + 1):
+            batch = reader.next()
+            progress.data_wait(reader.seconds)
+            with jax.transfer_guard("disallow"):
+                state, sums = update(state, put_batch(batch, setup.mesh))
+            pending.append((step, sums))
+            if len(pending) > 1:  # two updates may be under way: a host that runs further ahead
+                jax.block_until_ready(pending[-2])  # only hoards batches
+            progress.advance(step)
+
+            last = step == resolved.total_steps
+            stop = guard.requested(step) and not last
+            report = last or step % resolved.log_every == 0
+            evaluate = last or step % resolved.evaluate_every == 0
+            save = last or stop or step % resolved.checkpoint_every == 0
+            if report or evaluate or save:
+                interval.add(pending, checkpointer)
+                pending = []
+            if report:
+                averages = interval.averages()
+                throughput = progress.report(step, {"loss": averages["train/loss"]})
+                learning_rate = float(schedule(step - 1))
+                writer.write(step, {**averages, "train/learning_rate": learning_rate, **throughput})
+                interval = _Interval()
+            if evaluate:
+                metrics = evaluator(state.variables, state.ema)
+                writer.write(step, metrics)
+                progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
+            if save:
+                checkpointer.save(step, state, {"interval": dataclasses.asdict(interval)})
+            if stop:
+                checkpointer.wait()
+                raise Preempted(step, checkpointer.directory / str(step))
+    return {"step": max(start, resolved.total_steps), **metrics}
+
+
+def format_metrics(metrics: dict[str, float]) -> str:
+    """One line, such as "eval/loss 0.53  eval/top1 98.89"."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def describe(config: ConfigDict) -> str:
+    """The resolved recipe as text: what `train` would do, without training.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    setup = set_up(config)
+    resolved, mesh = setup.resolved, setup.mesh
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, resolved))
+    _, abstract = _initialiser(setup, optimizer)
+    cost = count(setup.model, setup.image_shape)
+    per_device = resolved.micro_batch_size // mesh.size
+    state_bytes = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
+    gradient_bytes = 4 * cost.parameters
+    kept = activation_bytes(setup.model, setup.image_shape, per_device)
+    reference = config.optimizer.learning_rate_batch_size
+    scaled = f" ({config.optimizer.learning_rate:g} at batch {reference})" if reference else ""
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
+    rows = {
+        "model": f"{config.model.name}, {setup.num_classes} classes, {config.model.dtype}",
+        "parameters": f"{cost.parameters:,}",
+        "MACs per image": f"{cost.macs:,} at {'x'.join(map(str, setup.image_shape))}",
+        "data": f"{config.data.source}: {len(setup.train):,} training, "
+        f"{len(setup.validation):,} validation examples",
+        "devices": f"{devices}, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
+        "effective batch": f"{config.batch_size} = {mesh.size} devices x {per_device} examples x "
+        f"{config.accumulate_steps} micro-batches",
+        "updates": f"{resolved.total_steps:,} = {resolved.total_steps / resolved.steps_per_epoch:g}"
+        f" epochs x {resolved.steps_per_epoch:,}, warm-up {resolved.warmup_steps:,}",
+        "learning rate": f"{resolved.learning_rate:g} peak{scaled}, warm-up from "
+        f"{config.schedule.warmup_learning_rate:g}, cosine to "
+        f"{config.schedule.final_learning_rate:g}",
+        "weight decay": f"{config.optimizer.weight_decay:g}",
+        "every": f"report {resolved.log_every}, evaluate {resolved.evaluate_every}, checkpoint "
+        f"{resolved.checkpoint_every} updates",
+        "memory per device": f"{_mib(state_bytes + gradient_bytes + kept)} estimated = state "
+        f"{_mib(state_bytes)} + gradients {_mib(gradient_bytes)} + activations {_mib(kept)}",
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+@dataclasses.dataclass
+class _Interval:
+    """Sums since the last report; goes into checkpoints, so that a resumed report is complete."""
+
+    steps: int = 0
+    loss: float = 0.0
+    count: float = 0.0
+    gradient_norm: float = 0.0
+
+    def add(self, pending: list[tuple[int, dict[str, jax.Array]]], checkpointer: Any) -> None:
+        """Fetches the sums of updates from the device and checks that they are finite."""
+        for step, sums in jax.device_get(pending):
+            if not math.isfinite(float(sums["loss"])):
+                raise FloatingPointError(
+                    f"the loss is {float(sums['loss'])} at step {step}; the last good checkpoint "
+                    f"is {checkpointer.latest_path}. Try a lower optimizer.learning_rate, "
+                    "optimizer.clip_norm=1.0 or model.dtype=float32"
+                )
+            self.steps += 1
+            self.loss += float(sums["loss"])
+            self.count += float(sums["count"])
+            self.gradient_norm += float(sums["gradient_norm"])
+
+    def averages(self) -> dict[str, float]:
+        return {
+            "train/loss": self.loss / self.count,
+            "train/gradient_norm": self.gradient_norm / self.steps,
+        }
+
+
+class _Reader:
+    """Training batches with the time that was waited for the last one, and a check of the data."""
+
+    def __init__(self, setup: Setup, start: int):
+        self._limit = setup.config.data.max_corrupt_fraction
+        self._batches = train_batches(
+            setup.config,
+            setup.train,
+            start_step=start,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        self._read = self._replaced = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batches.close()
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The next batch.
+
+        Raises:
+            RuntimeError: too many examples could not be read.
+        """
+        began = time.perf_counter()
+        batch = dict(next(self._batches))
+        self.seconds = time.perf_counter() - began
+        replaced = batch.pop("replaced")
+        self._read += replaced.size
+        self._replaced += int(replaced.sum())
+        if self._replaced > max(_MIN_CORRUPT, self._limit * self._read):
+            raise RuntimeError(
+                f"{self._replaced} of {self._read} training examples could not be read and were "
+                f"replaced, more than data.max_corrupt_fraction={self._limit}; the log names the "
+                "files: repair or remove them, or raise the limit"
+            )
+        return batch
+
+
+def _initialiser(
+    setup: Setup, optimizer: optax.GradientTransformation
+) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+    """The function that makes the first state, and the state's shapes with their shardings."""
+    init = partial(
+        init_state,
+        model=setup.model,
+        optimizer=optimizer,
+        image_shape=setup.image_shape,
+        with_ema=setup.config.ema.decay > 0,
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, setup.mesh),
+    )
+    return init, abstract
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _writer(
+    config: ConfigDict, workdir: Path, start: int, is_main: bool
+) -> contextlib.AbstractContextManager:
+    raise SystemExit

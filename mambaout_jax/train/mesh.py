@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device mesh and the rules that place arrays on it.
+
+Two axes: a batch is split over both, the training state over `fsdp` only. Parameters are gathered
+whole inside the loss (`step`), so that no rule ever leaks into activations.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# A leaf below this many elements costs more to gather than to keep on every device.
+_MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(fsdp: int) -> Mesh:
+    """Mesh ("data", "fsdp") over all devices of all processes; `fsdp` divides their number."""
+    # Linen's convolutions do not trace under explicit axes, which are JAX's default.
+    return jax.make_mesh(
+        (jax.device_count() // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """A sharding per leaf: its largest axis that divides is split over `fsdp`.
+
+    Small leaves stay whole, and so do depthwise kernels (K, K, 1, C): XLA would carry the split of
+    their channels into the activations.
+    """
+
+    def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        size = mesh.shape["fsdp"]
+        depthwise = len(leaf.shape) == 4 and leaf.shape[2] == 1
+        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+        if size == 1 or leaf.size < _MIN_SHARDED_SIZE or depthwise or not axes:
+            return replicated(mesh)
+        widest = max(axes, key=lambda i: (leaf.shape[i], i))
+        return NamedSharding(
+            mesh, PartitionSpec(*("fsdp" if i == widest else None for i in range(widest + 1)))
+        )
+
+    return jax.tree.map(sharding, state)
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's part of a batch."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a workdir says about its run, and whether it is the run that a config means."""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from mambaout_jax import __version__
+from mambaout_jax.config import changed_settings, load_config, save_config
+
+_LOG = logging.getLogger("mambaout_jax")
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+# A run may change these when it goes on: they decide neither the model, nor the order of the data,
+# nor what one update does.
+_FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "require_accelerator",
+         "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches",
+         "data.max_corrupt_fraction")  # fmt: skip
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Refuses to go on with a run under settings that would make it another one.
+
+    Raises:
+        ValueError: the workdir holds a run with other settings; lists them.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    changed = changed_settings(load_config(path), config)
+    for name, (old, new) in changed.items():
+        if name.startswith(_FREE):
+            _LOG.warning("%s was %r when this run began and is %r from here on", name, old, new)
+    fixed = {name: values for name, values in changed.items() if not name.startswith(_FREE)}
+    if fixed:
+        lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in fixed.items()]
+        raise ValueError(
+            f"{workdir} holds a run with other settings:\n" + "\n".join(lines) + "\n"
+            "train into another --workdir, or set these back to go on with that run"
+        )
+
+
+def record_run(config: ConfigDict, workdir: Path) -> None:
+    """Writes `config.json` and `environment.json` (of the latest start) into the workdir."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir / "config.json")
+    environment = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "versions": {
+            "mambaout-jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "platform": platform.platform(),
+        "processes": jax.process_count(),
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+    }
+    (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+
+def git_revision() -> str | None:
+    """Commit of this package's source tree, "-dirty" where files differ; None outside of git."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]  # fmt: skip
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that training changes, as one pytree."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """The state after `step` updates.
+
+    Attributes:
+        step: updates done, int32.
+        params: what the optimiser changes.
+        collections: the model's other variables, such as batch statistics; often empty.
+        opt_state: of the optimiser.
+        ema: moving average of all variables, None where none is kept.
+    """
+
+    step: jax.Array
+    params: Any
+    collections: dict[str, Any]
+    opt_state: optax.OptState
+    ema: dict[str, Any] | None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, **self.collections}
+
+
+def init_state(
+    key: jax.Array,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    with_ema: bool,
+) -> TrainState:
+    """The state before the first update; to be jitted into its shardings.
+
+    Args:
+        key: of the initialisation.
+        image_shape: (H, W, C).
+        with_ema: keep a moving average, which starts at the initial variables.
+    """
+    variables = dict(model.init(key, jnp.zeros((1, *image_shape))))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections=variables,
+        opt_state=optimizer.init(params),
+        ema={"params": params, **variables} if with_ema else None,
+    )

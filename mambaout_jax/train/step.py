@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step and the evaluation step, pure functions jitted onto a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mambaout_jax.tasks.task import Task
+from mambaout_jax.train.batch_augment import augment_batch, normalise
+from mambaout_jax.train.mesh import batch_sharding, replicated
+from mambaout_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    num_classes: int,
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Jits `(state, batch) -> (state, sums)`; the state that goes in is donated.
+
+    A batch holds `image` uint8 and `label` and is split into `config.accumulate_steps`
+    micro-batches, whose gradients are averaged before the one update. The sums are the task's, and
+    `gradient_norm` of the averaged gradient.
+
+    Args:
+        shardings: of the state.
+    """
+    steps = config.accumulate_steps
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        augment_key, dropout_key = jax.random.split(key)
+
+        def micro_step(carry: tuple[Any, Any], micro: tuple[jax.Array, Batch]) -> Any:
+            gradients, collections = carry
+            number, micro_batch = micro
+
+            def loss(params):
+                # Gathered whole, so that a split parameter never leads XLA to split activations.
+                params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+                inputs = augment_batch(augment_key, micro_batch, config, num_classes)
+                key = jax.random.fold_in(dropout_key, number)
+                return task.loss(model, params, collections, inputs, key)
+
+            new, (collections, sums) = jax.grad(loss, has_aux=True)(state.params)
+            return (jax.tree.map(lambda g, n: g + n / steps, gradients, new), collections), sums
+
+        batch = {**batch, "place": jnp.arange(config.batch_size, dtype=jnp.int32)}
+        carry = (jax.tree.map(jnp.zeros_like, state.params), state.collections)
+        # One micro-batch needs no loop, and XLA compiles a loop's convolutions worse on CPU.
+        (gradients, collections), sums = jax.lax.scan(
+            micro_step, carry, (jnp.arange(steps), _split(batch, steps, mesh)), unroll=steps == 1
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            new = {"params": params, **collections}
+            ema = optax.incremental_update(new, ema, 1 - config.ema.decay)
+        sums = jax.tree.map(lambda s: s.sum(0), sums)
+        sums["gradient_norm"] = optax.global_norm(gradients)
+        return TrainState(state.step + 1, params, collections, opt_state, ema), sums
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_evaluate_step(
+    model: nn.Module, task: Task, config: ConfigDict, mesh: Mesh
+) -> Callable[[dict[str, Any], Batch], Sums]:
+    """Jits `(variables, batch) -> sums`; a batch holds `image` uint8, `label` and `mask`."""
+
+    def step(variables: dict[str, Any], batch: Batch) -> Sums:
+        variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
+        images = normalise(batch["image"], config.data.mean, config.data.std)
+        return task.evaluate(model, variables, {**batch, "image": images})
+
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def _split(batch: Batch, steps: int, mesh: Mesh) -> Batch:
+    """(B, ...) to (steps, B / steps, ...), each device keeping the examples it has.
+
+    A device's examples stand together in the batch; each micro-batch takes a share of every
+    device's, so that nothing moves between devices.
+    """
+    devices = mesh.size
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(devices, steps, x.shape[0] // (devices * steps), *x.shape[1:])
+        x = x.swapaxes(0, 1)  # (steps, devices, B / (devices * steps), ...)
+        return x.reshape(steps, -1, *x.shape[3:])
+
+    return jax.tree.map(split, batch)

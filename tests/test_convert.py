@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strictness of the conversion; its numbers are tested in test_goldens.py."""
+
+import numpy as np
+import pytest
+from goldens.fill import value_of
+
+from mambaout_jax.models import list_models
+from mambaout_jax.weights.convert import from_torch, to_torch
+
+MODEL = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3}
+
+
+@pytest.fixture
+def variables(rng):
+    import jax
+
+    from mambaout_jax.models import create_model
+    from mambaout_jax.weights.convert import model_variables
+
+    shapes = model_variables(create_model("mambaout_tiny", **MODEL), 32)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def test_official_and_timm_names_hold_the_same_tensors(variables):
+    timm = to_torch("mambaout_tiny", variables, naming="timm", **MODEL)
+    official = to_torch("mambaout_tiny", variables, naming="official", **MODEL)
+    pairs = {
+        "stem.conv1.weight": "downsample_layers.0.conv1.weight",
+        "stages.1.downsample.norm.bias": "downsample_layers.1.norm.bias",
+        "stages.1.blocks.0.fc1.weight": "stages.1.0.fc1.weight",
+        "head.norm.weight": "norm.weight",
+        "head.pre_logits.fc.weight": "head.fc1.weight",
+        "head.pre_logits.norm.weight": "head.norm.weight",
+        "head.fc.weight": "head.fc2.weight",
+    }
+    assert len(timm) == len(official)
+    for one, other in pairs.items():
+        np.testing.assert_array_equal(timm[one], official[other])
+
+
+def test_layouts_are_those_of_torch(variables):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    params = variables["params"]
+    linear = params["backbone"]["stage_0_block_00"]["fc1"]["kernel"]
+    np.testing.assert_array_equal(state["stages.0.blocks.0.fc1.weight"][5, 2], linear[2, 5])
+    depthwise = params["backbone"]["stage_0_block_00"]["conv"]["kernel"]
+    assert state["stages.0.blocks.0.conv.weight"].shape == (8, 1, 7, 7)
+    np.testing.assert_array_equal(
+        state["stages.0.blocks.0.conv.weight"][3, 0, 1, 6], depthwise[1, 6, 0, 3]
+    )
+    dense = params["backbone"]["downsample_1"]["conv"]["kernel"]
+    np.testing.assert_array_equal(
+        state["stages.1.downsample.conv.weight"][9, 4, 0, 2], dense[0, 2, 4, 9]
+    )
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "state_dict_ema"])
+def test_checkpoint_wrappers_are_opened(variables, wrapper):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    read = from_torch("mambaout_tiny", {wrapper: state, "epoch": 3}, **MODEL)
+    np.testing.assert_array_equal(
+        read["params"]["head"]["classifier"]["kernel"],
+        variables["params"]["head"]["classifier"]["kernel"],
+    )
+
+
+def test_half_precision_is_widened_and_double_kept(variables):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    state["stem.conv1.bias"] = np.asarray([0.5, 0.25, 2, 1], np.float16)
+    state["stem.conv2.bias"] = np.linspace(0, 1, 8)
+    stem = from_torch("mambaout_tiny", state, **MODEL)["params"]["backbone"]["stem"]
+    assert stem["conv1"]["bias"].dtype == np.float32
+    np.testing.assert_array_equal(stem["conv1"]["bias"], [0.5, 0.25, 2, 1])
+    assert stem["conv2"]["bias"].dtype == np.float64
+    np.testing.assert_array_equal(stem["conv2"]["bias"], np.linspace(0, 1, 8))
+
+
+def test_mismatch_lists_missing_unexpected_and_wrong_shapes(variables):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    del state["stem.conv1.bias"]
+    state["stages.7.blocks.0.fc1.weight"] = np.zeros((2, 2), np.float32)
+    state["head.fc.weight"] = np.zeros((5, 64), np.float32)
+    with pytest.raises(ValueError, match="not those of mambaout_tiny in timm naming") as caught:
+        from_torch("mambaout_tiny", state, **MODEL)
+    lines = str(caught.value).split("\n")
+    assert "missing" in lines[1]
+    assert "(1): stem.conv1.bias" in lines[1]
+    assert "unexpected" in lines[2]
+    assert "(1): stages.7.blocks.0.fc1.weight" in lines[2]
+    assert "head.fc.weight (the model has (3, 64), the weights have (5, 64))" in lines[3]
+
+
+def test_to_torch_refuses_variables_of_another_model(variables):
+    del variables["params"]["head"]["norm"]
+    with pytest.raises(ValueError, match=r"missing.*\(2\): params/head/norm/"):
+        to_torch("mambaout_tiny", variables, **MODEL)
+
+
+def test_unknown_naming_names_the_allowed(variables):
+    with pytest.raises(ValueError, match="'keras' is not known .* allowed are .*official.*timm"):
+        to_torch("mambaout_tiny", variables, naming="keras", **MODEL)
+
+
+def test_naming_that_cannot_name_a_layer_says_which():
+    from mambaout_jax.models import create_model
+    from mambaout_jax.weights.convert import model_variables
+
+    variables = model_variables(create_model("test_mambaout"), 32)
+    with pytest.raises(ValueError, match="layer_scale/gamma"):
+        to_torch("test_mambaout", variables, naming="official")
+
+
+def test_every_model_has_a_torch_name_for_every_leaf():
+    from mambaout_jax.weights.convert import _entries
+
+    for name in list_models():
+        names = _entries(name, "timm", {})
+        assert len({entry.path for entry in names.values()}) == len(names)
+
+
+def test_value_of_is_the_frozen_rule():
+    # The goldens hold outputs for these values: a change of the rule would void them all.
+    value = value_of("stem.conv1.weight", (1, 1, 3, 3))
+    np.testing.assert_allclose(value[0, 0, 0], [0.1962734, -0.1090358, 0.1708369], rtol=1e-6)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every model against what its public PyTorch implementation computed (see goldens/fill.py)."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from goldens.fill import input_of, value_of
+
+from mambaout_jax.models import create_model
+from mambaout_jax.weights.convert import from_torch, to_torch
+
+FOLDER = Path(__file__).parent / "goldens"
+# (folder, naming): the smallest model of each runs by default
+SMALLEST = {"mambaout/test_mambaout", "mambaout_official/mambaout_femto"}
+TOLERANCE = 5e-5  # of the standard deviation of what is compared
+
+
+def golden(path):
+    name = f"{path.parent.name}/{path.stem}"
+    return pytest.param(path, id=name, marks=() if name in SMALLEST else pytest.mark.goldens)
+
+
+GOLDENS = [golden(path) for path in sorted(FOLDER.glob("*/*.npz"))]
+
+
+def read_golden(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    state_dict = {
+        name: value_of(name, tuple(shape), meta["seed"]) for name, shape in meta["params"]
+    }
+    return arrays, meta, state_dict
+
+
+@pytest.mark.parametrize("path", GOLDENS)
+def test_outputs_and_stages_equal_the_reference(path):
+    arrays, meta, state_dict = read_golden(path)
+    variables = from_torch(path.stem, state_dict)
+    images = input_of(tuple(meta["input_shape"]), meta["seed"]).transpose(0, 2, 3, 1)
+    model = create_model(path.stem)
+
+    @jax.jit
+    def forward(variables, images):
+        backbone = {"params": variables["params"]["backbone"]}
+        return model.apply(variables, images), model.backbone.apply(backbone, images)
+
+    logits, maps = forward(variables, images)
+    error = np.abs(logits - arrays["output"]).max() / arrays["output"].std()
+    assert error <= TOLERANCE
+    for i, stage in enumerate(maps):
+        summary = meta["stages"][f"stages_{i}"]
+        assert list(stage.shape) == summary["shape"]
+        assert abs(float(stage.mean()) - summary["mean"]) <= TOLERANCE * summary["std"]
+        assert abs(float(stage.std()) / summary["std"] - 1) <= TOLERANCE
+        first = np.asarray(stage).ravel()[:64]
+        assert np.abs(first - arrays[f"stage_stages_{i}"]).max() <= TOLERANCE * summary["std"]
+
+
+@pytest.mark.parametrize("path", GOLDENS)
+def test_conversion_there_and_back_is_bit_exact(path):
+    _, meta, state_dict = read_golden(path)
+    naming = "official" if path.parent.name.endswith("_official") else "timm"
+    variables = from_torch(path.stem, state_dict)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == meta["n_params"]
+    back = to_torch(path.stem, variables, naming=naming)
+    assert back.keys() == state_dict.keys()
+    for name, value in state_dict.items():
+        np.testing.assert_array_equal(back[name], value, err_msg=name, strict=True)
