@@ -27,7 +27,7 @@ def get_config():
     config.data.channels = 1
     config.data.mean = (0.5,)
     config.data.std = (0.5,)
-    config.data.num_threads = 2
+    config.data.num_threads = 1
 
     config.augment.crop = "shift"
     config.augment.shift_pixels = 4

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
 class Features(NamedTuple):
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
     in_chans: int = 3
 
     def __call__(
-        self, images: Float[Array, "B H W C"], train: bool = False
+        self, images: Float[ArrayLike, "B H W C"], train: bool = False
     ) -> Float[Array, "B _"]:
         """Classifies images.
 

@@ -72,8 +72,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... F"]:
-        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]  # (tokens, F)
         return y.reshape(*x.shape[:-1], self.features)
@@ -96,8 +96,8 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         channels = x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, 1, channels)
-        kernel = self.param("kernel", normal_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        kernel = self.param("kernel", normal_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return (
             depthwise_conv(x, kernel[:, :, 0], implementation=self.implementation)
@@ -118,7 +118,9 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        gamma = self.param("gamma", nn.initializers.constant(self.value), (x.shape[-1],))
+        gamma = self.param(
+            "gamma", nn.initializers.constant(self.value), (x.shape[-1],), jnp.float32
+        )
         x, gamma = nn.dtypes.promote_dtype(x, gamma, dtype=self.dtype)
         return x * gamma.reshape((1,) * (x.ndim - 1) + gamma.shape)
 

@@ -23,6 +23,9 @@ from mambaout_jax.data.transforms import EvaluationView, TrainingView
 # piece to vanish, small enough for all threads to work on the batch that is needed next.
 _PIECE = 16
 
+# An endless `repeat` has sys.maxsize examples, of which Grain's arithmetic overflows.
+_EPOCHS = 2**24
+
 
 class Batches(Iterator):
     """An iterator of batches that holds threads or processes until it is closed.
@@ -36,9 +39,7 @@ class Batches(Iterator):
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise ValueError("these batches are closed; make new ones with start_step=")
-        # Worker processes hand over shared memory, whose owner would have to outlive the array:
-        # one copy costs little beside decoding, and leaves nothing in /dev/shm.
-        return {name: np.array(array) for name, array in next(self._iterator).items()}
+        return next(self._iterator)
 
     def __enter__(self) -> "Batches":
         return self
@@ -88,12 +89,12 @@ def train_batches(
     # Grain would derive both seeds from the shape of the chain, so that any change to it would move
     # every crop.
     shuffle_seed, view_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
-    source, view = ReplaceUnreadable(source), TrainingView(config)
+    readable, view = ReplaceUnreadable(source), TrainingView(config)
     examples = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=shuffle_seed)
-        .repeat()
-        .random_map(lambda index, rng: view.random_map(source[index], rng), seed=view_seed)
+        .repeat(_EPOCHS)
+        .random_map(lambda index, rng: view.random_map(readable[index], rng), seed=view_seed)
     )[process_index::process_count]
     make = _in_workers if config.data.num_workers else _in_threads
     return Batches(make(examples, local_batch_size, start_step, config.data))
@@ -148,10 +149,13 @@ def _share(name: str, batch_size: int, process_index: int, process_count: int) -
 def _in_threads(
     examples: grain.MapDataset, batch_size: int, start_step: int, data: ConfigDict
 ) -> grain.IterDataset:
-    piece = math.gcd(batch_size, _PIECE)
+    # Small enough, too, that there is a piece for every thread.
+    limit = min(_PIECE, data.prefetch_batches * batch_size // data.num_threads)
+    piece = max(size for size in range(1, max(limit, 1) + 1) if batch_size % size == 0)
     pieces = batch_size // piece
+    ahead = data.prefetch_batches * pieces
     options = grain.ReadOptions(
-        num_threads=data.num_threads, prefetch_buffer_size=data.prefetch_batches * pieces
+        num_threads=min(data.num_threads, ahead), prefetch_buffer_size=ahead
     )
     dataset = examples.batch(piece)[start_step * pieces :].to_iter_dataset(options)
     return dataset.batch(pieces, batch_fn=_concatenate)
@@ -171,7 +175,13 @@ def _in_workers(
         num_workers=data.num_workers,
         per_worker_buffer_size=math.ceil(data.prefetch_batches / data.num_workers),
     )
-    return dataset.mp_prefetch(options)
+    return dataset.mp_prefetch(options).map(_out_of_shared_memory)
+
+
+def _out_of_shared_memory(batch: dict) -> dict:
+    # Grain frees shared memory in the background, and complains of what a program still holds when
+    # it ends. The copy costs little beside decoding.
+    return {name: np.array(array) for name, array in batch.items()}
 
 
 def _concatenate(pieces: Sequence[dict]) -> dict:

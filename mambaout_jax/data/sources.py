@@ -92,6 +92,9 @@ class ImageFolder:
         validation_fraction: held out of each class, where `root` has no split of its own.
         channels: 1 decodes to greyscale, 3 to RGB (`read_image`).
 
+    Attributes:
+        files: paths of the images, relative to `root`, with "/" on every system.
+
     Raises:
         FileNotFoundError: `root` does not exist.
         ValueError: `root` is no folder of at least two classes, the classes of its two splits
@@ -120,11 +123,11 @@ class ImageFolder:
             files = _made_split(self._root, validation_fraction)[split]
         self.class_names = tuple(files)
         self.num_classes = len(files)
-        self._files = [file for members in files.values() for file in members]
+        self.files = [file for members in files.values() for file in members]
         self._labels = np.repeat(
             np.arange(len(files), dtype=np.int32), [len(members) for members in files.values()]
         )
-        if not self._files:
+        if not self.files:
             raise ValueError(
                 f"the {split} split of {root} holds no image; "
                 f"data.validation_fraction={validation_fraction} decides the split unless {root} "
@@ -132,10 +135,10 @@ class ImageFolder:
             )
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        image = read_image(self._root / self._files[index], self._channels)
+        image = read_image(self._root / self.files[index], self._channels)
         return {"image": image, "label": int(self._labels[index])}
 
 

@@ -41,7 +41,7 @@ def evaluation_view(
     """
     if not 0 < crop_fraction <= 1:
         raise ValueError(
-            f"data.crop_fraction={crop_fraction} is out of range; it must be in (0, 1]"
+            f"data.crop_fraction={crop_fraction} is out of range; it must be above 0 and at most 1"
         )
     short, long = math.floor(size / crop_fraction), max(image.size)
     long = int(short * long / min(image.size))
@@ -122,8 +122,8 @@ class TrainingView(grain.transforms.RandomMap):
     """Random crop and flip by `config.augment`: {image, label, replaced} → the same.
 
     Args:
-        config: reads `data.image_size`, `data.interpolation`, `data.crop_fraction` (of crops "shift"
-            and "none", which start from the evaluation view) and `augment`.
+        config: reads `augment`, `data.image_size`, `data.interpolation` and, for the crops "shift"
+            and "none", which start from the evaluation view, `data.crop_fraction`.
     """
 
     def __init__(self, config: ConfigDict):
@@ -131,7 +131,7 @@ class TrainingView(grain.transforms.RandomMap):
         self._size = config.data.image_size
         self._interpolation = config.data.interpolation
         self._crop_fraction = config.data.crop_fraction
-        self._augment = dict(config.augment)
+        self._augment = config.augment.to_dict()
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
         """PIL image, int and bool → uint8 (image_size, image_size, C), int32 and bool."""

@@ -4,7 +4,9 @@
 XLA:CPU has no depthwise code path: it runs the forward as a grouped convolution without
 specialisation and lowers the weight gradient to a *dense* convolution, C times the work and memory.
 Written as a sum over kernel taps of shifted maps (`"shift"`), the operation and both its gradients
-become plain fused loops, and a step is 20 to 100 times faster.
+become plain fused loops: forward and backward together run 17 to 45 times faster at the shapes of
+MambaOut's stages. Kernel gradients are never formed tap by tap, which would read both maps KH * KW
+times.
 """
 
 import functools
@@ -16,21 +18,21 @@ from jaxtyping import Array, Float
 
 IMPLEMENTATIONS = ("auto", "lax", "shift")
 
-# "auto", per platform of the compiled program. Only the cpu entry is measured so far; benchmarks/conv.py
-# measures the others, where lax means cuDNN, MIOpen or the TPU compiler's own convolution.
+# What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements;
+# benchmarks/conv.py makes them, and on a GPU or TPU its result belongs into this table.
 _FASTEST = {"cpu": "shift", "default": "lax"}
 
-# All taps of up to a 9x9 kernel go into one fused loop. Beyond that the loop outgrows the registers
-# and the compiler's patience (31x31: 10 times slower, 20 times the compilation), so that groups of
-# kernel rows with about _TAPS_PER_STEP taps are added one after the other.
+# All taps of up to a 9x9 kernel go into one fused loop. Larger sums get slow to run and to compile
+# (10 and 20 times at 31x31), so that they are added in groups of kernel rows, each of about
+# _TAPS_PER_STEP taps.
 _MAX_FUSED_TAPS = 81
 _TAPS_PER_STEP = 32
 
-# The weight gradient adds this many pixels of dy to its accumulators per step: with fewer it is
-# bound by reading and writing the accumulators (4 to 5 times slower below 18), with more the loop
-# spills its registers.
+# The kernel's gradient adds about this many pixels of dy to its accumulators per step, in tiles of
+# at most _TILE_WIDTH columns. Fewer pixels pay for reading and writing the accumulators (up to 5
+# times slower below 18), more are slower by up to a half.
 _PIXELS_PER_STEP = 28
-_PIXELS_PER_STEP_WIDE = 14
+_TILE_WIDTH = 14
 
 
 def depthwise_conv(
@@ -49,10 +51,10 @@ def depthwise_conv(
         x: feature maps.
         kernel: KH and KW are odd, of any size, also larger than the map.
         implementation: `"lax"`, XLA's grouped convolution; `"shift"`, a sum over taps with its own
-            gradient; `"auto"`, `"shift"` where the program is compiled for CPUs and `"lax"`
-            elsewhere. GPUs and TPUs are not measured yet. The choice is made when the program is
-            lowered and not from the machine's default device, so that it also holds for programs
-            that are lowered or exported for another platform.
+            gradient, written for XLA:CPU; `"auto"`, `"shift"` on CPUs and `"lax"` elsewhere, where
+            it is untested: no GPU or TPU has been measured yet. `"auto"` asks for the platform that
+            the program is lowered for and not for the default device, so that the choice is right
+            in ahead-of-time compilation and export, also for several platforms at once.
 
     Returns:
         Maps in the promoted dtype of `x` and `kernel`. `"shift"` adds up in float32, or float64 for
@@ -149,30 +151,36 @@ def _gradients_shift(x, kernel, dy):
 
 @jax.jit
 def _conv_shift(x, kernel):
-    """Σ_ij kernel[i, j] · (padded x)[i : i + H, j : j + W]; also dx, with dy and the flipped kernel."""
+    """Σ_ij kernel[i, j] · (padded x)[i : i + H, j : j + W]. With dy and the flipped kernel: dx."""
     (KH, KW, C), (_, H, W, _) = kernel.shape, x.shape
     rows = KH if KH * KW <= _MAX_FUSED_TAPS else max(1, _TAPS_PER_STEP // KW)
     steps = -(-KH // rows)
     extra = steps * rows - KH
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded = jnp.pad(
-        x.astype(dtype), ((0, 0), (KH // 2, KH // 2 + extra), (KW // 2, KW // 2), (0, 0))
-    )
-    # Unfenced, XLA fuses what computes x into the sum and evaluates it anew for every tap, and the
-    # sum into each of its consumers: a stack of layers then runs 20 times slower.
-    padded = lax.optimization_barrier(padded)
     taps = jnp.pad(kernel.astype(dtype), ((0, extra), (0, 0), (0, 0)))
     taps = taps.reshape(steps, rows, KW, 1, 1, 1, C)
+    padding = ((0, 0), (KH // 2, KH // 2 + extra), (KW // 2, KW // 2), (0, 0))
+    padded = jnp.pad(x.astype(dtype), padding)
 
-    def add_rows(step, y):
-        window = lax.dynamic_slice_in_dim(padded, step * rows, rows - 1 + H, axis=1)
-        for i in range(rows):
-            for j in range(KW):
-                y = y + taps[step, i, j] * window[:, i : i + H, j : j + W]  # (B, H, W, C)
-        return y
+    def add_up(padded, taps):
+        def add_rows(step, y):
+            window = lax.dynamic_slice_in_dim(padded, step * rows, rows - 1 + H, axis=1)
+            for i in range(rows):
+                for j in range(KW):
+                    y = y + taps[step, i, j] * window[:, i : i + H, j : j + W]  # (B, H, W, C)
+            return y
 
-    y = lax.fori_loop(0, steps, add_rows, jnp.zeros(x.shape, dtype))
-    return lax.optimization_barrier(y.astype(x.dtype))
+        return lax.fori_loop(0, steps, add_rows, jnp.zeros(x.shape, dtype)).astype(x.dtype)
+
+    def nothing(padded, taps):
+        return jnp.zeros_like(x)
+
+    # A fence. Otherwise XLA:CPU moves the padding behind the slices and evaluates whatever computes
+    # x once per tap, and the sum once per consumer (20 times slower in a stack of layers). Around
+    # the branch of a condition that it cannot decide it computes inputs and output exactly once;
+    # optimization_barrier alone does not keep the output apart in every supported version.
+    always = lax.optimization_barrier(jnp.array(True))
+    return lax.cond(always, add_up, nothing, padded, taps)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -180,19 +188,18 @@ def _kernel_gradient(x, dy, kernel_size):
     """dkernel[i, j] = Σ_bhw dy[b, h, w] · (padded x)[b, h + i, w + j].
 
     A convolution of x with dy as its kernel: every pixel of dy adds one kernel-shaped window of x.
-    Each image has its own accumulators: they give threads and devices something to share out, and
-    no axis of the batch is ever split or merged, which would move sharded maps between devices.
+    Every image has accumulators of its own: threads and devices can share them out, and the batch
+    axis is never split into groups, which would move a sharded batch between devices.
     """
     (KH, KW), (B, H, W, C) = kernel_size, x.shape
-    tiles_wide = -(-W // _PIXELS_PER_STEP_WIDE)
+    tiles_wide = -(-W // _TILE_WIDTH)
     tile_w = -(-W // tiles_wide)
     tile_h = min(H, -(-_PIXELS_PER_STEP // tile_w))
     tiles_high = -(-H // tile_h)
     below, right = tiles_high * tile_h - H, tiles_wide * tile_w - W
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded = jnp.pad(
-        x.astype(dtype), ((0, 0), (KH // 2, KH // 2 + below), (KW // 2, KW // 2 + right), (0, 0))
-    )
+    padding = ((0, 0), (KH // 2, KH // 2 + below), (KW // 2, KW // 2 + right), (0, 0))
+    padded = jnp.pad(x.astype(dtype), padding)
     grad = jnp.pad(dy.astype(dtype), ((0, 0), (0, below), (0, right), (0, 0)))
 
     def add_tile(tile, acc):

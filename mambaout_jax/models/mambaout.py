@@ -13,7 +13,7 @@ the value asked for is used. It matters only when training from scratch.
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.backbone import Features, Variant
 from mambaout_jax.layers import (
@@ -43,7 +43,7 @@ class Stem(nn.Module):
     dtype: Dtype | None
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
+    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
         x = StridedConv(self.dim // 2, dtype=self.dtype, name="conv1")(images)
         if self.mid_norm:
             x = LayerNorm(dtype=self.dtype, name="norm1")(x)
@@ -158,7 +158,7 @@ class MambaOut(nn.Module):
         return tuple(4 * 2**i for i in range(len(self.dims)))
 
     @nn.compact
-    def features(self, images: Float[Array, "B H W I"], train: bool = False) -> Features:
+    def features(self, images: Float[ArrayLike, "B H W I"], train: bool = False) -> Features:
         """Maps of all stages, finest first."""
         dtype = compute_dtype(self.dtype)
         block_class = nn.remat(GatedCNNBlock, static_argnums=(2,)) if self.remat else GatedCNNBlock
@@ -185,7 +185,7 @@ class MambaOut(nn.Module):
         return Features(tuple(maps))
 
     def __call__(
-        self, images: Float[Array, "B H W I"], train: bool = False
+        self, images: Float[ArrayLike, "B H W I"], train: bool = False
     ) -> tuple[Float[Array, "B _ _ _"], ...]:
         return self.features(images, train).maps
 

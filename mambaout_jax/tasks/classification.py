@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from mambaout_jax.tasks.task import Batch, Sums
 
@@ -22,7 +22,7 @@ def soft_targets(
 
 
 def predict(
-    model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "B H W C"]
+    model: nn.Module, variables: Mapping[str, Any], images: Float[ArrayLike, "B H W C"]
 ) -> Float[Array, "B num_classes"]:
     """Class probabilities of normalised images."""
     return jax.nn.softmax(model.apply(variables, images, train=False), axis=-1)

@@ -48,13 +48,14 @@ class Checkpointer:
     """Saves and restores the state of one run. A context manager; leaving it ends the last save.
 
     Every process of the run calls the same methods in the same order, with one shared directory.
+    No other run may use the directory at the same time.
 
     Args:
         directory: made where it is missing. What killed saves have left in it is removed.
         keep: newest checkpoints to keep; an older one goes once a newer one is complete.
     """
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(self, directory: Path | str, *, keep: int):
         self.directory = Path(directory).absolute()
         if jax.process_index() == 0:
             # Not by Orbax, whose own clean-up runs on in the background and reports no error.
@@ -68,8 +69,10 @@ class Checkpointer:
         return self
 
     def __exit__(self, *_):
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending; without a save still in the background."""
@@ -166,7 +169,7 @@ class Checkpointer:
         self._manager.reload()
 
 
-def read_checkpoint(directory: Path) -> Restored:
+def read_checkpoint(directory: Path | str) -> Restored:
     """The newest sound checkpoint as nested dicts of `np.ndarray`, without a model to read it into.
 
     Containers of the state appear as dicts: the fields of a dataclass or named tuple by their

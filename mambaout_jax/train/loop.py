@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mambaout_jax.data.loader import train_batches
 from mambaout_jax.train.checkpoint import Checkpointer
 from mambaout_jax.train.evaluate import make_evaluator
 from mambaout_jax.train.mesh import put_batch, state_shardings
-from mambaout_jax.train.metrics import MetricWriter
+from mambaout_jax.train.metrics import MetricWriter, NullWriter
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
@@ -81,8 +81,20 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
             state = restored.state
         if is_main:
             record_run(config, workdir)
-        writer = stack.enter_context(_writer(config, workdir, start, is_main))
-        progress = stack.enter_context(_progress(setup, start, is_main))
+        writer = stack.enter_context(
+            MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
+            if is_main
+            else NullWriter()
+        )
+        progress = stack.enter_context(
+            Progress(
+                resolved.total_steps,
+                start,
+                config.batch_size,
+                resolved.steps_per_epoch,
+                quiet=not is_main,
+            )
+        )
         if restored is not None:
             progress.message(f"going on from {checkpointer.directory / str(start)}")
         reader = stack.enter_context(_Reader(setup, start))
@@ -111,12 +123,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
                 pending = []
             if report:
                 averages = interval.averages()
-                throughput = progress.report(step, {"loss": averages["train/loss"]})
-                learning_rate = float(schedule(step - 1))
-                writer.write(step, {**averages, "train/learning_rate": learning_rate, **throughput})
+                speed = progress.report(step, {"loss": averages["loss"]})
+                values = {**averages, "learning_rate": float(schedule(step - 1)), **speed}
+                writer.write(step, {f"train/{name}": value for name, value in values.items()})
                 interval = _Interval()
             if evaluate:
-                metrics = evaluator(state.variables, state.ema)
+                with progress.paused():
+                    metrics = evaluator(state.variables, state.ema)
                 writer.write(step, metrics)
                 progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
             if save:
@@ -202,8 +215,8 @@ class _Interval:
 
     def averages(self) -> dict[str, float]:
         return {
-            "train/loss": self.loss / self.count,
-            "train/gradient_norm": self.gradient_norm / self.steps,
+            "loss": self.loss / self.count,
+            "gradient_norm": self.gradient_norm / self.steps,
         }
 
 
@@ -271,9 +284,3 @@ def _initialiser(
 
 def _mib(size: float) -> str:
     return f"{size / 2**20:,.0f} MiB"
-
-
-def _writer(
-    config: ConfigDict, workdir: Path, start: int, is_main: bool
-) -> contextlib.AbstractContextManager:
-    raise SystemExit

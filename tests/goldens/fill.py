@@ -5,6 +5,7 @@ A golden file lists a reference model's parameter names and shapes and the outpu
 reference computed with the values below. Anyone who can build the same names and shapes can
 therefore rebuild the same weights, load them through the converter under test, and compare.
 """
+
 import zlib
 
 import numpy as np
