@@ -74,10 +74,11 @@ class Classifier(nn.Module):
         Raises:
             ValueError: the images have another number of channels than `in_chans`.
         """
-        if images.shape[-1] != self.in_chans:
+        shape = jnp.shape(images)
+        if shape[-1] != self.in_chans:
             raise ValueError(
-                f"the images have shape {images.shape} (B, H, W, C), but the model was made for "
-                f"{self.in_chans} channels; pass in_chans={images.shape[-1]} to create_model, or "
+                f"the images have shape {shape} (B, H, W, C), but the model was made for "
+                f"{self.in_chans} channels; pass in_chans={shape[-1]} to create_model, or "
                 "transpose the images to channels last"
             )
         logits = self.head(self.backbone.features(images, train), train)

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from mambaout_jax import __version__
+from mambaout_jax.config import Config, load_config
 
 _OVERRIDES = """
 Any setting of the config file can be set from the command line:
@@ -104,7 +105,7 @@ def _reject_unknown(parser: argparse.ArgumentParser, verb: str, rest: list[str])
         parser.error(f"{verb} has no argument {argument}{hint}")
 
 
-def read_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
     """The config that a file's `get_config` returns, with overrides applied.
 
     Args:
@@ -126,7 +127,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return _parse(values, argv)
 
 
-def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+def _override(config: Config, overrides: Sequence[str]) -> Config:
     values = flags.FlagValues()
     argv = ["mambaout", *overrides]
     config_flags.DEFINE_config_dict(
@@ -135,7 +136,7 @@ def _override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return _parse(values, argv)
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> ConfigDict:
+def _parse(values: flags.FlagValues, argv: list[str]) -> Config:
     try:
         rest = values(argv)[1:]
     except (AttributeError, flags.Error) as error:  # AttributeError: no such setting
@@ -169,7 +170,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = read_config(arguments.config, overrides)
     _join(arguments)
     from mambaout_jax.train.loop import describe, format_metrics, train
-    from mambaout_jax.train.preemption import Preempted
+    from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
     if arguments.dry_run:
         print(describe(config))
@@ -179,14 +180,13 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         metrics = train(config, workdir)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
-        return stopped.code
+        return EXIT_CODE
     print(f"{format_metrics(metrics)}  ({time.perf_counter() - began:.0f} s, {workdir})")
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _join(arguments)
-    from mambaout_jax.config import load_config
     from mambaout_jax.train.evaluate import evaluate
     from mambaout_jax.train.loop import format_metrics
 

@@ -17,6 +17,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+# A locked `ConfigDict`. Its declared value type is the union of all that a value could be, which no
+# type checker can follow.
+Config = Any
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -27,7 +31,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 DTYPES = ("float32", "bfloat16")
 
 
-def default_config() -> ConfigDict:
+def default_config() -> Config:
     """All settings with their defaults, as a locked `ConfigDict` (an unknown key is an error)."""
     config = ConfigDict()
     config.seed = 0  # initialisation, data order, augmentation, drop path
@@ -144,7 +148,7 @@ class Resolved:
     learning_rate: float
 
 
-def resolve(config: ConfigDict, num_examples: int) -> Resolved:
+def resolve(config: Config, num_examples: int) -> Resolved:
     """Turns durations into updates and scales the learning rate.
 
     Args:
@@ -182,12 +186,12 @@ def resolve(config: ConfigDict, num_examples: int) -> Resolved:
     )
 
 
-def _steps(section: ConfigDict, name: str, steps_per_epoch: int) -> int:
+def _steps(section: Config, name: str, steps_per_epoch: int) -> int:
     steps = section[f"{name}_steps"]
     return int(steps) if steps is not None else round(section[f"{name}_epochs"] * steps_per_epoch)
 
 
-def validate(config: ConfigDict, device_count: int) -> None:
+def validate(config: Config, device_count: int) -> None:
     """Checks what no single value can show, before anything is built.
 
     Args:
@@ -216,6 +220,11 @@ def validate(config: ConfigDict, device_count: int) -> None:
                  "augment.flip_probability", "augment.mix_probability", "augment.cutmix_share",
                  "augment.erase_probability", "loss.label_smoothing", "ema.decay"):  # fmt: skip
         _within(config, name, 0, 1)
+    if not 0 < config.data.crop_fraction <= 1:
+        raise ValueError(
+            f"data.crop_fraction={config.data.crop_fraction} is out of range; it must be above 0 "
+            "and at most 1"
+        )
     if config.model.drop_path is not None:
         _within(config, "model.drop_path", 0, 1)
     for name in ("mean", "std"):
@@ -233,7 +242,7 @@ def validate(config: ConfigDict, device_count: int) -> None:
     _validate_batch(config, device_count)
 
 
-def _validate_batch(config: ConfigDict, device_count: int) -> None:
+def _validate_batch(config: Config, device_count: int) -> None:
     if device_count % config.mesh.fsdp:
         raise ValueError(
             f"mesh.fsdp={config.mesh.fsdp} does not divide the {device_count} devices; allowed are "
@@ -261,12 +270,12 @@ def _validate_batch(config: ConfigDict, device_count: int) -> None:
         )
 
 
-def save_config(config: ConfigDict, path: Path) -> None:
+def save_config(config: Config, path: Path) -> None:
     """Writes all settings as JSON."""
     path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def load_config(path: Path) -> ConfigDict:
+def load_config(path: Path) -> Config:
     """The settings that `save_config` wrote.
 
     Raises:
@@ -286,7 +295,7 @@ def load_config(path: Path) -> ConfigDict:
     return config.lock()
 
 
-def changed_settings(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by dotted name, as (old value, new value)."""
     before, after = _flat(old), _flat(new)
     return {
@@ -296,7 +305,7 @@ def changed_settings(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, A
     }
 
 
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key in config:
         value = config[key]
@@ -314,20 +323,20 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _value(config: ConfigDict, name: str):
+def _value(config: Config, name: str):
     for part in name.split("."):
         config = config[part]
     return config
 
 
-def _one_of(config: ConfigDict, name: str, allowed: tuple) -> None:
+def _one_of(config: Config, name: str, allowed: tuple) -> None:
     value = _value(config, name)
     if value not in allowed:
         words = ", ".join(map(repr, allowed))
         raise ValueError(f"{name}={value!r} is not known; allowed are {words}")
 
 
-def _within(config: ConfigDict, name: str, low: float, high: float) -> None:
+def _within(config: Config, name: str, low: float, high: float) -> None:
     value = _value(config, name)
     if not low <= value <= high:
         limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"

@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-install_import_hook("mambaout_jax", "beartype.beartype")
+install_import_hook("mambaout_jax", "typechecker.check")
 
 
 @pytest.fixture

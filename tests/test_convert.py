@@ -98,7 +98,7 @@ def test_to_torch_refuses_variables_of_another_model(variables):
 
 
 def test_unknown_naming_names_the_allowed(variables):
-    with pytest.raises(ValueError, match="'keras' is not known .* allowed are .*official.*timm"):
+    with pytest.raises(ValueError, match=r"'keras' is not known .* allowed are .*official.*timm"):
         to_torch("mambaout_tiny", variables, naming="keras", **MODEL)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fair timing: contenders take turns, so that a busy machine slows them all alike."""
 
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -9,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jaxlib
 
 
 def environment() -> dict[str, Any]:
@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

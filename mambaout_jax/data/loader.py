@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
+from mambaout_jax.config import Config
 from mambaout_jax.data.sources import ReplaceUnreadable, Source
 from mambaout_jax.data.transforms import EvaluationView, TrainingView
 
@@ -55,7 +55,7 @@ class Batches(Iterator):
 
 
 def train_batches(
-    config: ConfigDict,
+    config: Config,
     source: Source,
     *,
     start_step: int = 0,
@@ -101,7 +101,7 @@ def train_batches(
 
 
 def evaluation_batches(
-    config: ConfigDict, source: Source, *, process_index: int = 0, process_count: int = 1
+    config: Config, source: Source, *, process_index: int = 0, process_count: int = 1
 ) -> Batches:
     """Batches that hold every example exactly once over all processes, made by threads.
 
@@ -147,7 +147,7 @@ def _share(name: str, batch_size: int, process_index: int, process_count: int) -
 
 
 def _in_threads(
-    examples: grain.MapDataset, batch_size: int, start_step: int, data: ConfigDict
+    examples: grain.MapDataset, batch_size: int, start_step: int, data: Config
 ) -> grain.IterDataset:
     # Small enough, too, that there is a piece for every thread.
     limit = min(_PIECE, data.prefetch_batches * batch_size // data.num_threads)
@@ -162,7 +162,7 @@ def _in_threads(
 
 
 def _in_workers(
-    examples: grain.MapDataset, batch_size: int, start_step: int, data: ConfigDict
+    examples: grain.MapDataset, batch_size: int, start_step: int, data: Config
 ) -> grain.IterDataset:
     # Grain reads an absl flag to start a worker, which fails in a program that parses none.
     if not flags.FLAGS.is_parsed():

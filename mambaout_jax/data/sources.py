@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from mambaout_jax.config import Config
 from mambaout_jax.data.embedded import Digits
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -55,7 +55,7 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 
-def open_source(data: ConfigDict, split: str) -> Source:
+def open_source(data: Config, split: str) -> Source:
     """Opens the split of the data set that `config.data` names.
 
     Args:

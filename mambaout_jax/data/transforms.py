@@ -10,8 +10,9 @@ import math
 import grain
 import numpy as np
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
 from PIL import Image
+
+from mambaout_jax.config import Config
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -105,7 +106,7 @@ def shift(image: UInt8[np.ndarray, "H W C"], down: int, right: int) -> UInt8[np.
 class EvaluationView(grain.transforms.Map):
     """`evaluation_view` by the settings of a config: {image, label} → {image, label}."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         self._size = config.data.image_size
         self._settings = {
             "crop_fraction": config.data.crop_fraction,
@@ -126,8 +127,8 @@ class TrainingView(grain.transforms.RandomMap):
             and "none", which start from the evaluation view, `data.crop_fraction`.
     """
 
-    def __init__(self, config: ConfigDict):
-        # Plain values: a ConfigDict costs microseconds per access, here once per example.
+    def __init__(self, config: Config):
+        # Plain values: a Config costs microseconds per access, here once per example.
         self._size = config.data.image_size
         self._interpolation = config.data.interpolation
         self._crop_fraction = config.data.crop_fraction
@@ -153,7 +154,7 @@ class TrainingView(grain.transforms.RandomMap):
                 *image.size, scale=augment["scale"], ratio=augment["ratio"], rng=rng
             )
             size = (self._size, self._size)
-            return _pixels(image.resize(size, RESAMPLING[interpolation], box=box))
+            return _pixels(image.crop(box).resize(size, RESAMPLING[interpolation]))
         view = evaluation_view(
             image, self._size, crop_fraction=self._crop_fraction, interpolation=interpolation
         )

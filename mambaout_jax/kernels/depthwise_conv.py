@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 IMPLEMENTATIONS = ("auto", "lax", "shift")
 
 # What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements;
-# benchmarks/conv.py makes them, and on a GPU or TPU its result belongs into this table.
+# benchmarks/conv.py makes them, and on a GPU or TPU its result belongs in this table.
 _FASTEST = {"cpu": "shift", "default": "lax"}
 
 # All taps of up to a 9x9 kernel go into one fused loop. Larger sums get slow to run and to compile
@@ -68,7 +68,7 @@ def depthwise_conv(
     """
     _check(x, kernel, implementation)
     dtype = jnp.result_type(x, kernel)
-    kernel = _crop(kernel, x.shape[1:3])
+    kernel = _crop(kernel, (x.shape[1], x.shape[2]))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     if implementation == "lax":
         return _conv_lax(x, kernel)

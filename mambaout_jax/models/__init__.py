@@ -48,7 +48,7 @@ def create_backbone(
     image_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     dtype: Any = jnp.float32,
-    drop_path: float | None = None,
+    drop_path: float | int | None = None,
     remat: bool = False,
     **options: Any,
 ) -> nn.Module:
@@ -70,7 +70,7 @@ def create_model(
     image_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     dtype: Any = jnp.float32,
-    drop_path: float | None = None,
+    drop_path: float | int | None = None,
     remat: bool = False,
     **options: Any,
 ) -> Classifier:

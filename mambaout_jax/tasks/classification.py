@@ -25,7 +25,8 @@ def predict(
     model: nn.Module, variables: Mapping[str, Any], images: Float[ArrayLike, "B H W C"]
 ) -> Float[Array, "B num_classes"]:
     """Class probabilities of normalised images."""
-    return jax.nn.softmax(model.apply(variables, images, train=False), axis=-1)
+    logits: Any = model.apply(variables, images, train=False)
+    return jax.nn.softmax(logits, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,13 @@ class Classification:
 
     def evaluate(self, model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> Sums:
         """Sums of cross-entropy and of hits among the five likeliest classes; see `Task`."""
-        logits = model.apply(variables, batch["image"], train=False)
+        logits: Any = model.apply(variables, batch["image"], train=False)
         labels, mask = batch["label"], batch["mask"].astype(logits.dtype)
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
         # Ties go to the lower class, as in argmax, so that a constant output is no hit for all.
         before = jnp.arange(self.num_classes)[None, :] < labels[:, None]
-        rank = jnp.sum((logits > own) | ((logits == own) & before), axis=-1)  # (B,)
+        # "Not below" instead of "above" makes NaN a miss.
+        rank = jnp.sum(~(logits <= own) | ((logits == own) & before), axis=-1)  # (B,)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
             "loss": jnp.sum(losses * mask),

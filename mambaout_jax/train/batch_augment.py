@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
-from ml_collections import ConfigDict
 
+from mambaout_jax.config import Config
 from mambaout_jax.tasks.classification import soft_targets
 
 # Random erasing (Zhong et al. 2020) with timm's defaults: area and shape of the rectangle.
@@ -31,7 +31,7 @@ def normalise(
 
 
 def augment_batch(
-    key: Key[Array, ""], batch: dict[str, Array], config: ConfigDict, num_classes: int
+    key: Key[Array, ""], batch: dict[str, Array], config: Config, num_classes: int
 ) -> dict[str, Array]:
     """Makes of a loaded batch what the loss reads.
 
@@ -63,7 +63,7 @@ def mix(
     targets: Float[Array, "B num_classes"],
     place: Int[Array, "B"],
     group_size: int,
-    config: ConfigDict,
+    config: Config,
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B num_classes"]]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each example with its mirror.
 
@@ -93,7 +93,7 @@ def mix(
 
 
 def _draw_mixing(
-    key: Key[Array, ""], size: tuple[int, int], config: ConfigDict
+    key: Key[Array, ""], size: tuple[int, int], config: Config
 ) -> tuple[Array, Float[Array, ""], Array]:
     """Whether to cut, the weight of an example itself, and the pixels that come from the other."""
     keys = jax.random.split(key, 5)

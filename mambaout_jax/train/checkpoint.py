@@ -314,7 +314,7 @@ def _crc32(x: jax.Array | np.ndarray) -> int:
         x = multihost_utils.process_allgather(x, tiled=True)
     if jax.process_index() != 0:
         return 0
-    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
 def _check(leaves: _Leaves, table: _Table) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from mambaout_jax.config import Config
 from mambaout_jax.data.loader import evaluation_batches
 from mambaout_jax.train.checkpoint import read_checkpoint
 from mambaout_jax.train.mesh import put_batch, replicated
@@ -18,7 +18,7 @@ from mambaout_jax.train.step import make_evaluate_step
 Evaluator = Callable[[dict[str, Any], dict[str, Any] | None], dict[str, float]]
 
 
-def evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, float]:
+def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
     """Evaluates the newest checkpoint of a training run on the validation set.
 
     Args:

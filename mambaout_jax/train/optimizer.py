@@ -2,20 +2,15 @@
 """AdamW and its schedule, as one flat optax chain."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
 import optax
-from jaxtyping import Array
-from ml_collections import ConfigDict
 
-from mambaout_jax.config import Resolved
-
-Schedule = Callable[[Any], Array]
+from mambaout_jax.config import Config, Resolved
 
 
-def make_schedule(config: ConfigDict, resolved: Resolved) -> Schedule:
+def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
     """Learning rate of update 0, 1, ...: linear warm-up, then a half cosine.
 
     Args:
@@ -33,7 +28,7 @@ def make_schedule(config: ConfigDict, resolved: Resolved) -> Schedule:
     return optax.join_schedules((rise, decay), (warmup,))
 
 
-def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay (Loshchilov and Hutter 2019).
 
     Args:

@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from mambaout_jax import __version__
-from mambaout_jax.config import changed_settings, load_config, save_config
+from mambaout_jax.config import Config, changed_settings, load_config, save_config
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -27,7 +26,7 @@ _FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "require_ac
          "data.max_corrupt_fraction")  # fmt: skip
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: Config, workdir: Path) -> None:
     """Refuses to go on with a run under settings that would make it another one.
 
     Raises:
@@ -49,7 +48,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def record_run(config: ConfigDict, workdir: Path) -> None:
+def record_run(config: Config, workdir: Path) -> None:
     """Writes `config.json` and `environment.json` (of the latest start) into the workdir."""
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")

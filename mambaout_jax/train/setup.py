@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mambaout_jax.backbone import Classifier
-from mambaout_jax.config import Resolved, resolve, validate
+from mambaout_jax.config import Config, Resolved, resolve, validate
 from mambaout_jax.data.sources import Source, open_source
 from mambaout_jax.models import create_model
 from mambaout_jax.tasks.classification import Classification
@@ -27,7 +26,7 @@ class Setup:
         image_shape: (H, W, C) of what the model reads.
     """
 
-    config: ConfigDict
+    config: Config
     resolved: Resolved
     mesh: Mesh
     train: Source
@@ -41,7 +40,7 @@ class Setup:
         return self.train.num_classes
 
 
-def set_up(config: ConfigDict) -> Setup:
+def set_up(config: Config) -> Setup:
     """Makes the mesh, opens the data and makes the model.
 
     Raises:
@@ -67,7 +66,7 @@ def set_up(config: ConfigDict) -> Setup:
     )
 
 
-def _model(config: ConfigDict, num_classes: int) -> Classifier:
+def _model(config: Config, num_classes: int) -> Classifier:
     options: dict[str, Any] = dict(config.model.options)
     if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
         options["conv_implementation"] = config.model.conv_implementation

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from mambaout_jax.config import Config
 from mambaout_jax.tasks.task import Task
 from mambaout_jax.train.batch_augment import augment_batch, normalise
 from mambaout_jax.train.mesh import batch_sharding, replicated
@@ -24,7 +24,7 @@ def make_train_step(
     model: nn.Module,
     task: Task,
     optimizer: optax.GradientTransformation,
-    config: ConfigDict,
+    config: Config,
     num_classes: int,
     mesh: Mesh,
     shardings: TrainState,
@@ -66,7 +66,7 @@ def make_train_step(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
+        ema: Any = state.ema
         if ema is not None:
             new = {"params": params, **collections}
             ema = optax.incremental_update(new, ema, 1 - config.ema.decay)
@@ -83,7 +83,7 @@ def make_train_step(
 
 
 def make_evaluate_step(
-    model: nn.Module, task: Task, config: ConfigDict, mesh: Mesh
+    model: nn.Module, task: Task, config: Config, mesh: Mesh
 ) -> Callable[[dict[str, Any], Batch], Sums]:
     """Jits `(variables, batch) -> sums`; a batch holds `image` uint8, `label` and `mask`."""
 

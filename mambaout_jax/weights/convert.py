@@ -80,7 +80,7 @@ def to_torch(
         ValueError: the family has no such naming, or the variables are not those of the model.
     """
     entries = _entries(name, naming, options)
-    flat = flax.traverse_util.flatten_dict(dict(variables))
+    flat: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(dict(variables))
     wanted = {"/".join(entry.path): entry.shape for entry in entries.values()}
     given = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
     _check(name, "this project's", wanted, given)
