@@ -30,6 +30,24 @@ CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DTYPES = ("float32", "bfloat16")
 
+# fmt: off
+_POSITIVE = (
+    "batch_size", "accumulate_steps", "data.image_size", "data.num_threads",
+    "data.prefetch_batches", "mesh.fsdp", "evaluation.batch_size", "checkpoint.keep",
+    "log.every_steps",
+)
+_NOT_NEGATIVE = (
+    "data.num_workers", "augment.shift_pixels", "augment.mix_group_size", "augment.mixup_alpha",
+    "augment.cutmix_alpha", "optimizer.learning_rate", "optimizer.learning_rate_batch_size",
+    "optimizer.weight_decay", "optimizer.clip_norm",
+)
+_SHARES = (
+    "data.validation_fraction", "data.max_corrupt_fraction", "augment.flip_probability",
+    "augment.mix_probability", "augment.cutmix_share", "augment.erase_probability",
+    "loss.label_smoothing", "ema.decay",
+)
+# fmt: on
+
 
 def default_config() -> Config:
     """All settings with their defaults, as a locked `ConfigDict` (an unknown key is an error)."""
@@ -49,6 +67,12 @@ def default_config() -> Config:
     config.model.conv_implementation = "auto"
     config.model.options = ConfigDict()  # any further field of the family's backbone
 
+    _set_data(config)
+    _set_training(config)
+    return config.lock()
+
+
+def _set_data(config: Config) -> None:
     config.data = ConfigDict()
     config.data.source = "folder"  # "digits": embedded; "folder": images in class sub-folders
     config.data.path = ""  # root of source="folder"
@@ -78,6 +102,8 @@ def default_config() -> Config:
     config.augment.mix_group_size = 0  # examples that share one mixing weight; 0: a micro-batch
     config.augment.erase_probability = 0.0  # random erasing with normal noise, after mixing
 
+
+def _set_training(config: Config) -> None:
     config.loss = ConfigDict()
     config.loss.label_smoothing = 0.1
 
@@ -123,7 +149,6 @@ def default_config() -> Config:
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = False
-    return config.lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,18 +232,11 @@ def validate(config: Config, device_count: int) -> None:
     _one_of(config, "data.channels", (1, 3))
     _one_of(config, "data.interpolation", INTERPOLATIONS)
     _one_of(config, "augment.crop", CROPS)
-    for name in ("batch_size", "accumulate_steps", "data.image_size", "data.num_threads",
-                 "data.prefetch_batches", "mesh.fsdp", "evaluation.batch_size", "checkpoint.keep",
-                 "log.every_steps"):  # fmt: skip
+    for name in _POSITIVE:
         _within(config, name, 1, math.inf)
-    for name in ("data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
-                 "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate",
-                 "optimizer.learning_rate_batch_size", "optimizer.weight_decay",
-                 "optimizer.clip_norm"):  # fmt: skip
+    for name in _NOT_NEGATIVE:
         _within(config, name, 0, math.inf)
-    for name in ("data.validation_fraction", "data.max_corrupt_fraction",
-                 "augment.flip_probability", "augment.mix_probability", "augment.cutmix_share",
-                 "augment.erase_probability", "loss.label_smoothing", "ema.decay"):  # fmt: skip
+    for name in _SHARES:
         _within(config, name, 0, 1)
     if not 0 < config.data.crop_fraction <= 1:
         raise ValueError(

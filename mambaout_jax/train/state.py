@@ -31,6 +31,22 @@ class TrainState(flax.struct.PyTreeNode):
     def variables(self) -> dict[str, Any]:
         return {"params": self.params, **self.collections}
 
+    def updated(
+        self,
+        gradients: Any,
+        collections: dict[str, Any],
+        optimizer: optax.GradientTransformation,
+        ema_decay: float,
+    ) -> "TrainState":
+        """The state after one more update; the average moves by `1 - ema_decay`."""
+        updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
+        params = optax.apply_updates(self.params, updates)
+        ema: Any = self.ema
+        if ema is not None:
+            new = {"params": params, **collections}
+            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+        return TrainState(self.step + 1, params, collections, opt_state, ema)
+
 
 def init_state(
     key: jax.Array,
