@@ -6,8 +6,10 @@ The verbs import what they need themselves, so that `mambaout --help` is quick.
 
 import argparse
 import difflib
+import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -43,11 +45,18 @@ examples:
 {_OVERRIDES}"""
 
 
+_BENCH = """
+examples:
+  mambaout bench conv
+  mambaout bench conv --quick
+  mambaout bench conv --out experiments/results/conv.json
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 failed, 2 wrong usage, 75 preempted."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    _reject_unknown(parser, arguments.verb, rest)
+    arguments, rest = _parser().parse_known_args(argv)
+    _reject_unknown(arguments.parser, rest)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return arguments.run(arguments, rest)
@@ -84,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--distributed", nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX",
                           help="join the other processes of this run: found by itself on Slurm, "
                           "Open MPI, Cloud TPU and Kubernetes, else as given")  # fmt: skip
+    bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
+    bench.add_argument("question", choices=("conv",), help="conv: depthwise convolution, "
+                       "shifts against XLA's own")  # fmt: skip
+    bench.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="raw numbers as JSON")
     return parser
 
 
@@ -91,18 +105,19 @@ def _verb(verbs, name: str, summary: str, epilog: str, run) -> argparse.Argument
     verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".",
                             epilog=epilog, allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    verb.set_defaults(run=run)
+    verb.set_defaults(run=run, parser=verb)
     return verb
 
 
-def _reject_unknown(parser: argparse.ArgumentParser, verb: str, rest: list[str]) -> None:
+def _reject_unknown(verb: argparse.ArgumentParser, rest: list[str]) -> None:
+    known = re.findall(r"--[a-z-]+", verb.format_usage())
     for argument in rest:
-        if argument.startswith("--config.") or not argument.startswith("-"):
-            continue
-        known = ("--config", "--workdir", "--dry-run", "--distributed", "--help")
+        takes_settings = "--config" in known
+        if takes_settings and (argument.startswith("--config.") or not argument.startswith("-")):
+            continue  # a setting, or the value of one
         close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"{verb} has no argument {argument}{hint}")
+        verb.error(f"there is no argument {argument}{hint}")
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
@@ -195,4 +210,15 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     else:
         config = _override(load_config(arguments.workdir / "config.json"), overrides)
     print(format_metrics(evaluate(config, arguments.workdir)))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.benchmarks.conv import bench_conv, print_table
+
+    result = bench_conv(quick=arguments.quick)
+    print_table(result)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     return 0
