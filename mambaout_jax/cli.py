@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import sys
 import time
 from collections.abc import Sequence
@@ -120,38 +121,45 @@ def _reject_unknown(verb: argparse.ArgumentParser, rest: list[str]) -> None:
         verb.error(f"there is no argument {argument}{hint}")
 
 
-def read_config(file: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that a file's `get_config` returns, with overrides applied.
+def read_config(file: str) -> Config:
+    """The config that `get_config` of a Python file returns.
 
     Args:
         file: path, with ":ARG" after it where `get_config` takes an argument.
-        overrides: such as "--config.batch_size=128".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: an override names no setting, or has a value of the wrong type.
+        ValueError: it has no `get_config`.
     """
-    path = file.split(":", 1)[0]
+    path, argument = _path_and_argument(file)
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no config file {path}; a clone of the project has them in experiments/"
         )
-    values = flags.FlagValues()
-    argv = ["mambaout", f"--config={file}", *overrides]
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
-    return _parse(values, argv)
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ValueError(
+            f"{path} has no get_config(); see experiments/quickstart.py for what a config file is"
+        )
+    return get_config() if argument is None else get_config(argument)
 
 
-def _override(config: Config, overrides: Sequence[str]) -> Config:
+def _path_and_argument(file: str) -> tuple[str, str | None]:
+    path, separator, argument = file.partition(".py:")  # the path itself may hold a colon
+    return (f"{path}.py", argument) if separator else (file, None)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with settings from the command line, such as "--config.batch_size=128".
+
+    Raises:
+        ValueError: one names no setting, or has a value of the wrong type.
+    """
     values = flags.FlagValues()
     argv = ["mambaout", *overrides]
     config_flags.DEFINE_config_dict(
         "config", config, lock_config=True, flag_values=values, sys_argv=argv
     )
-    return _parse(values, argv)
-
-
-def _parse(values: flags.FlagValues, argv: list[str]) -> Config:
     try:
         rest = values(argv)[1:]
     except (AttributeError, flags.Error) as error:  # AttributeError: no such setting
@@ -182,7 +190,7 @@ def _join(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     began = time.perf_counter()
-    config = read_config(arguments.config, overrides)
+    config = override(read_config(arguments.config), overrides)
     _join(arguments)
     from mambaout_jax.train.loop import describe, format_metrics, train
     from mambaout_jax.train.preemption import EXIT_CODE, Preempted
@@ -190,7 +198,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.dry_run:
         print(describe(config))
         return 0
-    workdir = arguments.workdir or Path("runs") / Path(arguments.config.split(":", 1)[0]).stem
+    workdir = arguments.workdir or Path("runs") / Path(_path_and_argument(arguments.config)[0]).stem
     try:
         metrics = train(config, workdir)
     except Preempted as stopped:
@@ -206,9 +214,10 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from mambaout_jax.train.loop import format_metrics
 
     if arguments.config:
-        config = read_config(arguments.config, overrides)
+        config = read_config(arguments.config)
     else:
-        config = _override(load_config(arguments.workdir / "config.json"), overrides)
+        config = load_config(arguments.workdir / "config.json")
+    config = override(config, overrides)
     print(format_metrics(evaluate(config, arguments.workdir)))
     return 0
 

@@ -6,7 +6,7 @@ count nothing, and one division at the end gives every example the same weight.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -15,6 +15,7 @@ Batch = Mapping[str, Array]
 Sums = dict[str, Float[Array, ""]]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A loss to train with and sums to report."""
 

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from mambaout_jax.analysis.cost import activation_bytes, count
 from mambaout_jax.config import Config
@@ -50,8 +50,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Raises:
         ValueError: a setting is wrong, or the workdir holds a run with other settings.
-        FloatingPointError: the loss became NaN or infinite; names the update and the last good
-            checkpoint.
+        FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
+            the last good checkpoint.
+        RuntimeError: more training examples are unreadable than the config allows.
         Preempted: SIGTERM or SIGINT came; the state is saved, the same call goes on from it.
     """
     workdir = Path(workdir).absolute()
@@ -68,17 +69,17 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     evaluator = make_evaluator(setup)
 
     with contextlib.ExitStack() as stack:
+        guard = stack.enter_context(PreemptionGuard())  # first: it outlasts the last save
         checkpointer = stack.enter_context(
             Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
         )
-        guard = stack.enter_context(PreemptionGuard())
         restored = checkpointer.restore(abstract)
         if restored is None:
-            start, interval = 0, _Interval()
+            start, interval, replaced = 0, _Interval(), 0
             state = init(jax.random.key(config.seed))
         else:
             start, interval = restored.step, _Interval(**restored.meta["interval"])
-            state = restored.state
+            state, replaced = restored.state, restored.meta["replaced"]
         if is_main:
             record_run(config, workdir)
         writer = stack.enter_context(
@@ -97,7 +98,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         )
         if restored is not None:
             progress.message(f"going on from {checkpointer.directory / str(start)}")
-        reader = stack.enter_context(_Reader(setup, start))
+        reader = stack.enter_context(_Reader(setup, start, replaced))
 
         metrics: dict[str, float] = {}
         if start >= resolved.total_steps:  # an earlier call has finished this run
@@ -121,12 +122,14 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             if report or evaluate or save:
                 interval.add(pending, checkpointer)
                 pending = []
+                reader.check(step)
             if report:
                 averages = interval.averages()
                 speed = progress.report(step, {"loss": averages["loss"]})
                 values = {
                     **averages,
                     "learning_rate": float(np.asarray(schedule(step - 1))),
+                    "replaced_examples": reader.replaced,
                     **speed,
                 }
                 writer.write(step, {f"train/{name}": value for name, value in values.items()})
@@ -137,7 +140,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 writer.write(step, metrics)
                 progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
             if save:
-                checkpointer.save(step, state, {"interval": dataclasses.asdict(interval)})
+                meta = {"interval": dataclasses.asdict(interval), "replaced": reader.replaced}
+                with progress.paused():
+                    checkpointer.save(step, state, meta)
             if stop:
                 checkpointer.wait()
                 raise Preempted(step, checkpointer.directory / str(step))
@@ -203,15 +208,22 @@ class _Interval:
     count: float = 0.0
     gradient_norm: float = 0.0
 
-    def add(self, pending: list[tuple[int, dict[str, jax.Array]]], checkpointer: Any) -> None:
+    def add(
+        self, pending: list[tuple[int, dict[str, jax.Array]]], checkpointer: Checkpointer
+    ) -> None:
         """Fetches the sums of updates from the device and checks that they are finite."""
         for step, sums in jax.device_get(pending):
-            if not math.isfinite(float(sums["loss"])):
-                raise FloatingPointError(
-                    f"the loss is {float(sums['loss'])} at step {step}; the last good checkpoint "
-                    f"is {checkpointer.latest_path}. Try a lower optimizer.learning_rate, "
-                    "optimizer.clip_norm=1.0 or model.dtype=float32"
-                )
+            # The loss is of the parameters before the update; only the gradient tells of those
+            # after it, which a checkpoint would hold.
+            for name in ("loss", "gradient_norm"):
+                if not math.isfinite(sums[name]):
+                    checkpointer.wait()  # a save may be under way, of a good state
+                    raise FloatingPointError(
+                        f"the {name.replace('_', ' ')} is {sums[name]} at step {step}; the last "
+                        f"good checkpoint is {checkpointer.latest_path or 'not there yet'}. Try a "
+                        "lower optimizer.learning_rate, optimizer.clip_norm=1.0 or "
+                        "model.dtype=float32"
+                    )
             self.steps += 1
             self.loss += float(sums["loss"])
             self.count += float(sums["count"])
@@ -225,10 +237,15 @@ class _Interval:
 
 
 class _Reader:
-    """Training batches with the time that was waited for the last one, and a check of the data."""
+    """Training batches, how long the last one took, and how many examples had to be replaced.
 
-    def __init__(self, setup: Setup, start: int):
-        self._limit = setup.config.data.max_corrupt_fraction
+    Args:
+        start: updates made so far.
+        replaced: examples replaced in them, over all processes.
+    """
+
+    def __init__(self, setup: Setup, start: int, replaced: int):
+        self._config = setup.config
         self._batches = train_batches(
             setup.config,
             setup.train,
@@ -236,8 +253,8 @@ class _Reader:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        self._read = self._replaced = 0
-        self.seconds = 0.0
+        self._replaced_here = 0
+        self.replaced, self.seconds = replaced, 0.0
 
     def __enter__(self) -> "_Reader":
         return self
@@ -246,24 +263,29 @@ class _Reader:
         self._batches.close()
 
     def next(self) -> dict[str, np.ndarray]:
-        """The next batch.
+        """The next batch."""
+        began = time.perf_counter()
+        batch = dict(next(self._batches))
+        self.seconds = time.perf_counter() - began
+        self._replaced_here += int(batch.pop("replaced").sum())
+        return batch
+
+    def check(self, step: int) -> None:
+        """Adds up what all processes have replaced up to `step`; every process must call it.
 
         Raises:
             RuntimeError: too many examples could not be read.
         """
-        began = time.perf_counter()
-        batch = dict(next(self._batches))
-        self.seconds = time.perf_counter() - began
-        replaced = batch.pop("replaced")
-        self._read += replaced.size
-        self._replaced += int(replaced.sum())
-        if self._replaced > max(_MIN_CORRUPT, self._limit * self._read):
+        here = np.array(self._replaced_here, np.int32)
+        self.replaced += int(multihost_utils.process_allgather(here).sum())
+        self._replaced_here = 0
+        read, limit = step * self._config.batch_size, self._config.data.max_corrupt_fraction
+        if self.replaced > max(_MIN_CORRUPT, limit * read):
             raise RuntimeError(
-                f"{self._replaced} of {self._read} training examples could not be read and were "
-                f"replaced, more than data.max_corrupt_fraction={self._limit}; the log names the "
+                f"{self.replaced} of {read} training examples could not be read and were "
+                f"replaced, more than data.max_corrupt_fraction={limit}; the log names the "
                 "files: repair or remove them, or raise the limit"
             )
-        return batch
 
 
 def _initialiser(

@@ -21,7 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
         ema: moving average of all variables, None where none is kept.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     collections: dict[str, Any]
     opt_state: optax.OptState
