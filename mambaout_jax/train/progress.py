@@ -54,7 +54,8 @@ class Progress:
         self._total_steps, self._step = total_steps, start_step
         self._batch_size, self._steps_per_epoch = batch_size, steps_per_epoch
         self._clock = clock
-        self._text, self._quiet = "", quiet
+        self._shown: list[str] = []  # parts of the last report: step, epoch, ..., eta
+        self._quiet = quiet
         self._first: tuple[int, float] | None = None  # step and time, once it has been compiled
         self._begin_interval(start_step)
         if live is None:
@@ -113,9 +114,9 @@ class Progress:
                 "step_milliseconds": 1000 * seconds / steps,
                 "data_wait_fraction": min(1.0, self._waited / seconds),
             }
-        self._step, self._text = step, self._line(step, now, values, speed)
+        self._step, self._shown = step, self._parts(step, now, values, speed)
         if self._live is None:
-            self.message(self._text)
+            self.message("  ".join(self._shown))
         self._begin_interval(step)
         return speed
 
@@ -130,9 +131,9 @@ class Progress:
     def _begin_interval(self, step: int) -> None:
         self._since, self._since_step, self._waited = self._clock(), step, 0.0
 
-    def _line(
+    def _parts(
         self, step: int, now: float, values: Mapping[str, Scalar], speed: Mapping[str, float]
-    ) -> str:
+    ) -> list[str]:
         parts = [f"step {step}/{self._total_steps}", f"epoch {step / self._steps_per_epoch:.1f}"]
         parts += [f"{name} {float(value):.4g}" for name, value in values.items()]
         if speed:
@@ -141,8 +142,7 @@ class Progress:
                 f"step {speed['step_milliseconds']:.0f} ms",
                 f"data {100 * speed['data_wait_fraction']:.0f} %",
             ]
-        parts.append(f"eta {self._remaining(step, now)}")
-        return "  ".join(parts)
+        return [*parts, f"eta {self._remaining(step, now)}"]
 
     def _remaining(self, step: int, now: float) -> str:
         """h:mm:ss at the mean pace so far, which includes evaluations and checkpoints."""
@@ -156,5 +156,5 @@ class Progress:
     def _render(self) -> Group:
         bar = ProgressBar(total=self._total_steps, completed=self._step, width=_BAR_WIDTH)
         row = Table.grid(padding=(0, 2))
-        row.add_row(bar, f"{self._step}/{self._total_steps}")
-        return Group(row, Text(self._text))
+        row.add_row(bar, f"{self._step}/{self._total_steps}", *self._shown[-1:])
+        return Group(row, Text("  ".join(self._shown[1:-1])))
