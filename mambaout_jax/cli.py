@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return arguments.run(arguments, rest)
-    except (ValueError, TypeError, FileNotFoundError, NotADirectoryError, RuntimeError,
-            FloatingPointError) as error:  # fmt: skip
+    except (ValueError, TypeError, OSError, RuntimeError, FloatingPointError,
+            ImportError) as error:  # fmt: skip
         if os.environ.get("MAMBAOUT_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, FloatingPointError | RuntimeError) else 2
+        usage = ValueError | TypeError | FileNotFoundError | NotADirectoryError
+        return 2 if isinstance(error, usage) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,13 +158,16 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     """
     values = flags.FlagValues()
     argv = ["mambaout", *overrides]
-    config_flags.DEFINE_config_dict(
-        "config", config, lock_config=True, flag_values=values, sys_argv=argv
-    )
     try:
+        config_flags.DEFINE_config_dict(
+            "config", config, lock_config=True, flag_values=values, sys_argv=argv
+        )
         rest = values(argv)[1:]
-    except (AttributeError, flags.Error) as error:  # AttributeError: no such setting
-        raise ValueError(str(error).replace("\n", ". ")) from error
+    except (AttributeError, KeyError) as error:
+        hint = str(error).strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
+        raise ValueError(f"there is no setting {hint}") from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings look like --config.key=value")
     return values["config"].value
@@ -175,16 +179,17 @@ def _join(arguments: argparse.Namespace) -> None:
         return
     import jax
 
-    if not arguments.distributed:
-        jax.distributed.initialize()
-        return
     try:
-        address, count, index = arguments.distributed.split(",")
-        jax.distributed.initialize(address, int(count), int(index))
+        if arguments.distributed:
+            address, count, index = arguments.distributed.split(",")
+            jax.distributed.initialize(address, int(count), int(index))
+        else:
+            jax.distributed.initialize()
     except ValueError as error:
         raise ValueError(
-            f"--distributed={arguments.distributed} must be HOST:PORT,COUNT,INDEX: the address of "
-            f"process 0, how many processes there are, and which this one is, from 0 ({error})"
+            f"--distributed={arguments.distributed} finds no other process ({error}); give it "
+            "HOST:PORT,COUNT,INDEX: the address of process 0, how many processes there are, and "
+            "which this one is, from 0"
         ) from error
 
 

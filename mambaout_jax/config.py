@@ -26,6 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TASKS = ("classification",)
 SOURCES = ("digits", "folder")
+CROP_MODES = ("center", "squash")
 CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DTYPES = ("float32", "bfloat16")
@@ -82,6 +83,7 @@ def _set_data(config: Config) -> None:
     config.data.std = IMAGENET_STD
     config.data.validation_fraction = 0.2  # held out of a folder that has no split of its own
     config.data.crop_fraction = 1.0  # evaluation: side of the central crop over the resized side
+    config.data.crop_mode = "center"  # evaluation: "center" keeps proportions, "squash" does not
     config.data.interpolation = "bicubic"  # evaluation, and training unless it is drawn
     config.data.num_threads = 16  # that decode, in this process
     config.data.num_workers = 0  # processes that decode; 0: threads of this process only
@@ -149,6 +151,8 @@ def _set_training(config: Config) -> None:
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = False
+    config.log.wandb = False  # Weights & Biases, by the package's own environment variables
+    config.log.wandb_project = "mambaout_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +234,7 @@ def validate(config: Config, device_count: int) -> None:
     _one_of(config, "model.dtype", DTYPES)
     _one_of(config, "data.source", SOURCES)
     _one_of(config, "data.channels", (1, 3))
+    _one_of(config, "data.crop_mode", CROP_MODES)
     _one_of(config, "data.interpolation", INTERPOLATIONS)
     _one_of(config, "augment.crop", CROPS)
     for name in _POSITIVE:

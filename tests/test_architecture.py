@@ -33,7 +33,7 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY = {"kernels": {"kernels"}, "config": set(), "data": {"config", "data"}}
 
 # Imported inside functions: optional or slow, and not everybody's.
-LAZY = {"sklearn", "tensorboardX"}
+LAZY = {"matplotlib", "sklearn", "tensorboardX", "wandb"}
 
 MAX_FILE, MAX_KERNEL_FILE = 400, 500
 MAX_FUNCTION, MAX_LOOP = 60, 150

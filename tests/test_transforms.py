@@ -152,7 +152,7 @@ def test_training_view_resizes_the_drawn_box(rng):
     box = random_resized_crop_box(
         50, 40, scale=(0.2, 0.6), ratio=(3 / 4, 4 / 3), rng=np.random.default_rng(seed)
     )
-    want = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC, box=box))
+    want = np.asarray(image.crop(box).resize((16, 16), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(view_of(config, image, seed), want)
 
 
@@ -220,3 +220,12 @@ def test_training_view_keeps_label_and_mark(rng):
     assert (view["label"], view["label"].dtype) == (6, np.int32)
     assert (view["replaced"], view["replaced"].dtype) == (True, np.bool_)
     assert view["image"].shape == (16, 16, 1)
+
+
+def test_squash_resizes_both_sides_alike(rng):
+    from mambaout_jax.data.transforms import evaluation_view
+
+    image = Image.fromarray(rng.integers(0, 256, (30, 50, 3), np.uint8))
+    expected = image.resize((20, 20), Image.Resampling.BICUBIC).crop((2, 2, 18, 18))
+    view = evaluation_view(image, 16, crop_fraction=0.8, crop_mode="squash")
+    np.testing.assert_array_equal(view, np.asarray(expected))

@@ -21,7 +21,12 @@ RESAMPLING = {
 
 
 def evaluation_view(
-    image: Image.Image, size: int, *, crop_fraction: float = 1.0, interpolation: str = "bicubic"
+    image: Image.Image,
+    size: int,
+    *,
+    crop_fraction: float = 1.0,
+    crop_mode: str = "center",
+    interpolation: str = "bicubic",
 ) -> UInt8[np.ndarray, "H W C"]:
     """The central crop of the image, resized so that the crop covers `crop_fraction` of it.
 
@@ -32,6 +37,8 @@ def evaluation_view(
         image: of mode "L" or "RGB".
         size: H and W of the result.
         crop_fraction: side of the crop over the shorter resized side, in (0, 1].
+        crop_mode: "center", as above; "squash": both sides are resized to the length of the
+            shorter one, whatever their proportion.
         interpolation: "bilinear" or "bicubic", with antialiasing.
 
     Returns:
@@ -45,7 +52,7 @@ def evaluation_view(
             f"data.crop_fraction={crop_fraction} is out of range; it must be above 0 and at most 1"
         )
     short, long = math.floor(size / crop_fraction), max(image.size)
-    long = int(short * long / min(image.size))
+    long = short if crop_mode == "squash" else int(short * long / min(image.size))
     width, height = (short, long) if image.width <= image.height else (long, short)
     left, top = round((width - size) / 2), round((height - size) / 2)
     resized = image.resize((width, height), RESAMPLING[interpolation])
@@ -110,6 +117,7 @@ class EvaluationView(grain.transforms.Map):
         self._size = config.data.image_size
         self._settings = {
             "crop_fraction": config.data.crop_fraction,
+            "crop_mode": config.data.crop_mode,
             "interpolation": config.data.interpolation,
         }
 
@@ -132,6 +140,7 @@ class TrainingView(grain.transforms.RandomMap):
         self._size = config.data.image_size
         self._interpolation = config.data.interpolation
         self._crop_fraction = config.data.crop_fraction
+        self._crop_mode = config.data.crop_mode
         self._augment = config.augment.to_dict()
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
@@ -156,7 +165,11 @@ class TrainingView(grain.transforms.RandomMap):
             size = (self._size, self._size)
             return _pixels(image.crop(box).resize(size, RESAMPLING[interpolation]))
         view = evaluation_view(
-            image, self._size, crop_fraction=self._crop_fraction, interpolation=interpolation
+            image,
+            self._size,
+            crop_fraction=self._crop_fraction,
+            crop_mode=self._crop_mode,
+            interpolation=interpolation,
         )
         if augment["crop"] == "none":
             return view

@@ -2,8 +2,8 @@
 """Augmentation of whole batches on the device, inside jit.
 
 uint8 images come in; normalisation, mixup or cutmix, and random erasing follow, in this order. All
-draws are keyed by an example's place in the global batch, so that splitting a batch over devices
-or into micro-batches changes nothing.
+draws are keyed by places in the global batch, so that splitting a batch over devices or, between
+groups that mix, into micro-batches changes nothing.
 """
 
 from typing import Any
@@ -76,8 +76,9 @@ def mix(
     groups = images.shape[0] // group_size
 
     def mix_group(images, targets, place):
+        # No two groups share a first place, also where micro-batches interleave in the batch.
         use_cutmix, weight, inside = _draw_mixing(
-            jax.random.fold_in(key, place[0] // group_size), images.shape[1:3], config
+            jax.random.fold_in(key, place[0]), images.shape[1:3], config
         )
         other = images[::-1]
         blended = weight * images + (1 - weight) * other

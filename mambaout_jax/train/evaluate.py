@@ -22,7 +22,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
     """Evaluates the newest checkpoint of a training run on the validation set.
 
     Args:
-        config: of the run; what the training data alone decide is not read.
+        config: of the run; it has to fit the devices here, so `mesh.fsdp` may be another.
         workdir: of the run.
 
     Returns:

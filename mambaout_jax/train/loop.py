@@ -107,8 +107,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         for step in range(start + 1, resolved.total_steps + 1):
             batch = reader.next()
             progress.data_wait(reader.seconds)
+            on_device = put_batch(batch, setup.mesh)
             with jax.transfer_guard("disallow"):
-                state, sums = update(state, put_batch(batch, setup.mesh))
+                state, sums = update(state, on_device)
             pending.append((step, sums))
             if len(pending) > 1:  # two updates may be under way: a host that runs further ahead
                 jax.block_until_ready(pending[-2])  # only hoards batches

@@ -1,22 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of a run, step by step: `<workdir>/metrics.jsonl`, and TensorBoard where asked for.
+"""Numbers of a run, step by step: `<workdir>/metrics.jsonl`, and where asked for TensorBoard and
+Weights & Biases.
 
 A line is `{"step": 400, "train/loss": 0.61, …}`. It is strict JSON, so NaN and the infinities are
 written as null.
 """
 
+import dataclasses
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 FILE_NAME = "metrics.jsonl"
+WANDB_ID_NAME = "wandb_id"
 
 Scalar = float | int | np.generic | np.ndarray | jax.Array  # arrays are 0-d
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbSettings:
+    """What Weights & Biases shows of a run beside its metrics.
+
+    Attributes:
+        project: to which the run belongs; made where it is missing.
+        config: the run's settings, nested.
+    """
+
+    project: str
+    config: Mapping[str, Any]
 
 
 class MetricWriter:
@@ -30,16 +48,29 @@ class MetricWriter:
         workdir: made where it is missing. One process writes; the others use `NullWriter`.
         resume_step: step of the restored checkpoint, 0 where none was.
         tensorboard: also write event files into `<workdir>/tensorboard`.
+        wandb: also log to Weights & Biases. All calls with one workdir make one run there, whose id
+            is in `<workdir>/wandb_id`. The variable WANDB_MODE works as it does everywhere; of
+            several offline runs of one id the newest holds all steps, so sync that one.
 
     Raises:
         ValueError: a line of the file other than the last is no JSON.
+        ModuleNotFoundError: `wandb` is asked for and not installed.
     """
 
-    def __init__(self, workdir: Path | str, *, resume_step: int, tensorboard: bool):
+    def __init__(
+        self,
+        workdir: Path | str,
+        *,
+        resume_step: int,
+        tensorboard: bool,
+        wandb: WandbSettings | None = None,
+    ):
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE_NAME
-        _rewrite(path, [line for line in _read(path) if line["step"] <= resume_step])
+        lines = [line for line in _read(path) if line["step"] <= resume_step]
+        self._wandb = None if wandb is None else _WandbRun(workdir, wandb, lines)
+        _replace(path, "".join(map(_line, lines)))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
@@ -56,10 +87,12 @@ class MetricWriter:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_):
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(failed=kind is not None)
 
     def write(self, step: int, values: Mapping[str, Scalar]) -> None:
         """Appends one line and hands it to the operating system: killing the run cannot lose it.
@@ -75,6 +108,8 @@ class MetricWriter:
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(name, number, step)
             self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(step, numbers)
 
 
 class NullWriter:
@@ -90,6 +125,48 @@ class NullWriter:
         """Does nothing."""
 
 
+class _WandbRun:
+    """A run on Weights & Biases, which takes no step twice and none out of order.
+
+    Args:
+        lines: those that the run in `workdir` has written so far.
+    """
+
+    def __init__(self, workdir: Path, settings: WandbSettings, lines: list[dict]):
+        try:
+            import wandb  # optional
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "log.wandb=True needs the package wandb: pip install mambaout-jax[wandb], or set "
+                "--config.log.wandb=False"
+            ) from error
+        id_path = workdir / WANDB_ID_NAME
+        if not id_path.exists():
+            _replace(id_path, f"{secrets.token_hex(8)}\n")
+        self._run = wandb.init(
+            project=settings.project,
+            id=id_path.read_text().strip(),
+            resume="allow",
+            name=workdir.resolve().name,
+            dir=str(workdir),
+            config=dict(settings.config),
+            reinit="create_new",  # not a run that the calling program has open
+        )
+        # A kill takes away the newest step; offline, or where it was switched on late, all of them
+        # are missing.
+        self._first_step = self._run.step
+        for line in map(_null_to_nan, lines):
+            self.log(line.pop("step"), line)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        # It has the earlier ones from before the restart.
+        if step >= self._first_step:
+            self._run.log(dict(numbers), step=step)
+
+    def finish(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
 def read_metrics(workdir: Path | str) -> list[dict[str, float | int]]:
     """The lines of a run's metrics, in order; what was not finite is NaN.
 
@@ -102,10 +179,7 @@ def read_metrics(workdir: Path | str) -> list[dict[str, float | int]]:
         raise FileNotFoundError(
             f"no {FILE_NAME} in {workdir}; give the working directory of a training run"
         )
-    return [
-        {name: math.nan if value is None else value for name, value in line.items()}
-        for line in _read(path)
-    ]
+    return [_null_to_nan(line) for line in _read(path)]
 
 
 def _read(path: Path) -> list[dict]:
@@ -131,10 +205,14 @@ def _read(path: Path) -> list[dict]:
     return lines
 
 
-def _rewrite(path: Path, lines: list[dict]) -> None:
+def _null_to_nan(line: Mapping[str, float | int | None]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in line.items()}
+
+
+def _replace(path: Path, text: str) -> None:
     # A kill between the two steps leaves the old file whole.
-    temporary = path.with_name(f"{FILE_NAME}.tmp")
-    temporary.write_text("".join(_line(line) for line in lines), encoding="utf-8")
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -11,7 +11,7 @@ import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state after `step` updates.
+    """The state after `step` updates, or a tree like it of shapes or of shardings.
 
     Attributes:
         step: updates done, int32.
@@ -25,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     collections: dict[str, Any]
     opt_state: optax.OptState
-    ema: dict[str, Any] | None
+    ema: Any
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
         """The state after one more update; the average moves by `1 - ema_decay`."""
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
-        ema: Any = self.ema
+        ema = self.ema
         if ema is not None:
             new = {"params": params, **collections}
             ema = optax.incremental_update(new, ema, 1 - ema_decay)

@@ -67,7 +67,7 @@ def make_train_step(
             carry, sums = jax.lax.scan(micro_step, carry, micro_batches)
             sums = jax.tree.map(lambda s: s.sum(0), sums)
         gradients, collections = carry
-        sums["gradient_norm"] = optax.global_norm(gradients)
+        sums["gradient_norm"] = optax.tree.norm(gradients)
         return state.updated(gradients, collections, optimizer, config.ema.decay), sums
 
     return jax.jit(

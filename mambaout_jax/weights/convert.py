@@ -24,7 +24,8 @@ from mambaout_jax.backbone import Classifier
 from mambaout_jax.models import create_model, find_variant
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "gamma": "gamma"}
-_WRAPPERS = ("model", "state_dict", "state_dict_ema")
+CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
+WRAPPERS = ("model", "state_dict", "state_dict_ema")  # what checkpoints call a state dict
 _SHOWN = 8
 
 
@@ -49,12 +50,13 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
     Raises:
         ValueError: names or shapes do not fit; the message lists them.
     """
-    for wrapper in _WRAPPERS:
+    for wrapper in WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
             break
-    naming = _detect_naming(name, state_dict, options)
-    entries = _entries(name, naming, options)
+    shapes = _shapes(name, options)
+    naming = _detect_naming(name, state_dict, shapes)
+    entries = _entries(name, naming, shapes)
     wanted = {key: entry.torch_shape for key, entry in entries.items()}
     given = {key: tuple(np.shape(value)) for key, value in state_dict.items()}
     _check(name, naming, wanted, given)
@@ -79,7 +81,7 @@ def to_torch(
     Raises:
         ValueError: the family has no such naming, or the variables are not those of the model.
     """
-    entries = _entries(name, naming, options)
+    entries = _entries(name, naming, _shapes(name, options))
     flat: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(dict(variables))
     wanted = {"/".join(entry.path): entry.shape for entry in entries.values()}
     given = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
@@ -90,22 +92,51 @@ def to_torch(
     }
 
 
+def check_variables(name: str, variables: Mapping[str, Any], **options: Any) -> None:
+    """Raises ValueError unless names and shapes are those of `create_model(name, **options)`."""
+    wanted = {"/".join(path): leaf.shape for path, leaf in _shapes(name, options).items()}
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    given = {path: tuple(np.shape(value)) for path, value in flat.items()}
+    _check(name, "this project's", wanted, given)
+
+
+def count_classes(name: str, state_dict: Mapping[str, Any]) -> int:
+    """Classes of a PyTorch state dict's classifier, 0 where it has none.
+
+    Args:
+        name: one of `list_models()`.
+        state_dict: names to arrays, in any naming that the family knows.
+    """
+    family, _ = find_variant(name)
+    for rules in family.TORCH_NAMES.values():
+        key = _torch_name(CLASSIFIER, rules)
+        if key in state_dict:
+            return int(np.shape(state_dict[key])[0])
+    return 0
+
+
 def model_variables(model: Classifier, image_size: int) -> Any:
     """Shapes and dtypes of a model's variables, without computing any."""
     image = jax.ShapeDtypeStruct((1, image_size, image_size, model.in_chans), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-def _entries(name: str, naming: str, options: Mapping[str, Any]) -> dict[str, _Entry]:
+def _shapes(name: str, options: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Shapes and dtypes of a model's variables, by path."""
+    _, variant = find_variant(name)
+    variables = model_variables(create_model(name, **options), variant.image_size)
+    return flax.traverse_util.flatten_dict(variables)
+
+
+def _entries(name: str, naming: str, shapes: Mapping[tuple[str, ...], Any]) -> dict[str, _Entry]:
     """The torch names of a model's variables."""
-    family, variant = find_variant(name)
+    family, _ = find_variant(name)
     if naming not in family.TORCH_NAMES:
         raise ValueError(
             f"naming={naming!r} is not known for {name}; allowed are {sorted(family.TORCH_NAMES)}"
         )
-    shapes = model_variables(create_model(name, **options), variant.image_size)
     entries = {}
-    for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
+    for path, leaf in shapes.items():
         key = _torch_name(path, family.TORCH_NAMES[naming])
         if key is None:
             raise ValueError(
@@ -125,12 +156,11 @@ def _torch_name(path: tuple[str, ...], rules: tuple[tuple[str, str], ...]) -> st
     return None
 
 
-def _detect_naming(name: str, state_dict: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _detect_naming(
+    name: str, state_dict: Mapping[str, Any], shapes: Mapping[tuple[str, ...], Any]
+) -> str:
     """The naming that shares most names with the state dict."""
-    family, variant = find_variant(name)
-    shapes = flax.traverse_util.flatten_dict(
-        model_variables(create_model(name, **options), variant.image_size)
-    )
+    family, _ = find_variant(name)
     return max(
         family.TORCH_NAMES,
         key=lambda naming: sum(

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published weights: where they are, how their images are prepared, what accuracy they reach.
+
+Read, never measured here:
+
+    names, sizes, crops, classes  timm/models/mambaout.py of huggingface/pytorch-image-models
+    its accuracies                results/results-imagenet.csv there, at aa4b585
+    official files and top-1      models/mambaout.py and README.md of yuweihao/MambaOut, at 9f2f234
+    licences                      the model cards on huggingface.co, and LICENSE of MambaOut, of
+                                  whose weights timm's femto, tiny and small are copies
+
+`test_mambaout` and `mambaout_micro` have no published weights.
+"""
+
+import dataclasses
+import fnmatch
+from pathlib import Path
+
+from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD
+
+_HUB = "hf_hub:timm/"
+_RELEASE = "https://github.com/yuweihao/MambaOut/releases/download/model/"
+_IMAGENET_12K = 11821
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model's input, and what the outputs are called.
+
+    Attributes:
+        image_size: pixels, height and width.
+        crop_fraction: side of the central crop over the resized side, in (0, 1].
+        crop_mode: "center": the shorter side is resized, proportions stay; "squash": both sides are
+            resized to the same length.
+        interpolation: "bilinear" or "bicubic".
+        mean, std: per channel, of pixel values in [0, 1].
+        class_names: in the order of the outputs, None where they are not known.
+    """
+
+    image_size: int
+    crop_fraction: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Published accuracy on the ImageNet-1k validation set, in percent.
+
+    Attributes:
+        image_size, crop_fraction: of the evaluation.
+        top5: None where only top-1 is published.
+    """
+
+    image_size: int
+    crop_fraction: float
+    top1: float
+    top5: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Published weights.
+
+    Attributes:
+        model: one of `list_models()`.
+        source: "hf_hub:<repository>" or the URL of a file.
+        naming: of the tensors, a key of the family's `TORCH_NAMES`.
+        licence: SPDX identifier, None where none could be read.
+        results: the first at the size of training.
+        image_size, crop_fraction, crop_mode: of evaluation at the size of training.
+        num_classes: 1000 are those of ImageNet-1k.
+        sha256: of the file, None where none is published.
+    """
+
+    model: str
+    source: str
+    naming: str
+    licence: str | None
+    results: tuple[Result, ...]
+    image_size: int = 224
+    crop_fraction: float = 1.0
+    crop_mode: str = "center"
+    num_classes: int = 1000
+    sha256: str | None = None
+
+    def preprocessing(self, image_size: int | None = None) -> Preprocessing:
+        """The published one at this size, None for the size of training.
+
+        Where nothing is published at the size, the crop is that of training.
+        """
+        size = image_size or self.image_size
+        crops = {result.image_size: result.crop_fraction for result in self.results}
+        return Preprocessing(
+            image_size=size,
+            crop_fraction=crops.get(size, self.crop_fraction),
+            crop_mode=self.crop_mode,
+            class_names=imagenet_classes() if self.num_classes == 1000 else None,
+        )
+
+
+def find_weights(pattern: str = "*") -> dict[str, Weights]:
+    """Published weights whose key matches a shell-style pattern, in the catalog's order."""
+    return {key: CATALOG[key] for key in fnmatch.filter(CATALOG, pattern)}
+
+
+def weights_of(model: str) -> dict[str, Weights]:
+    """Published weights of one of `list_models()`; the first are those to start from."""
+    return {key: weights for key, weights in CATALOG.items() if weights.model == model}
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Names of the 1000 classes of ImageNet-1k, in label order."""
+    text = Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _timm(tag, licence, *results, **fields):
+    """Weights `<model>.<tag>` of timm; a result is (image size, crop fraction, top-1, top-5)."""
+    rows = tuple(Result(*row) for row in results)
+    return tag, Weights(tag.partition(".")[0], f"{_HUB}{tag}", "timm", licence, rows, **fields)
+
+
+def _official(model, top1):
+    result = Result(224, 1.0, top1)
+    url = f"{_RELEASE}{model}.pth"
+    return f"{model}.official", Weights(model, url, "official", "Apache-2.0", (result,))
+
+
+# fmt: off
+CATALOG: dict[str, Weights] = dict((
+    _timm("mambaout_femto.in1k", "Apache-2.0",
+          (224, 1.0, 78.880, 94.408), (288, 1.0, 79.912, 95.134)),
+    _timm("mambaout_kobe.in1k", "Apache-2.0",
+          (224, 1.0, 79.986, 94.982), (288, 1.0, 81.064, 95.682)),
+    _timm("mambaout_tiny.in1k", "Apache-2.0",
+          (224, 1.0, 82.742, 96.098), (288, 1.0, 83.452, 96.540)),
+    _timm("mambaout_small.in1k", "Apache-2.0",
+          (224, 1.0, 84.094, 96.626), (288, 1.0, 84.512, 96.970)),
+    _timm("mambaout_base.in1k", "Apache-2.0",
+          (224, 1.0, 84.194, 96.668), (288, 1.0, 84.730, 96.934)),
+    _timm("mambaout_small_rw.sw_e450_in1k", "Apache-2.0",
+          (224, 1.0, 84.040, 96.742), (288, 1.0, 84.604, 97.096)),
+    _timm("mambaout_base_short_rw.sw_e500_in1k", "Apache-2.0",
+          (224, 0.95, 84.364, 96.944), (288, 1.0, 84.842, 97.286), crop_fraction=0.95),
+    _timm("mambaout_base_tall_rw.sw_e500_in1k", "Apache-2.0",
+          (224, 0.95, 84.436, 96.956), (288, 1.0, 84.988, 97.334), crop_fraction=0.95),
+    _timm("mambaout_base_wide_rw.sw_e500_in1k", "Apache-2.0",
+          (224, 0.95, 84.448, 96.872), (288, 1.0, 84.966, 97.222), crop_fraction=0.95),
+    _timm("mambaout_base_plus_rw.sw_e150_in12k_ft_in1k", "Apache-2.0",
+          (224, 1.0, 86.642, 98.150), (288, 1.0, 86.916, 98.238)),
+    _timm("mambaout_base_plus_rw.sw_e150_r384_in12k_ft_in1k", "Apache-2.0",
+          (384, 1.0, 87.508, 98.428), image_size=384, crop_mode="squash"),
+    _timm("mambaout_base_plus_rw.sw_e150_in12k", None, num_classes=_IMAGENET_12K),
+    _official("mambaout_femto", 78.9),
+    _official("mambaout_kobe", 80.0),
+    _official("mambaout_tiny", 82.7),
+    _official("mambaout_small", 84.1),
+    _official("mambaout_base", 84.2),
+))
+# fmt: on

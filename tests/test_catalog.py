@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalog: complete, consistent with the models, and the published numbers."""
+
+import re
+
+import pytest
+
+from mambaout_jax.models import find_variant, list_models
+from mambaout_jax.weights.catalog import (
+    CATALOG,
+    find_weights,
+    imagenet_classes,
+    weights_of,
+)
+
+UNPUBLISHED = {"test_mambaout", "mambaout_micro"}
+
+
+@pytest.mark.parametrize("key", CATALOG)
+def test_row_names_a_model_a_source_and_a_naming_that_exist(key):
+    weights = CATALOG[key]
+    model, _, tag = key.partition(".")
+    assert weights.model == model
+    assert weights.model in list_models()
+    assert weights.naming in find_variant(model)[0].TORCH_NAMES
+    if tag == "official":
+        release = "https://github.com/yuweihao/MambaOut/releases/download/model/"
+        assert weights.source == f"{release}{model}.pth"
+    else:
+        assert weights.source == f"hf_hub:timm/{key}"
+    assert weights.sha256 is None or re.fullmatch("[0-9a-f]{64}", weights.sha256)
+
+
+def test_every_mambaout_has_weights_or_is_known_to_have_none():
+    for model in list_models("*mambaout*"):
+        assert bool(weights_of(model)) == (model not in UNPUBLISHED), model
+
+
+def test_published_accuracies_are_those_of_the_papers_models():
+    # Paper, Table 1, and the README's Kobe.
+    paper = {"femto": 78.9, "kobe": 80.0, "tiny": 82.7, "small": 84.1, "base": 84.2}
+    for size, top1 in paper.items():
+        (official,) = CATALOG[f"mambaout_{size}.official"].results
+        assert (official.image_size, official.top1, official.top5) == (224, top1, None)
+        # timm evaluates the same weights, and publishes more digits.
+        timm = CATALOG[f"mambaout_{size}.in1k"].results
+        assert [result.image_size for result in timm] == [224, 288]
+        assert round(timm[0].top1, 1) == top1
+        assert timm[0].top1 < timm[1].top1 < timm[1].top5 < 100
+
+
+def test_first_result_is_at_the_size_of_training():
+    for weights in CATALOG.values():
+        for result in weights.results[:1]:
+            assert result.image_size == weights.image_size
+            assert result.crop_fraction == weights.crop_fraction
+
+
+@pytest.mark.parametrize(
+    ("key", "image_size", "expected"),
+    [
+        ("mambaout_femto.in1k", None, (224, 1.0, "center")),
+        ("mambaout_base_tall_rw.sw_e500_in1k", None, (224, 0.95, "center")),
+        ("mambaout_base_tall_rw.sw_e500_in1k", 288, (288, 1.0, "center")),
+        ("mambaout_base_tall_rw.sw_e500_in1k", 256, (256, 0.95, "center")),
+        ("mambaout_base_plus_rw.sw_e150_r384_in12k_ft_in1k", None, (384, 1.0, "squash")),
+    ],
+)
+def test_preprocessing_is_the_published_one_at_its_size(key, image_size, expected):
+    found = CATALOG[key].preprocessing(image_size)
+    assert (found.image_size, found.crop_fraction, found.crop_mode) == expected
+    assert found.interpolation == "bicubic"
+    assert found.mean == (0.485, 0.456, 0.406)
+    assert found.std == (0.229, 0.224, 0.225)
+    assert found.class_names == imagenet_classes()
+
+
+def test_imagenet_12k_has_its_own_classes_and_no_names():
+    weights = CATALOG["mambaout_base_plus_rw.sw_e150_in12k"]
+    assert weights.num_classes == 11821
+    assert weights.preprocessing().class_names is None
+
+
+def test_find_weights_takes_patterns():
+    assert list(find_weights("*tiny*")) == ["mambaout_tiny.in1k", "mambaout_tiny.official"]
+    assert len(find_weights("*.official")) == 5
+    assert len(find_weights()) == len(CATALOG) == 17
+    assert find_weights("resnet*") == {}
+
+
+def test_class_names_stand_at_their_labels():
+    names = imagenet_classes()
+    assert len(names) == len(set(names)) == 1000
+    known = {
+        0: "tench",
+        1: "goldfish",
+        7: "cock",
+        134: "crane bird",
+        207: "golden retriever",
+        281: "tabby",
+        285: "Egyptian cat",
+        388: "giant panda",
+        404: "airliner",
+        517: "crane",
+        638: "maillot",
+        639: "maillot tank suit",
+        817: "sports car",
+        954: "banana",
+        999: "toilet tissue",
+    }
+    assert {label: names[label] for label in known} == known

@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every source of weights gives the model that they were of, or says why not."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+from goldens.fill import value_of
+from hub_server import serve
+from tiny_run import get_config
+
+from mambaout_jax.config import save_config
+from mambaout_jax.models import create_model
+from mambaout_jax.train.checkpoint import Checkpointer
+from mambaout_jax.train.state import init_state
+from mambaout_jax.weights import catalog
+from mambaout_jax.weights.catalog import Weights, imagenet_classes
+from mambaout_jax.weights.convert import model_variables, to_torch
+from mambaout_jax.weights.load import (
+    describe_source,
+    load_pretrained,
+    model_options,
+    read_variables,
+    save_variables,
+)
+
+FILES = Path(__file__).parent / "goldens" / "torch_files"
+MODEL = {"depths": (1, 1), "dims": (8, 16)}
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random variables of a mambaout_tiny with `MODEL` and three classes."""
+    rng = np.random.default_rng(0)
+    shapes = model_variables(create_model("mambaout_tiny", num_classes=3, **MODEL), 32)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((2, 32, 48, 3), np.float32)
+
+
+def logits(model, variables, images):
+    return np.asarray(jax.jit(model.apply)(variables, images))
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def write_torch_names(path, variables, naming="timm"):
+    state = to_torch("mambaout_tiny", variables, naming=naming, num_classes=3, **MODEL)
+    safetensors.numpy.save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("naming", ["timm", "official"])
+def test_safetensors_of_torch_names_gives_the_same_logits(tmp_path, variables, images, naming):
+    path = write_torch_names(tmp_path / "mambaout_tiny.safetensors", variables, naming)
+    model, loaded = load_pretrained(path, **MODEL)
+    assert_same(loaded, variables)
+    source = create_model("mambaout_tiny", num_classes=3, **MODEL)
+    np.testing.assert_array_equal(logits(model, loaded, images), logits(source, variables, images))
+
+
+def torch_values(seed=0):
+    """What tests/goldens/torch_files/make.py has put into its state dicts, as variables."""
+    shapes = model_variables(create_model("mambaout_tiny", num_classes=3, **MODEL), 32)
+    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
+    state = to_torch("mambaout_tiny", empty, naming="official", num_classes=3, **MODEL)
+    return {name: value_of(name, value.shape, seed) for name, value in state.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_torch_file_is_read_without_torch(tmp_path, suffix):
+    path = shutil.copy(FILES / "mambaout_tiny.pth", tmp_path / f"mambaout_tiny{suffix}")
+    _, loaded = load_pretrained(path, **MODEL)
+    state = to_torch("mambaout_tiny", loaded, naming="official", num_classes=3, **MODEL)
+    assert_same(state, torch_values())
+    assert "torch" not in sys.modules
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_torch_checkpoint_gives_its_averaged_weights_unless_told_not_to(ema):
+    _, loaded = load_pretrained(FILES / "with_average.pth", "mambaout_tiny", ema=ema, **MODEL)
+    state = to_torch("mambaout_tiny", loaded, naming="official", num_classes=3, **MODEL)
+    assert_same(state, torch_values(seed=1 if ema else 0))
+
+
+def test_half_precision_file_is_widened(tmp_path, variables):
+    halves = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
+    path = write_torch_names(tmp_path / "mambaout_tiny.safetensors", variables)
+    state = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(
+        {name: value.astype(jnp.bfloat16) for name, value in state.items()}, path
+    )
+    _, loaded = load_pretrained(path, **MODEL)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {np.dtype(np.float32)}
+    assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype(np.float32), halves))
+
+
+def test_own_file_returns_bit_for_bit_and_knows_its_model(tmp_path, variables, images):
+    special = np.array([np.nan, -0.0, np.inf], np.float32)
+    variables = jax.tree.map(np.array, variables)
+    variables["params"]["head"]["classifier"]["bias"] = special
+    # Other collections, dtypes and layouts, too.
+    more = {
+        **variables,
+        "batch_stats": {"bn": {"mean": jnp.ones(3, jnp.bfloat16), "count": np.int32(7)}},
+        "table": {"t": np.arange(6.0).reshape(2, 3).T},
+    }
+    path = tmp_path / "weights.safetensors"
+    save_variables(more, path, {"model": "mambaout_tiny", "note": "hello"})
+    back, metadata = read_variables(path)
+    assert metadata == {"model": "mambaout_tiny", "note": "hello"}
+    assert jax.tree.structure(back) == jax.tree.structure(more)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(more), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert one.tobytes() == np.asarray(other).tobytes()
+
+    save_variables(variables, path, {"model": "mambaout_tiny"})
+    model, loaded = load_pretrained(path, **MODEL)
+    assert loaded["params"]["head"]["classifier"]["bias"].tobytes() == special.tobytes()
+    source = create_model("mambaout_tiny", num_classes=3, **MODEL)
+    np.testing.assert_array_equal(logits(model, loaded, images), logits(source, variables, images))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_own_file_of_another_model_is_refused_by_path(tmp_path, variables):
+    path = tmp_path / "weights.safetensors"
+    save_variables(variables, path)
+    with pytest.raises(ValueError, match="not those of mambaout_tiny") as info:
+        load_pretrained(path, "mambaout_tiny", depths=(1, 2), dims=(8, 16))
+    message = str(info.value)
+    assert message.startswith(f"{path}: ")
+    assert "params/backbone/stage_1_block_01/norm/scale" in message
+
+
+def test_own_file_is_called_safetensors(tmp_path, variables):
+    with pytest.raises(ValueError, match=r"call it .*weights\.npz\.safetensors"):
+        save_variables(variables, tmp_path / "weights.npz")
+
+
+def make_run(workdir, ema=False):
+    """A run's working directory after one update; returns its state."""
+    config = get_config()
+    model = create_model(config.model.name, num_classes=10, **model_options(config))
+    init = partial(
+        init_state,
+        model=model,
+        optimizer=optax.sgd(0.1),
+        image_shape=(16, 16, 1),
+        with_ema=ema,
+    )
+    state = jax.jit(init)(jax.random.key(0))
+    if ema:
+        state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.ema))
+    workdir.mkdir()
+    save_config(config, workdir / "config.json")
+    with Checkpointer(workdir / "checkpoints", keep=1) as checkpointer:
+        checkpointer.save(1, state, {})
+    return model, state
+
+
+def test_run_gives_its_averaged_weights_unless_told_not_to(tmp_path, rng):
+    source, state = make_run(tmp_path / "run", ema=True)
+    model, averaged = load_pretrained(tmp_path / "run")
+    assert_same(averaged, jax.device_get(state.ema))
+    _, raw = load_pretrained(str(tmp_path / "run"), ema=False)
+    assert_same(raw, jax.device_get(state.variables))
+    images = rng.standard_normal((2, 16, 16, 1), np.float32)
+    np.testing.assert_array_equal(
+        logits(model, averaged, images), logits(source, state.ema, images)
+    )
+
+
+def test_run_without_average_gives_its_weights_and_its_preprocessing(tmp_path):
+    _, state = make_run(tmp_path / "run")
+    model, loaded = load_pretrained(tmp_path / "run", drop_path=0.5)
+    assert_same(loaded, jax.device_get(state.variables))
+    assert model.backbone.drop_path == 0.5
+    assert model.in_chans == 1
+    found = describe_source(tmp_path / "run")
+    assert (found.image_size, found.mean, found.std) == (16, (0.5,), (0.5,))
+    assert (found.crop_fraction, found.class_names) == (1.0, None)
+    assert describe_source(tmp_path / "run", image_size=24).image_size == 24
+
+
+def test_model_options_cover_the_models_section():
+    config = get_config()
+    config.model.conv_implementation = "lax"
+    config.model.dtype = "bfloat16"
+    assert model_options(config) == {
+        "image_size": 16,
+        "in_chans": 1,
+        "dtype": jnp.bfloat16,
+        "drop_path": None,
+        "remat": False,
+        "conv_implementation": "lax",
+        "depths": (1, 1),
+        "dims": (8, 16),
+    }
+    covered = {"name", "drop_path", "dtype", "remat", "conv_implementation", "options"}
+    assert set(config.model) == covered
+    assert isinstance(config.model, ml_collections.ConfigDict)
+
+
+def test_folder_that_is_no_run_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing.*--workdir"):
+        load_pretrained(tmp_path)
+    save_config(get_config(), tmp_path / "config.json")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        load_pretrained(tmp_path)
+
+
+@pytest.fixture
+def torch_names(tmp_path, variables):
+    return write_torch_names(tmp_path / "mambaout_tiny.safetensors", variables)
+
+
+@pytest.fixture
+def own_names(tmp_path, variables):
+    save_variables(variables, tmp_path / "own.safetensors", {"model": "mambaout_tiny"})
+    return tmp_path / "own.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["torch_names", "own_names"])
+def test_other_class_count_needs_reset_head(kind, request):
+    path = request.getfixturevalue(kind)
+    for num_classes in (5, 2):
+        with pytest.raises(ValueError, match=rf"3 classes.*num_classes={num_classes}.*reset_head"):
+            load_pretrained(path, num_classes=num_classes, **MODEL)
+
+
+@pytest.mark.parametrize("kind", ["torch_names", "own_names"])
+def test_reset_head_makes_only_the_last_layer_anew_and_says_so(kind, request, variables, caplog):
+    path = request.getfixturevalue(kind)
+    with caplog.at_level(logging.WARNING, "mambaout_jax"):
+        model, loaded = load_pretrained(path, reset_head=True, num_classes=5, seed=3, **MODEL)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{path}: initialised afresh for 5 classes: "
+        "params/head/classifier/bias, params/head/classifier/kernel"
+    )
+    # What the model's own initialisation makes of this seed.
+    initial = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 32, 32, 3)))
+    fresh, made = (
+        initial["params"]["head"]["classifier"],
+        loaded["params"]["head"].pop("classifier"),
+    )
+    np.testing.assert_allclose(made["kernel"], fresh["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(made["bias"], np.zeros(5))
+    assert made["kernel"].std() == pytest.approx(0.02, rel=0.2)
+    kept = jax.tree.map(np.array, variables)
+    del kept["params"]["head"]["classifier"]
+    assert_same(loaded, kept)
+    assert {"norm", "hidden", "hidden_norm"} == set(loaded["params"]["head"])
+
+
+def test_reset_head_also_with_the_same_class_count(torch_names, variables, caplog):
+    _, loaded = load_pretrained(torch_names, reset_head=True, **MODEL)
+    assert len(caplog.records) == 1
+    old = variables["params"]["head"]["classifier"]["kernel"]
+    new = loaded["params"]["head"]["classifier"]["kernel"]
+    assert new.shape == old.shape
+    assert not np.any(new == old)
+
+
+@pytest.mark.parametrize("kind", ["torch_names", "own_names"])
+def test_no_classes_give_what_the_classifier_would_read(kind, request, variables, images):
+    model, loaded = load_pretrained(request.getfixturevalue(kind), num_classes=0, **MODEL)
+    assert "classifier" not in loaded["params"]["head"]
+    features = logits(model, loaded, images)
+    layer = variables["params"]["head"]["classifier"]
+    source = create_model("mambaout_tiny", num_classes=3, **MODEL)
+    np.testing.assert_allclose(
+        features @ layer["kernel"] + layer["bias"],
+        logits(source, variables, images),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+
+
+def test_weights_without_classifier_are_read_and_may_get_one(tmp_path, own_names):
+    _, headless = load_pretrained(own_names, num_classes=0, **MODEL)
+    path = tmp_path / "headless.safetensors"
+    save_variables(headless, path)
+    model, loaded = load_pretrained(path, "mambaout_tiny", **MODEL)
+    assert model.head.num_classes == 0
+    assert_same(loaded, headless)
+    with pytest.raises(ValueError, match="0 classes, and num_classes=5"):
+        load_pretrained(path, "mambaout_tiny", num_classes=5, **MODEL)
+    _, loaded = load_pretrained(path, "mambaout_tiny", True, num_classes=5, **MODEL)
+    assert loaded["params"]["head"]["classifier"]["kernel"].shape == (64, 5)
+
+
+def test_other_input_channels_are_an_error_that_shows_them(torch_names):
+    with pytest.raises(ValueError, match="in_chans") as info:
+        load_pretrained(torch_names, in_chans=1, **MODEL)
+    assert "stem.conv1.weight (the model has (4, 1, 3, 3), the weights have (4, 3, 3, 3))" in str(
+        info.value
+    )
+
+
+def test_other_model_is_an_error_and_reset_head_does_not_hide_it(torch_names):
+    for reset_head in (False, True):
+        with pytest.raises(ValueError, match="not those of mambaout_tiny"):
+            load_pretrained(torch_names, reset_head=reset_head, depths=(1, 1), dims=(8, 24))
+
+
+def test_name_comes_from_the_file_or_must_be_given(tmp_path, variables, torch_names):
+    tagged = shutil.copy(torch_names, tmp_path / "mambaout_tiny.my_run.safetensors")
+    assert_same(load_pretrained(tagged, **MODEL)[1], variables)
+    other = shutil.copy(torch_names, tmp_path / "best.safetensors")
+    with pytest.raises(ValueError, match=r"best\.safetensors does not say.*give name=.*femto"):
+        load_pretrained(other, **MODEL)
+    assert_same(load_pretrained(other, "mambaout_tiny", **MODEL)[1], variables)
+    with pytest.raises(ValueError, match=r"did you mean mambaout_tiny"):
+        load_pretrained(other, "mambaout_tony", **MODEL)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("mambaout_femto", "mean mambaout_femto.in1k or mambaout_femto.official"),
+        ("mambaout_tiny.in2k", "mean mambaout_tiny.in1k"),
+        ("nowhere/at/all", "no file, no directory and no key of the catalog.*hf_hub:.*https"),
+    ],
+)
+def test_unknown_source_gets_the_nearest_or_what_is_allowed(source, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        load_pretrained(source)
+
+
+def test_damaged_and_unknown_files_are_named(tmp_path, torch_names):
+    whole = torch_names.read_bytes()
+    torch_names.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"mambaout_tiny\.safetensors is damaged.*again"):
+        load_pretrained(torch_names, **MODEL)
+    path = tmp_path / "mambaout_tiny.npz"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"suffix '\.npz'.*allowed are \.safetensors, \.pth"):
+        load_pretrained(path, **MODEL)
+
+
+def test_torch_file_without_a_state_dict_is_told():
+    with pytest.raises(ValueError, match="not those of mambaout_tiny") as info:
+        load_pretrained(FILES / "views.pth", "mambaout_tiny", **MODEL)
+    assert "transposed" in str(info.value)
+
+
+# The hub's client reads its environment when it is imported: a process of its own.
+HUB = """
+import json, sys, time
+from mambaout_jax.weights.load import describe_source, load_pretrained, save_variables
+time.sleep = lambda seconds: None  # the client waits between its tries
+answers = []
+for i, (source, name) in enumerate(json.loads(sys.argv[2])):
+    try:
+        _, variables = load_pretrained(source, name, depths=(1, 1), dims=(8, 16))
+        save_variables(variables, f"{sys.argv[1]}/{i}.safetensors")
+        answers.append([None, str(describe_source(source, name))])
+    except Exception as error:
+        answers.append([type(error).__name__, str(error)])
+print(json.dumps(answers))
+"""
+
+
+def run_on_hub(home, url, *sources):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", HUB, str(home), json.dumps(sources)],
+        env={**os.environ, "HF_HOME": str(home / "hub"), "HF_ENDPOINT": url},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    answers = json.loads(result.stdout)
+    loaded = [
+        read_variables(home / f"{i}.safetensors")[0] if error is None else None
+        for i, (error, _) in enumerate(answers)
+    ]
+    return answers, loaded
+
+
+def hub_config(**changes):
+    config = {
+        "architecture": "mambaout_tiny",
+        "num_classes": 3,
+        "pretrained_cfg": {
+            "input_size": [3, 192, 192],
+            "crop_pct": 0.875,
+            "crop_mode": "squash",
+            "interpolation": "bilinear",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.25, 0.25, 0.25],
+        },
+        "label_names": ["cat", "dog", "eel"],
+        **changes,
+    }
+    return json.dumps(config).encode()
+
+
+def test_hub_repositories_and_the_catalog_load_over_the_hub(tmp_path, variables):
+    body = write_torch_names(tmp_path / "weights.safetensors", variables).read_bytes()
+    sources = [
+        ("mambaout_tiny.in1k", None),
+        ("hf_hub:me/mine", None),
+        ("hf-hub:me/mine@main", "mambaout_tiny"),
+        ("hf_hub:me/other", None),
+        ("hf_hub:me/changed", None),
+        ("hf_hub:me/absent", None),
+    ]
+    with serve() as server:
+        server.files = {
+            "timm/mambaout_tiny.in1k/model.safetensors": body,
+            "me/mine/model.safetensors": body,
+            "me/mine/config.json": hub_config(),
+            "me/other/config.json": hub_config(architecture="resnet50"),
+            "me/changed/config.json": hub_config(model_args={"act_layer": "relu"}),
+        }
+        answers, loaded = run_on_hub(tmp_path, server.url, *sources)
+        url = server.url
+    for i in range(3):
+        assert answers[i][0] is None, answers[i][1]
+        assert_same(loaded[i], variables)
+    assert "image_size=224, crop_fraction=1.0" in answers[0][1]
+    for i in (1, 2):
+        assert answers[i][1] == (
+            "Preprocessing(image_size=192, crop_fraction=0.875, crop_mode='squash', "
+            "interpolation='bilinear', mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), "
+            "class_names=('cat', 'dog', 'eel'))"
+        )
+    assert answers[3][0] == "ValueError"
+    assert "me/other has architecture='resnet50'" in answers[3][1]
+    assert answers[4][0] == "ValueError"
+    assert "model_args={'act_layer': 'relu'}" in answers[4][1]
+    assert answers[5][0] == "FileNotFoundError"
+    assert f"{url} has no repository me/absent" in answers[5][1]
+
+    # The server is gone; what was loaded before still loads.
+    answers, loaded = run_on_hub(tmp_path, url, *sources[:2], ("mambaout_femto.in1k", None))
+    for i in range(2):
+        assert answers[i][0] is None, answers[i][1]
+        assert_same(loaded[i], variables)
+    assert answers[2][0] == "FileNotFoundError"
+    assert "model.safetensors of timm/mambaout_femto.in1k is not in the cache" in answers[2][1]
+
+
+def test_url_and_official_weights_load_over_the_web(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with serve() as server:
+        server.files["release/mambaout_tiny.pth"] = (FILES / "mambaout_tiny.pth").read_bytes()
+        url = f"{server.url}/release/mambaout_tiny.pth"
+        official = dataclasses.replace(catalog.CATALOG["mambaout_tiny.official"], source=url)
+        monkeypatch.setitem(catalog.CATALOG, "mambaout_tiny.official", official)
+        for source in (f"{url}?download=true", url, "mambaout_tiny.official"):
+            _, loaded = load_pretrained(source, **MODEL)
+            state = to_torch("mambaout_tiny", loaded, naming="official", num_classes=3, **MODEL)
+            assert_same(state, torch_values())
+        assert len(server.requests) == 2
+        wrong = dataclasses.replace(official, sha256="0" * 64)
+        monkeypatch.setitem(catalog.CATALOG, "mambaout_tiny.official", wrong)
+        with pytest.raises(ValueError, match="published is 000"):
+            load_pretrained("mambaout_tiny.official", **MODEL)
+        with pytest.raises(ValueError, match="does not say which model"):
+            load_pretrained(f"{server.url}/release/best.pth")
+        assert len(server.requests) == 2
+    assert describe_source(url).class_names == imagenet_classes()
+
+
+def test_description_of_files_is_what_is_published_for_the_model(torch_names):
+    found = describe_source(torch_names)
+    assert (found.image_size, found.crop_fraction, found.interpolation) == (224, 1.0, "bicubic")
+    assert describe_source(torch_names, "mambaout_base_tall_rw").crop_fraction == 0.95
+    assert describe_source(torch_names, "mambaout_base_tall_rw", 288).crop_fraction == 1.0
+    micro = describe_source(torch_names, "mambaout_micro")
+    assert (micro.image_size, micro.class_names) == (32, None)
+
+
+def test_description_of_the_catalog_needs_no_network():
+    found = describe_source("mambaout_base_plus_rw.sw_e150_r384_in12k_ft_in1k")
+    assert (found.image_size, found.crop_mode) == (384, "squash")
+    assert found.class_names is not None
+    assert isinstance(catalog.CATALOG["mambaout_femto.in1k"], Weights)

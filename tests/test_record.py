@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a workdir says about its run, and when it is another run."""
+
+import importlib.metadata
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from mambaout_jax import __version__
+from mambaout_jax.config import default_config, load_config
+from mambaout_jax.train import record
+from mambaout_jax.train.record import check_same_run, git_revision, record_run
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.data.source = "digits"
+    return config
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def source_tree(tmp_path, monkeypatch):
+    """A repository, tagged, with the package in it."""
+    tree = tmp_path / "tree"
+    path = tree / "mambaout_jax" / "train" / "record.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("x = 1\n")
+    git(tmp_path, "init", "--quiet", str(tree))
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "-m", "one")
+    git(tree, "tag", "-a", "v1", "-m", "a tag is no commit")
+    monkeypatch.setattr(record, "__file__", str(path))
+    return tree
+
+
+def test_git_revision_is_the_commit(source_tree):
+    commit = git(source_tree, "rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert git_revision() == commit
+    Path(record.__file__).write_text("x = 2\n")
+    assert git_revision() == f"{commit}-dirty"
+
+
+def test_git_revision_is_none_outside_of_git(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    assert git_revision() is None
+    monkeypatch.setenv("PATH", str(tmp_path))  # nor is there any git
+    assert git_revision() is None
+
+
+def test_git_revision_is_not_that_of_a_project_which_has_the_package_installed(
+    source_tree, monkeypatch
+):
+    installed = source_tree / ".venv" / "lib" / "mambaout_jax" / "train" / "record.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("x = 1\n")
+    monkeypatch.setattr(record, "__file__", str(installed))
+    assert git_revision() is None
+
+
+def test_record_run_writes_settings_and_environment(config, tmp_path):
+    config.batch_size = 24
+    record_run(config, tmp_path / "a" / "run")
+    assert load_config(tmp_path / "a" / "run" / "config.json").to_dict() == config.to_dict()
+    environment = json.loads((tmp_path / "a" / "run" / "environment.json").read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", environment.pop("started"))
+    platform = environment.pop("platform")
+    assert platform.startswith(sys.platform.capitalize())
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    assert environment == {
+        "command": sys.argv,
+        "git_revision": git_revision(),
+        "versions": {
+            "mambaout-jax": __version__,
+            "python": ".".join(map(str, sys.version_info[:3])),
+            **{name: importlib.metadata.version(name) for name in names},
+        },
+        "processes": 1,
+        "devices": ["cpu cpu"] * jax.device_count(),
+    }
+
+
+def test_new_workdir_is_no_other_run(config, tmp_path, caplog):
+    check_same_run(config, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    record_run(config, tmp_path)
+    check_same_run(config, tmp_path)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("seed", 1, "  seed: 0 there, 1 now"),
+        ("batch_size", 512, "  batch_size: 1024 there, 512 now"),
+        ("accumulate_steps", 2, "  accumulate_steps: 1 there, 2 now"),
+        (
+            "model.name",
+            "mambaout_femto",
+            "  model.name: 'mambaout_tiny' there, 'mambaout_femto' now",
+        ),
+        ("model.drop_path", 0.1, "  model.drop_path: None there, 0.1 now"),
+        ("data.source", "folder", "  data.source: 'digits' there, 'folder' now"),
+        ("data.image_size", 32, "  data.image_size: 224 there, 32 now"),
+        ("augment.scale", (0.3, 1.0), "  augment.scale: (0.08, 1.0) there, (0.3, 1.0) now"),
+        ("loss.label_smoothing", 0.0, "  loss.label_smoothing: 0.1 there, 0.0 now"),
+        ("optimizer.learning_rate", 0.5, "  optimizer.learning_rate: 0.001 there, 0.5 now"),
+        ("ema.decay", 0.9, "  ema.decay: 0.0 there, 0.9 now"),
+    ],
+)
+def test_another_run_is_refused(config, tmp_path, name, value, words):
+    record_run(config, tmp_path)
+    config.update_from_flattened_dict({name: value, "log.every_steps": 3})
+    with pytest.raises(ValueError, match=r"holds a run with other settings") as error:
+        check_same_run(config, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path} holds a run with other settings:\n{words}\n"
+        "train into another --workdir, or set these back to go on with that run"
+    )
+
+
+def test_option_of_the_model_makes_another_run(config, tmp_path):
+    record_run(config, tmp_path)
+    with config.model.options.unlocked():
+        config.model.options.kernel_size = 5
+    config.seed = 3
+    with pytest.raises(ValueError, match=r"kernel_size: None there, 5 now\n  seed: 0 there, 3 now"):
+        check_same_run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("schedule.total_steps", 100, "schedule.total_steps was None"),
+        ("schedule.final_learning_rate", 0.0, "schedule.final_learning_rate was 1e-05"),
+        ("mesh.fsdp", 2, "mesh.fsdp was 1 when this run began and is 2 from here on"),
+        ("evaluation.batch_size", 64, "evaluation.batch_size was 256"),
+        ("checkpoint.keep", 5, "checkpoint.keep was 2"),
+        ("log.every_steps", 10, "log.every_steps was 50"),
+        ("require_accelerator", True, "require_accelerator was False"),
+        ("data.path", "/elsewhere", "data.path was ''"),
+        ("data.num_workers", 4, "data.num_workers was 0"),
+        ("data.max_corrupt_fraction", 0.5, "data.max_corrupt_fraction was 0.01"),
+    ],
+)
+def test_settings_that_may_change_are_told(config, tmp_path, caplog, name, value, words):
+    record_run(config, tmp_path)
+    config.update_from_flattened_dict({name: value})
+    with caplog.at_level(logging.WARNING, "mambaout_jax"):
+        check_same_run(config, tmp_path)
+    (warning,) = caplog.records
+    assert words in warning.getMessage()
+    record_run(config, tmp_path)
+    check_same_run(config, tmp_path)
+    assert len(caplog.records) == 1

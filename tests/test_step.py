@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step against a float64 loop, itself on other meshes, and the laws it states.
+
+Programs are compiled without LLVM's optimisation, which takes three times longer than they run.
+"""
+
+import functools
+import re
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from mambaout_jax.config import default_config
+from mambaout_jax.layers import DropPath
+from mambaout_jax.models import create_model
+from mambaout_jax.tasks.classification import Classification
+from mambaout_jax.train.mesh import put_batch, state_shardings
+from mambaout_jax.train.optimizer import make_optimizer
+from mambaout_jax.train.state import init_state
+from mambaout_jax.train.step import make_evaluate_step, make_train_step
+
+QUICK = {"xla_backend_optimization_level": 0}
+SHAPE = (16, 16, 1)
+CLASSES = 10
+RATES = (1e-2, 5e-3, 2e-2)
+
+
+class Linear(nn.Module):
+    """Logits straight from pixels."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(CLASSES, name="dense")(images.reshape(images.shape[0], -1))
+
+
+class Normed(nn.Module):
+    """A linear layer, batch normalisation and a linear layer."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(6, name="dense")(images.reshape(images.shape[0], -1))
+        x = nn.BatchNorm(not train, momentum=0.9, name="norm")(x)
+        return nn.Dense(CLASSES, name="classifier")(x)
+
+
+class Dropped(nn.Module):
+    """Twos for kept examples, zeros for dropped ones."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        kernel = self.param("kernel", nn.initializers.ones, (1, 1))
+        return DropPath(0.5, name="drop_path")(jnp.ones((images.shape[0], 1)) @ kernel, train)
+
+
+class Recorded:
+    """A task without a gradient, whose sums are what `record(logits, batch)` finds."""
+
+    def __init__(self, record):
+        self.record, self.traces = record, 0
+
+    def loss(self, model, params, collections, batch, key):
+        self.traces += 1
+        logits = model.apply({"params": params}, batch["image"], True, rngs={"dropout": key})
+        return 0 * logits.sum(), (dict(collections), {"record": self.record(logits, batch)})
+
+    def evaluate(self, model, variables, batch):
+        raise AssertionError
+
+    def metrics(self, sums):
+        raise AssertionError
+
+
+def make_config(batch_size=64, **values):
+    config = default_config()
+    config.batch_size = batch_size
+    config.data.update(image_size=16, channels=1, mean=(0.4,), std=(0.3,))
+    config.optimizer.epsilon = 1e-2  # less, and Adam blows rounding up where gradients are nothing
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def make_batches(count, batch_size=64):
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "image": rng.integers(0, 256, (batch_size, *SHAPE), dtype=np.uint8),
+            "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
+        }
+        for _ in range(count)
+    ]
+
+
+def make_mesh(data, fsdp):
+    devices = jax.devices()[: data * fsdp]
+    axis_types = (AxisType.Auto,) * 2
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
+
+
+def shardings_of(tree, mesh):
+    return state_shardings(jax.eval_shape(lambda: tree), mesh)
+
+
+def optimizer_of(config):
+    return make_optimizer(config.optimizer, lambda step: jnp.asarray(RATES)[step % len(RATES)])
+
+
+def micro(dtype=jnp.float32):
+    return create_model("mambaout_micro", CLASSES, in_chans=1, dtype=dtype, drop_path=0.0,
+                        depths=(1, 1), dims=(8, 16))  # fmt: skip
+
+
+def init(model, config, mesh):
+    """The initial state on the mesh, and its shardings."""
+    make = functools.partial(init_state, model=model, optimizer=optimizer_of(config),
+                             image_shape=SHAPE, with_ema=config.ema.decay > 0)  # fmt: skip
+    shardings = state_shardings(jax.eval_shape(make, jax.random.key(0)), mesh)
+    make = jax.jit(make, out_shardings=shardings, compiler_options=QUICK)
+    return make(jax.random.key(0)), shardings
+
+
+def make_step(model, config, mesh, shardings, task=None):
+    return make_train_step(
+        model, task or Classification(CLASSES), optimizer_of(config), config, CLASSES, mesh,
+        shardings,
+    )  # fmt: skip
+
+
+def compile_step(step, state, config, mesh):
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch_size, *SHAPE), np.uint8),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
+    }
+    return step.lower(state, batch).compile(compiler_options=QUICK)
+
+
+def follow(step, state, batches, mesh):
+    """All states and sums of some updates, fetched; the last state, where it is."""
+    states, found = [], []
+    for batch in batches:
+        state, sums = step(state, put_batch(batch, mesh))
+        states.append(jax.device_get(state))
+        found.append(jax.device_get(sums))
+    return states, found, state
+
+
+def run(model, config, mesh, batches, task=None):
+    state, shardings = init(model, config, mesh)
+    step = make_step(model, config, mesh, shardings, task)
+    return follow(compile_step(step, state, config, mesh), state, batches, mesh)
+
+
+def flat(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def assert_equal(got, want):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(want))
+
+
+def assert_close(got, want, **tolerances):
+    got, want = flat(got), flat(want)
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], err_msg=name, **tolerances)
+
+
+@pytest.fixture(scope="module")
+def first_state():
+    """The initial state of the small MambaOut with an average, on one device and fetched."""
+    model, config = micro(), make_config(**{"ema.decay": 0.9})
+    return jax.device_get(init(model, config, make_mesh(1, 1))[0])
+
+
+def place(state, config, mesh):
+    """The fetched state on the mesh, without its average where none is kept."""
+    state = state if config.ema.decay else state.replace(ema=None)
+    shardings = shardings_of(state, mesh)
+    return jax.tree.map(jax.device_put, state, shardings), shardings
+
+
+def run_micro(config, mesh, batches, first_state, dtype=jnp.float32):
+    """States, sums and the last state of `follow`, and the text of the compiled step."""
+    state, shardings = place(first_state, config, mesh)
+    step = make_step(micro(dtype), config, mesh, shardings)
+    step = compile_step(step, state, config, mesh)
+    return *follow(step, state, batches, mesh), step.as_text()
+
+
+def collectives(text):
+    return set(re.findall(r"\b(all-gather|all-to-all|collective-permute|all-reduce)\b", text))
+
+
+# Updates against float64.
+
+CLIP, DECAY, AVERAGE = 0.5, 0.05, 0.9
+
+
+def loss_in_float64(params, batch):
+    x = (jnp.asarray(batch["image"], jnp.float64) / 255 - 0.4) / 0.3
+    logits = micro().apply({"params": params}, x)
+    targets = 0.9 * jnp.eye(CLASSES)[batch["label"]] + 0.1 / CLASSES
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return -(targets * (shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True)))).sum(-1).mean()
+
+
+@pytest.fixture(scope="module")
+def oracle(first_state):
+    """Per update: loss, gradient norm, parameters and their average, by hand in float64."""
+    results = []
+    with jax.enable_x64(True):
+        differentiate = jax.jit(jax.value_and_grad(loss_in_float64), compiler_options=QUICK)
+        params = jax.tree.map(lambda p: np.asarray(p, np.float64), first_state.params)
+        average = flat(params)
+        moments = dict.fromkeys(average, (0.0, 0.0))
+        for number, batch in enumerate(make_batches(3), start=1):
+            loss, gradients = jax.device_get(differentiate(params, batch))
+            if number == 1:
+                assert_slope(differentiate, params, batch, gradients)
+            gradients, params = flat(gradients), flat(params)
+            norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+            for name, g in gradients.items():
+                g = g * min(1, CLIP / norm)
+                m, v = moments[name]
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+                moments[name] = m, v
+                update = m / (1 - 0.9**number) / (np.sqrt(v / (1 - 0.999**number)) + 1e-2)
+                decay = DECAY * params[name] if name.endswith("/kernel") else 0
+                params[name] = params[name] - RATES[number - 1] * (update + decay)
+                average[name] = AVERAGE * average[name] + (1 - AVERAGE) * params[name]
+            params = flax.traverse_util.unflatten_dict(params, sep="/")
+            results.append((float(loss), norm, params, dict(average)))
+    return results
+
+
+def assert_slope(differentiate, params, batch, gradients):
+    """The gradient along a random direction is the slope of the loss there."""
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), params)
+    h = 1e-6
+    ahead, _ = differentiate(jax.tree.map(lambda p, d: p + h * d, params, direction), batch)
+    behind, _ = differentiate(jax.tree.map(lambda p, d: p - h * d, params, direction), batch)
+    along = sum(
+        (g * d).sum()
+        for g, d in zip(jax.tree.leaves(gradients), jax.tree.leaves(direction), strict=True)
+    )
+    assert float(ahead - behind) / (2 * h) == pytest.approx(along, rel=1e-6)
+
+
+PLAIN = {"optimizer.clip_norm": CLIP, "optimizer.weight_decay": DECAY, "ema.decay": AVERAGE}
+
+
+@pytest.mark.parametrize(("data", "fsdp", "accumulate_steps"), [(8, 1, 1), (4, 2, 2), (1, 8, 1)])
+def test_step_is_clipped_adamw_on_the_mean_loss(
+    data, fsdp, accumulate_steps, first_state, oracle, monkeypatch, capfd
+):
+    monkeypatch.setattr("mambaout_jax.train.mesh._MIN_SHARDED_SIZE", 64)  # nearly all are split
+    config = make_config(accumulate_steps=accumulate_steps, **PLAIN)
+    states, sums, state, text = run_micro(
+        config, make_mesh(data, fsdp), make_batches(3), first_state
+    )
+    for number, (loss, norm, params, average) in enumerate(oracle):
+        got = states[number]
+        assert norm > CLIP  # so that clipping matters
+        assert float(sums[number]["loss"]) == pytest.approx(64 * loss, rel=1e-5)
+        assert float(sums[number]["count"]) == 64
+        assert float(sums[number]["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
+        assert int(got.step) == number + 1
+        assert_close(got.params, params, rtol=1e-5, atol=2e-6)
+        assert_close(flat(got.ema["params"]), average, rtol=1e-5, atol=2e-6)
+        assert got.collections == {}
+
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    # All that ever moves are gradients and, where they are split, parameters.
+    assert collectives(text) == ({"all-reduce"} if fsdp == 1 else {"all-reduce", "all-gather"})
+
+    for part in (state.params, state.opt_state[1].mu, state.opt_state[1].nu, state.ema["params"]):
+        for name, leaf in flat(part).items():
+            split = leaf.size >= 64 and any(n % fsdp == 0 for n in leaf.shape)
+            split &= not (leaf.ndim == 4 and leaf.shape[2] == 1)
+            held = {shard.data.size for shard in leaf.addressable_shards}
+            assert held == {leaf.size // fsdp if split else leaf.size}, name
+
+
+def test_bfloat16_step_keeps_parameters_and_moments_in_float32(first_state, oracle):
+    config = make_config(**{"model.dtype": "bfloat16"}, **PLAIN)
+    (state,), (sums,), *_ = run_micro(
+        config, make_mesh(1, 1), make_batches(1), first_state, jnp.bfloat16
+    )
+    loss, norm, *_ = oracle[0]
+    error = abs(float(sums["loss"]) / (64 * loss) - 1)
+    assert 1e-6 < error < 1e-2
+    assert float(sums["gradient_norm"]) == pytest.approx(norm, rel=5e-2)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves((state.params, state.opt_state, state.ema))}
+    assert dtypes == {np.dtype("float32"), np.dtype("int32")}  # optimisers count their updates
+
+
+# Micro-batches.
+
+
+def test_micro_batches_on_eight_devices_are_one_batch_on_one(first_state):
+    augmented = {
+        "augment.mixup_alpha": 0.8, "augment.mix_group_size": 2, "augment.erase_probability": 0.5
+    }  # fmt: skip
+    whole = run_micro(make_config(**augmented), make_mesh(1, 1), make_batches(3), first_state)
+    split = run_micro(
+        make_config(accumulate_steps=4, **augmented), make_mesh(8, 1), make_batches(3), first_state
+    )
+    for got, want in zip(split[0], whole[0], strict=True):
+        assert_close(got.params, want.params, rtol=1e-5, atol=2e-6)
+    for got, want in zip(split[1], whole[1], strict=True):
+        assert_close(got, want, rtol=1e-5)
+    assert collectives(split[-1]) == {"all-reduce"}  # of gradients: no example ever moves
+
+
+def pair_matrix(logits, batch):
+    """Σ target targetᵀ; with one class per example it shows who was mixed with whom, and how."""
+    return batch["target"].T @ batch["target"]
+
+
+@pytest.mark.parametrize("group_size", [0, 4])
+def test_micro_batches_draw_their_own_mixing(group_size):
+    config = make_config(
+        accumulate_steps=4,
+        **{"augment.mixup_alpha": 0.8, "augment.mix_group_size": group_size,
+           "loss.label_smoothing": 0.0},
+    )  # fmt: skip
+    batch = {"image": np.zeros((64, *SHAPE), np.uint8), "label": np.arange(64, dtype=np.int32)}
+    mesh = make_mesh(8, 1)
+    state, shardings = init(Linear(), config, mesh)
+    step = make_train_step(
+        Linear(), Recorded(pair_matrix), optimizer_of(config), config, 64, mesh, shardings
+    )
+    _, sums = compile_step(step, state, config, mesh)(state, put_batch(batch, mesh))
+    pairs = np.asarray(sums["record"])
+
+    size = group_size or 16
+    own, weights = np.diag(pairs), set()
+    for micro_batch in range(4):  # of two examples of every device
+        members = np.arange(64).reshape(8, 4, 2)[:, micro_batch].reshape(-1, size)
+        for group in members:
+            # w² + (1 - w)² for an example itself, 2 w (1 - w) for it and its mirror, no other.
+            np.testing.assert_allclose(own[group], own[group[0]], rtol=1e-5)
+            np.testing.assert_allclose(pairs[group, group[::-1]], 1 - own[group], atol=1e-5)
+            weights.add(round(float(own[group[0]]), 5))
+    np.testing.assert_allclose(pairs.sum(1), 1, atol=1e-5)
+    assert len(weights) == 64 // size
+
+
+# What a step leaves behind.
+
+
+def test_step_is_traced_once_and_takes_its_state():
+    config, mesh = make_config(**{"ema.decay": 0.9}), make_mesh(4, 2)
+    task = Recorded(lambda logits, batch: logits.sum())
+    state, shardings = init(Linear(), config, mesh)
+    step = make_step(Linear(), config, mesh, shardings, task)
+    for number, batch in enumerate(make_batches(4), start=1):
+        old = jax.tree.leaves(state)
+        with jax.transfer_guard("disallow"):
+            state, sums = step(state, put_batch(batch, mesh))
+        assert all(leaf.is_deleted() for leaf in old)
+        assert int(state.step) == number
+        assert np.isfinite(sums["record"])
+    assert task.traces == 1
+    assert step._cache_size() == 1
+    places = [leaf.addressable_data(0).unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(places)) == len(places)  # donating one would take the other
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_average_covers_batch_statistics(accumulate_steps):
+    config = make_config(accumulate_steps=accumulate_steps, **{"ema.decay": 0.75})
+    mesh, batches = make_mesh(8, 1), make_batches(3)
+    state, _ = init(Normed(), config, mesh)
+    variables = [jax.device_get(state.variables)]
+    states, *_ = run(Normed(), config, mesh, batches)
+    variables += [state.variables for state in states]
+    assert variables[0].keys() == {"params", "batch_stats"}
+
+    means, squares = variables[0]["batch_stats"]["norm"].values()
+    for number, batch in enumerate(batches):
+        dense = variables[number]["params"]["dense"]  # micro-batches all see the old parameters
+        x = (batch["image"].reshape(64, -1) / 255 - 0.4) / 0.3 @ dense["kernel"] + dense["bias"]
+        # Of the examples on each device, of which every micro-batch takes a share.
+        x = x.reshape(8, accumulate_steps, -1, 6).swapaxes(0, 1).reshape(accumulate_steps, -1, 6)
+        for part in x:
+            means, squares = 0.9 * means + 0.1 * part.mean(0), 0.9 * squares + 0.1 * part.var(0)
+        got = variables[number + 1]["batch_stats"]["norm"]
+        np.testing.assert_allclose(got["mean"], means, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got["var"], squares, rtol=1e-5)
+
+    for number in (1, 2, 3):
+        shares = [0.75**number, *(0.25 * 0.75 ** (number - k) for k in range(1, number + 1))]
+        expected = jax.tree.map(
+            lambda *values, shares=shares: sum(s * v for s, v in zip(shares, values, strict=True)),
+            *variables[: number + 1],
+        )
+        assert_close(states[number - 1].ema, expected, rtol=1e-5, atol=1e-6)
+
+
+def kept(logits, batch):
+    return (logits[:, 0] > 0).astype(jnp.int32)
+
+
+def drop_masks(**values):
+    states_and_sums = run(
+        Dropped(), make_config(128, **values), make_mesh(8, 1), make_batches(3, 128),
+        Recorded(kept),
+    )  # fmt: skip
+    return np.stack([sums["record"] for sums in states_and_sums[1]])
+
+
+def test_updates_drop_other_examples_and_runs_the_same():
+    masks = drop_masks()
+    np.testing.assert_array_equal(masks, drop_masks())
+    assert abs(masks.mean() - 0.5) < 5 * 0.5 / np.sqrt(masks.size)
+    for other in (masks[1], masks[2], drop_masks(seed=1)[0]):
+        assert 0.25 < (masks[0] != other).mean() < 0.75
+
+
+def test_micro_batches_drop_other_examples():
+    both = drop_masks(accumulate_steps=2)  # kept in 0, 1 or 2 of the micro-batches
+    assert 0.25 < (both == 1).mean() < 0.75
+
+
+def test_step_goes_on_from_a_fetched_state_to_the_same_bits():
+    config = make_config(**{"ema.decay": 0.9, "augment.erase_probability": 0.5})
+    mesh, batches = make_mesh(8, 1), make_batches(3)
+    states, sums, _ = run(Normed(), config, mesh, batches)
+    _, shardings = init(Normed(), config, mesh)
+    state = jax.tree.map(jax.device_put, states[0], shardings)
+    step = compile_step(make_step(Normed(), config, mesh, shardings), state, config, mesh)
+    again, sums_again, _ = follow(step, state, batches[1:], mesh)
+    assert_equal(again, states[1:])
+    assert_equal(sums_again, sums[1:])
+
+
+# Evaluation.
+
+
+def linear_sums(variables, batch):
+    """Loss, hits and count of `Linear` over the unmasked examples, in float64."""
+    dense = variables["params"]["dense"]
+    x = (batch["image"].reshape(len(batch["image"]), -1) / 255 - 0.4) / 0.3
+    logits = x @ np.asarray(dense["kernel"], np.float64) + np.asarray(dense["bias"], np.float64)
+    labels, mask = batch["label"], batch["mask"]
+    losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
+    order = np.argsort(-logits, axis=-1)
+    return {
+        "loss": losses[mask].sum(),
+        "top1": (order[:, 0] == labels)[mask].sum(),
+        "top5": (order[:, :5] == labels[:, None]).any(-1)[mask].sum(),
+        "count": mask.sum(),
+    }
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """A step on a mesh, variables split over it, and 37 examples."""
+    mesh, config = make_mesh(2, 4), make_config()
+    rng = np.random.default_rng(3)
+    dense = {"kernel": rng.normal(0, 0.1, (256, CLASSES)), "bias": rng.normal(0, 1, CLASSES)}
+    variables = {"params": {"dense": {k: v.astype(np.float32) for k, v in dense.items()}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mambaout_jax.train.mesh._MIN_SHARDED_SIZE", 64)
+        split = jax.tree.map(jax.device_put, variables, shardings_of(variables, mesh))
+    assert not split["params"]["dense"]["kernel"].is_fully_replicated
+    step = make_evaluate_step(Linear(), Classification(CLASSES), config, mesh)
+    (examples,) = make_batches(1, 37)
+    examples["mask"] = np.ones(37, bool)
+    return (lambda batch: jax.device_get(step(split, put_batch(batch, mesh)))), variables, examples
+
+
+def padded(examples, size, image=0, label=0):
+    fill = size - len(examples["label"])
+    return {
+        "image": np.pad(examples["image"], ((0, fill), *((0, 0),) * 3), constant_values=image),
+        "label": np.pad(examples["label"], (0, fill), constant_values=label),
+        "mask": np.pad(examples["mask"], (0, fill)),
+    }
+
+
+def test_evaluation_of_padded_batches_counts_every_example_once(evaluation):
+    step, variables, examples = evaluation
+    parts = [{name: x[i : i + 16] for name, x in examples.items()} for i in (0, 16, 32)]
+    sums = [step(padded(part, 16)) for part in parts]
+    total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+    assert total == pytest.approx(linear_sums(variables, examples), rel=1e-5)
+    assert total["count"] == 37
+
+
+def test_evaluation_reads_nothing_of_masked_examples(evaluation):
+    step, variables, examples = evaluation
+    part = {name: x[:11] for name, x in examples.items()}
+    black, white = step(padded(part, 16)), step(padded(part, 16, image=255, label=9))
+    assert_equal(black, white)
+    assert black == pytest.approx(linear_sums(variables, part), rel=1e-5)
+
+    hole = {**padded(part, 16), "mask": np.arange(16) % 3 == 0}
+    assert step(hole) == pytest.approx(linear_sums(variables, hole), rel=1e-5)
+
+
+def test_evaluation_of_nothing_is_nothing(evaluation):
+    step, _, examples = evaluation
+    part = {name: x[:16] for name, x in examples.items()}
+    sums = step({**part, "mask": np.zeros(16, bool)})
+    assert sums == {"loss": 0, "top1": 0, "top5": 0, "count": 0}
