@@ -40,7 +40,7 @@ class Variant(NamedTuple):
         backbone: fields of the family's backbone.
         head: fields of the family's head.
         parameters: with 1000 classes.
-        macs: multiply-accumulates of one image of `image_size`, with 1000 classes.
+        macs: multiply-accumulates of one image of 224 pixels, with 1000 classes.
         drop_path: rate of the last block in the published training, 0 where none is published.
         image_size: side in pixels that the published weights were trained at.
     """

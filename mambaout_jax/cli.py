@@ -43,8 +43,41 @@ _EVALUATE = f"""
 examples:
   mambaout evaluate --workdir runs/quickstart
   mambaout evaluate --workdir runs/quickstart --config.evaluation.batch_size=64
+  mambaout evaluate --workdir runs/quickstart --figures pictures/
+  mambaout evaluate --weights mambaout_tiny.in1k --data imagenet/val --figures pictures/
 {_OVERRIDES}"""
 
+
+_PREDICT = """
+examples:
+  mambaout predict --weights runs/folder photo.jpg
+  mambaout predict --weights mambaout_tiny.in1k photos/ --grid predictions.png
+  mambaout predict --weights hf_hub:timm/mambaout_femto.in1k photo.jpg --json
+  mambaout predict --weights weights.safetensors --model mambaout_tiny photo.jpg
+
+Weights are a run's working directory, a weight file (.safetensors, .pth), a name of the table that
+`mambaout models` prints, or a repository of the hub.
+"""
+
+_MODELS = """
+examples:
+  mambaout models
+  mambaout models "*_rw"
+"""
+
+_CONVERT = """
+examples:
+  mambaout convert mambaout_tiny.pth mambaout_tiny.safetensors
+  mambaout convert runs/folder folder_timm.safetensors --naming timm
+
+Without --naming the output has this project's names, with it PyTorch's.
+"""
+
+_ANALYSE = """
+examples:
+  mambaout analyse curves runs/quickstart --out curves.png
+  mambaout analyse curves runs/a runs/b runs/c
+"""
 
 _BENCH = """
 examples:
@@ -87,14 +120,43 @@ def _parser() -> argparse.ArgumentParser:
                        help="where the run is kept (default: runs/<name of the file>)")  # fmt: skip
     train.add_argument("--dry-run", action="store_true",
                        help="print the resolved recipe and what it costs, and stop")  # fmt: skip
-    evaluate = _verb(verbs, "evaluate", "evaluate a run's newest checkpoint", _EVALUATE, _evaluate)
-    evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
+    train.add_argument("--show-batch", type=Path, metavar="PNG",
+                       help="draw the first batch as the model will see it, and stop")  # fmt: skip
+    evaluate = _verb(verbs, "evaluate", "evaluate a run, or weights on a folder of images",
+                     _EVALUATE, _evaluate)  # fmt: skip
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--workdir", type=Path, metavar="DIR", help="of the run")
+    what.add_argument("--weights", metavar="SOURCE", help="file, published name or hub repository")
+    evaluate.add_argument("--data", type=Path, metavar="DIR",
+                          help="labelled images, a sub-folder per class")  # fmt: skip
+    evaluate.add_argument("--figures", type=Path, metavar="DIR",
+                          help="for confusion matrix, table per class, mistakes")  # fmt: skip
     evaluate.add_argument("--config", metavar="FILE[:ARG]",
                           help="other settings than those of the run")  # fmt: skip
     for verb in (train, evaluate):
         verb.add_argument("--distributed", nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX",
                           help="join the other processes of this run: found by itself on Slurm, "
                           "Open MPI, Cloud TPU and Kubernetes, else as given")  # fmt: skip
+    predict = _verb(verbs, "predict", "name what images show", _PREDICT, _predict)
+    predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
+    predict.add_argument("--weights", metavar="SOURCE", required=True)
+    predict.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
+    predict.add_argument("--image-size", type=int, metavar="PIXELS", help="other than published")
+    predict.add_argument("--top", type=int, default=5, metavar="K", help="classes to name (5)")
+    predict.add_argument("--json", action="store_true", help="one JSON object per image")
+    predict.add_argument("--grid", type=Path, metavar="PNG", help="draw images with predictions")
+    models = _verb(verbs, "models", "list the models and their published weights", _MODELS, _models)
+    models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN")
+    convert = _verb(verbs, "convert", "convert weights between PyTorch's names and ours", _CONVERT,
+                    _convert)  # fmt: skip
+    convert.add_argument("source", metavar="SOURCE", help="what `predict --weights` takes")
+    convert.add_argument("out", type=Path, metavar="OUT.safetensors")
+    convert.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
+    convert.add_argument("--naming", metavar="NAMING", help="of the output: timm, official")
+    analyse = _verb(verbs, "analyse", "draw what runs have measured", _ANALYSE, _analyse)
+    analyse.add_argument("question", choices=("curves",), help="curves: losses, accuracy, rate")
+    analyse.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
+    analyse.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG")
     bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
     bench.add_argument("question", choices=("conv",), help="conv: depthwise convolution, "
                        "shifts against XLA's own")  # fmt: skip
@@ -197,11 +259,15 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     began = time.perf_counter()
     config = override(read_config(arguments.config), overrides)
     _join(arguments)
-    from mambaout_jax.train.loop import describe, format_metrics, train
+    from mambaout_jax.train.loop import describe, format_metrics, show_batch, train
     from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
     if arguments.dry_run:
         print(describe(config))
+        return 0
+    if arguments.show_batch:
+        show_batch(config, arguments.show_batch)
+        print(arguments.show_batch)
         return 0
     workdir = arguments.workdir or Path("runs") / Path(_path_and_argument(arguments.config)[0]).stem
     try:
@@ -218,12 +284,74 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from mambaout_jax.train.evaluate import evaluate
     from mambaout_jax.train.loop import format_metrics
 
+    if arguments.weights or arguments.figures or arguments.data:
+        return _assess(arguments, overrides)
     if arguments.config:
         config = read_config(arguments.config)
     else:
         config = load_config(arguments.workdir / "config.json")
     config = override(config, overrides)
     print(format_metrics(evaluate(config, arguments.workdir)))
+    return 0
+
+
+def _assess(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from mambaout_jax.predict import assess, draw_assessment, labelled_data, make_predictor
+    from mambaout_jax.train.loop import format_metrics
+
+    source = arguments.weights or arguments.workdir
+    config, data = labelled_data(source, arguments.data)
+    predictor = make_predictor(source)
+    assessment = assess(predictor, override(config, overrides), data)
+    print(format_metrics(assessment.metrics))
+    if arguments.figures:
+        for file in draw_assessment(assessment, predictor, data, arguments.figures):
+            print(file)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.predict import draw_predictions, make_predictor, predict_files
+
+    predictor = make_predictor(arguments.weights, arguments.model, arguments.image_size)
+    predictions = []
+    for prediction in predict_files(predictor, arguments.images, arguments.top):
+        predictions.append(prediction)
+        pairs = list(zip(prediction.classes, prediction.probabilities, strict=True))
+        if arguments.json:
+            row = {"path": str(prediction.path), "classes": [
+                {"name": name, "probability": round(share, 6)} for name, share in pairs
+            ]}  # fmt: skip
+            print(json.dumps(row))
+        else:
+            print(prediction.path, *(f"  {100 * share:5.1f} %  {name}" for name, share in pairs),
+                  sep="\n")  # fmt: skip
+    if arguments.grid:
+        draw_predictions(predictions, arguments.grid)
+    return 0
+
+
+def _models(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.weights.catalog import model_table
+
+    print(model_table(arguments.pattern))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.weights.load import convert_file
+
+    print(convert_file(arguments.source, arguments.out, arguments.model, arguments.naming))
+    return 0
+
+
+def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.analysis.figures import draw_curves
+    from mambaout_jax.train.metrics import read_metrics
+
+    draw_curves({str(workdir): read_metrics(workdir) for workdir in arguments.workdirs},
+                arguments.out)  # fmt: skip
+    print(arguments.out)
     return 0
 
 

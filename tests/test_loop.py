@@ -392,11 +392,9 @@ def test_describe_counts_the_memory_of_one_device(monkeypatch, fsdp):
     )
 
 
-# Without drop path: its masks go by the row in the batch, where two processes put other examples.
 COMMAND = [
     *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/tiny_run.py"),
     *("--config.schedule.total_steps=300", "--config.checkpoint.every_steps=40"),
-    "--config.model.drop_path=0.0",
 ]
 
 
@@ -488,13 +486,21 @@ def test_sigterm_saves_and_exits_with_code_75(start, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_and_stop_together(start, uninterrupted, tmp_path):
+def test_two_processes_train_as_one_does_and_stop_together(start, tmp_path):
+    settings = [
+        "--config.schedule.total_steps=120",
+        # Drop path masks rows of the batch, where two processes put other examples than one.
+        "--config.model.drop_path=0.0",
+        "--config.optimizer.learning_rate=1e-3",  # higher ones let rounding grow
+    ]
+
     def start_both():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
         return [
-            start(workdir, "--distributed", f"{address},2,{index}", devices=1) for index in range(2)
+            start(workdir, "--distributed", f"{address},2,{index}", *settings, devices=1)
+            for index in range(2)
         ]
 
     workdir = tmp_path / "run"
@@ -502,12 +508,13 @@ def test_two_processes_train_as_one_does_and_stop_together(start, uninterrupted,
     signal_after(processes[0], workdir, 40, signal.SIGTERM)  # one of the two only
     errors = [finish(process, 75)[1] for process in processes]
     newest = checkpoints(workdir)[-1]
-    assert 40 < newest < 300
+    assert 40 < newest < 120
     assert all(f"stopped after step {newest} as asked" in error for error in errors)
 
     outs = [finish(process)[0] for process in start_both()]
-    assert [bool(re.search(r"^step \d+/300 ", out, re.MULTILINE)) for out in outs] == [True, False]
-    lines, expected = timeless_metrics(workdir), timeless_metrics(uninterrupted[0])
-    for line, other in zip(lines, expected, strict=True):
-        assert line == pytest.approx(other, rel=1e-3), other["step"]
-    assert_close(workdir, uninterrupted[0], atol=1e-3)
+    assert [bool(re.search(r"^step \d+/120 ", out, re.MULTILINE)) for out in outs] == [True, False]
+    single = tmp_path / "single"
+    finish(start(single, *settings))
+    for line, other in zip(timeless_metrics(workdir), timeless_metrics(single), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    assert_close(workdir, single, atol=1e-5)

@@ -19,10 +19,11 @@ from mambaout_jax.config import default_config
 from mambaout_jax.layers import DropPath
 from mambaout_jax.models import create_model
 from mambaout_jax.tasks.classification import Classification
+from mambaout_jax.train.batch_augment import augment_batch
 from mambaout_jax.train.mesh import put_batch, state_shardings
 from mambaout_jax.train.optimizer import make_optimizer
 from mambaout_jax.train.state import init_state
-from mambaout_jax.train.step import make_evaluate_step, make_train_step
+from mambaout_jax.train.step import make_evaluate_step, make_train_step, step_keys
 
 QUICK = {"xla_backend_optimization_level": 0}
 SHAPE = (16, 16, 1)
@@ -110,8 +111,9 @@ def optimizer_of(config):
 
 
 def micro(dtype=jnp.float32):
+    """A small MambaOut, with the depthwise convolution that accelerators run."""
     return create_model("mambaout_micro", CLASSES, in_chans=1, dtype=dtype, drop_path=0.0,
-                        depths=(1, 1), dims=(8, 16))  # fmt: skip
+                        depths=(1, 1), dims=(8, 16), conv_implementation="lax")  # fmt: skip
 
 
 def init(model, config, mesh):
@@ -401,6 +403,24 @@ def test_average_covers_batch_statistics(accumulate_steps):
             *variables[: number + 1],
         )
         assert_close(states[number - 1].ema, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_update_augments_by_its_own_key():
+    config = make_config(16, seed=5, **{"augment.erase_probability": 0.5})
+    (batch,) = make_batches(1, 16)
+    _, sums, _ = run(
+        Linear(), config, make_mesh(8, 1), [batch, batch],
+        Recorded(lambda logits, batch: batch["image"]),
+    )  # fmt: skip
+    placed = {**batch, "place": np.arange(16)}
+    augment = jax.jit(
+        lambda number, batch: augment_batch(step_keys(5, number)[0], batch, config, CLASSES),
+        compiler_options=QUICK,
+    )
+    for number in (0, 1):
+        expected = augment(number, placed)["image"]
+        np.testing.assert_allclose(sums[number]["record"], expected, rtol=0, atol=1e-6)
+    assert np.abs(sums[1]["record"] - sums[0]["record"]).max() > 0.1
 
 
 def kept(logits, batch):

@@ -182,15 +182,15 @@ def _add_legend(figure: Any, colors: Mapping[str, Any], averaged: bool) -> None:
     figure.set_figheight(figure.get_figheight() + 21 / _DPI * math.ceil(len(names) / in_row))
     legend = figure.legend(
         handles=handles,
-        labels=list(map(str, range(len(names)))),  # a label may not begin with "_", a name may
+        labels=names,
         loc="outside upper left",
         ncols=in_row,
         frameon=False,
         fontsize=_TEXT_SIZE,
         labelcolor=_INK,
     )
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=name, parse_math=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _image_grid_figure(

@@ -262,9 +262,9 @@ VARIANTS = {
     "test_mambaout": Variant(
         _rw((1, 1, 3, 1), (16, 32, 48, 64), expansion_ratio=3.0, activation="silu",
             layer_scale=1e-4),
-        _RW_HEAD, 447_560, 24_595_584, image_size=160),
+        _RW_HEAD, 447_560, 47_945_856, image_size=160),
     "mambaout_micro": Variant(
-        {"depths": (1, 1, 1, 1), "dims": (24, 48, 96, 128)}, {}, 991_578, 2_422_400, 0.05,
+        {"depths": (1, 1, 1, 1), "dims": (24, 48, 96, 128)}, {}, 991_578, 90_975_872, 0.05,
         image_size=32),
 }
 # fmt: on

@@ -15,13 +15,16 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
 
 from mambaout_jax.analysis.cost import activation_bytes, count
+from mambaout_jax.analysis.figures import draw_image_grid
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
+from mambaout_jax.train.batch_augment import augment_batch
 from mambaout_jax.train.checkpoint import Checkpointer
 from mambaout_jax.train.evaluate import make_evaluator
 from mambaout_jax.train.mesh import put_batch, state_shardings
@@ -32,7 +35,7 @@ from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.record import check_same_run, record_run
 from mambaout_jax.train.setup import Setup, set_up
 from mambaout_jax.train.state import TrainState, init_state
-from mambaout_jax.train.step import make_train_step
+from mambaout_jax.train.step import make_train_step, step_keys
 
 # Fewer unreadable examples than this never stop a run, whatever their share.
 _MIN_CORRUPT = 10
@@ -198,6 +201,33 @@ def describe(config: Config) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
+
+
+def show_batch(config: Config, path: Path) -> None:
+    """Draws the first training batch as the first update will see it, augmented.
+
+    Args:
+        path: of the PNG.
+
+    Raises:
+        ValueError: a setting is wrong.
+    """
+    setup = set_up(config)
+    with contextlib.closing(train_batches(config, setup.train)) as batches:
+        batch = next(batches)
+    key, _ = step_keys(config.seed, 0)
+    micro_batch = {name: jnp.asarray(batch[name]) for name in ("image", "label")}
+    micro_batch["place"] = jnp.arange(config.batch_size, dtype=jnp.int32)
+    made = augment_batch(key, micro_batch, config, setup.num_classes)
+    mean, std = (np.asarray(v, np.float32) for v in (config.data.mean, config.data.std))
+    pixels = np.clip((np.asarray(made["image"]) * std + mean) * 255, 0, 255).round()
+    titles = []
+    for target in np.asarray(made["target"]):
+        likely = np.argsort(-target, kind="stable")[:2]
+        names = [f"{setup.train.class_names[i]} {target[i]:.2f}" for i in likely]
+        mixed = target[likely[1]] > config.loss.label_smoothing / setup.num_classes + 1e-3
+        titles.append("\n".join(names if mixed else names[:1]))
+    draw_image_grid(pixels.astype(np.uint8), titles, path)
 
 
 @dataclasses.dataclass

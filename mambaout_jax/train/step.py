@@ -20,6 +20,12 @@ Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
 
 
+def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The random keys of one update: of its augmentation, and of dropout and drop path."""
+    augment, dropout = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return augment, dropout
+
+
 def make_train_step(
     model: nn.Module,
     task: Task,
@@ -41,8 +47,7 @@ def make_train_step(
     steps = config.accumulate_steps
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        augment_key, dropout_key = jax.random.split(key)
+        augment, dropout = step_keys(config.seed, state.step)
 
         def micro_step(carry: tuple[Any, Any], micro: tuple[jax.Array, Batch]) -> Any:
             gradients, collections = carry
@@ -51,8 +56,8 @@ def make_train_step(
             def loss(params):
                 # Gathered whole, so that a split parameter never leads XLA to split activations.
                 params = jax.lax.with_sharding_constraint(params, replicated(mesh))
-                inputs = augment_batch(augment_key, micro_batch, config, num_classes)
-                key = jax.random.fold_in(dropout_key, number)
+                inputs = augment_batch(augment, micro_batch, config, num_classes)
+                key = jax.random.fold_in(dropout, number)
                 return task.loss(model, params, collections, inputs, key)
 
             new, (collections, sums) = jax.grad(loss, has_aux=True)(state.params)

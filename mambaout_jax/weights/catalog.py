@@ -17,6 +17,7 @@ import fnmatch
 from pathlib import Path
 
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from mambaout_jax.models import find_variant, list_models
 
 _HUB = "hf_hub:timm/"
 _RELEASE = "https://github.com/yuweihao/MambaOut/releases/download/model/"
@@ -162,3 +163,33 @@ CATALOG: dict[str, Weights] = dict((
     _official("mambaout_base", 84.2),
 ))
 # fmt: on
+
+
+def model_table(pattern: str = "*") -> str:
+    """Parameters, MACs and published accuracies of the models whose name matches, as text.
+
+    Raises:
+        ValueError: no model matches.
+    """
+    names = list_models(pattern)
+    if not names:
+        raise ValueError(f"no model matches {pattern!r}; there are {', '.join(list_models())}")
+    lines = [("model", "parameters", "MACs at 224", "top-1", "weights")]
+    for name in names:
+        _, variant = find_variant(name)
+        cost = (f"{variant.parameters / 1e6:.2f} M", f"{variant.macs / 1e9:.2f} G")
+        rows = [
+            (f"{weights.results[0].top1:.2f}" if weights.results else "-", key)
+            for key, weights in weights_of(name).items()
+        ] or [("-", "none published")]
+        lines.append((name, *cost, *rows[0]))
+        lines.extend(("", "", "", *row) for row in rows[1:])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    table = "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+    return f"{table}\ntop-1: published ImageNet-1k accuracy in percent at the size of training"

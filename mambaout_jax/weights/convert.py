@@ -110,7 +110,7 @@ def count_classes(name: str, state_dict: Mapping[str, Any]) -> int:
     family, _ = find_variant(name)
     for rules in family.TORCH_NAMES.values():
         key = _torch_name(CLASSIFIER, rules)
-        if key in state_dict:
+        if key is not None and key in state_dict:
             return int(np.shape(state_dict[key])[0])
     return 0
 

@@ -120,11 +120,11 @@ def _download(url: str, part: Path) -> None:
         part.open("wb") as f,
     ):
         length = response.headers.get("Content-Length")
-        if length is None and not response.chunked:
+        if length is None:
             raise OSError("the server does not say how long the file is")
         with rich.progress.wrap_file(
             response,
-            total=None if length is None else int(length),
+            total=int(length),
             description=part.name,
             console=rich.console.Console(stderr=True),
             disable=not sys.stderr.isatty(),
@@ -134,7 +134,7 @@ def _download(url: str, part: Path) -> None:
         f.flush()
         os.fsync(f.fileno())  # or a crash could leave the name of a file without its content
     size = part.stat().st_size
-    if length is not None and size != int(length):
+    if size != int(length):
         raise OSError(f"it broke off after {size} of {length} bytes")
 
 

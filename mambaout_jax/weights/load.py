@@ -13,42 +13,35 @@ A file of our own names its tensors by their path, "params/backbone/stem/conv1/k
 names have no slash, which tells them apart.
 """
 
-import difflib
-import json
 import logging
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.backbone import Classifier
-from mambaout_jax.config import Config, load_config
-from mambaout_jax.models import create_model, find_variant, list_models
+from mambaout_jax.models import create_model, find_variant
 from mambaout_jax.train.checkpoint import read_checkpoint
-from mambaout_jax.weights.catalog import CATALOG, Preprocessing, Weights, weights_of
+from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
     WRAPPERS,
     check_variables,
     count_classes,
     from_torch,
+    to_torch,
 )
-from mambaout_jax.weights.download import hub_file, web_file
+from mambaout_jax.weights.locate import MODEL_KEY, locate, open_safetensors
 from mambaout_jax.weights.torch_file import read_torch_file
 
 _LOG = logging.getLogger("mambaout_jax")
-_HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # ours and timm's spelling
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema")
-_MODEL_KEY = "model"  # of the metadata of our own files
 
 _Tensors = Mapping[str, np.ndarray]
 
@@ -87,7 +80,7 @@ def load_pretrained(
             does not fit the model; the message lists what does not fit.
         RuntimeError: a download failed, or no checkpoint of a run can be read.
     """
-    found = _find(source, name)
+    found = locate(source, name)
     options = {**found.options, **options}
     num_classes = options.pop("num_classes", None)
     tensors = _read(found.fetch(), ema)
@@ -133,7 +126,7 @@ def describe_source(
     Raises:
         FileNotFoundError, ValueError, RuntimeError: as `load_pretrained`.
     """
-    return _find(source, name).preprocessing(image_size)
+    return locate(source, name).preprocessing(image_size)
 
 
 def save_variables(
@@ -147,15 +140,12 @@ def save_variables(
         variables: nested dict of arrays.
         path: ends in .safetensors.
         metadata: notes; under "model" the name of the model, where `load_pretrained` finds it.
+
+    Raises:
+        ValueError: `path` has another suffix.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is to be a safetensors file; call it {path}.safetensors")
     flat: dict[str, Any] = flatten_dict(dict(variables), sep="/")
-    arrays = {key: np.asarray(value, order="C") for key, value in flat.items()}
-    part = path.with_name(f"{path.name}.incomplete")
-    safetensors.numpy.save_file(arrays, part, dict(metadata or {}))
-    part.replace(path)
+    _write({key: np.asarray(value, order="C") for key, value in flat.items()}, path, metadata or {})
 
 
 def read_variables(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -169,145 +159,49 @@ def read_variables(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     return unflatten_dict(tensors, sep="/"), metadata
 
 
-def model_options(config: Config) -> dict[str, Any]:
-    """The options of `create_model` that a config stands for, without `num_classes`."""
-    options: dict[str, Any] = dict(config.model.options)
-    if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
-        options["conv_implementation"] = config.model.conv_implementation
-    return {
-        "image_size": config.data.image_size,
-        "in_chans": config.data.channels,
-        "dtype": jnp.dtype(config.model.dtype),
-        "drop_path": config.model.drop_path,
-        "remat": config.model.remat,
-        **options,
-    }
+def convert_file(
+    source: str | Path, out: str | Path, name: str | None = None, naming: str | None = None
+) -> str:
+    """Writes the weights of a source as safetensors, reads them back and compares.
 
+    Args:
+        source, name: of `load_pretrained`.
+        out: the file to write, `.safetensors`.
+        naming: PyTorch names of the output, a key of the family's `TORCH_NAMES`; None for our own.
 
-class _Found(NamedTuple):
-    """A source that is understood, and not yet read.
+    Returns:
+        What was written and compared, as text.
 
-    Attributes:
-        name: of the model.
-        fetch: gives the file, or the directory of a run; may download.
-        preprocessing: of an image size, None for the source's own; may download.
-        options: of `create_model`, that the source itself tells.
+    Raises:
+        As `load_pretrained`; ValueError where `out` has another suffix; RuntimeError where the
+        file does not read back as it was written.
     """
-
-    name: str
-    fetch: Callable[[], Path]
-    preprocessing: Callable[[int | None], Preprocessing]
-    options: Mapping[str, Any] = {}
-
-
-def _find(source: str | Path, name: str | None) -> _Found:
-    if name is not None:
-        find_variant(name)
-    text = str(source)
-    if text in CATALOG:
-        return _find_published(CATALOG[text], name)
-    if text.startswith(_HUB_PREFIXES):
-        return _find_on_hub(text[len(_HUB_PREFIXES[0]) :], name)
-    if text.startswith(("http://", "https://")):
-        name = name or _name_of(Path(unquote(urlsplit(text).path)), text)
-        return _Found(name, partial(web_file, text), partial(_published, name))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        config = load_config(path / "config.json")
-        preprocessing = partial(_preprocessing_of_run, config)
-        return _Found(name or config.model.name, lambda: path, preprocessing, model_options(config))
-    if path.is_file():
-        name = name or _name_of(path, text)
-        return _Found(name, lambda: path, partial(_published, name))
-    raise FileNotFoundError(f"there are no weights {text!r}; {_hint(text)}")
-
-
-def _hint(text: str) -> str:
-    keys = list(weights_of(text)) or difflib.get_close_matches(text, CATALOG, n=3)
-    if keys:
-        return f"did you mean {' or '.join(keys)}?"
-    return (
-        "it is no file, no directory and no key of the catalog. A repository of the hub begins "
-        f"with {_HUB_PREFIXES[0]}, an address with https://; the catalog has {list(CATALOG)}"
-    )
-
-
-def _find_published(weights: Weights, name: str | None) -> _Found:
-    if weights.source.startswith(_HUB_PREFIXES):
-        repository = weights.source[len(_HUB_PREFIXES[0]) :]
-        fetch = partial(hub_file, repository, "model.safetensors", weights.sha256)
+    found = locate(source, name)
+    model, variables = load_pretrained(source, name)
+    classes, metadata = model.head.num_classes, {MODEL_KEY: found.name}
+    if naming is None:
+        save_variables(variables, out, metadata)
     else:
-        fetch = partial(web_file, weights.source, weights.sha256)
-    return _Found(name or weights.model, fetch, weights.preprocessing)
-
-
-def _find_on_hub(repository: str, name: str | None) -> _Found:
-    for weights in CATALOG.values():
-        if weights.source == f"{_HUB_PREFIXES[0]}{repository}":
-            return _find_published(weights, name)
-    name = name or _name_on_hub(repository)
-    fetch = partial(hub_file, repository, "model.safetensors")
-    return _Found(name, fetch, partial(_preprocessing_on_hub, repository, name))
-
-
-def _name_on_hub(repository: str) -> str:
-    config = _hub_config(repository)
-    name, options = config.get("architecture"), config.get("model_args")
-    if name not in list_models() or options:
-        raise ValueError(
-            f"config.json of {repository} has architecture={name!r} and model_args={options}, "
-            f"which is none of {list_models()} as it stands; where the weights are of one with "
-            "other options, give name= and these options"
-        )
-    return name
-
-
-def _hub_config(repository: str) -> dict[str, Any]:
-    """What timm has written next to the weights."""
-    return json.loads(hub_file(repository, "config.json").read_text(encoding="utf-8"))
-
-
-def _name_of(path: Path, source: str) -> str:
-    """The model of a file: by its metadata where it is here and our own, else by its name."""
-    name = path.name.partition(".")[0]
-    if path.suffix == ".safetensors" and path.is_file():
-        name = _read_safetensors(path, metadata_only=True)[1].get(_MODEL_KEY, name)
-    if name not in list_models():
-        raise ValueError(
-            f"{source} does not say which model it is of, and {name!r} is none; give name=, one "
-            f"of {list_models()}"
-        )
-    return name
-
-
-def _published(name: str, image_size: int | None) -> Preprocessing:
-    for weights in weights_of(name).values():
-        return weights.preprocessing(image_size)
-    _, variant = find_variant(name)
-    return Preprocessing(image_size or variant.image_size)
-
-
-def _preprocessing_of_run(config: Config, image_size: int | None) -> Preprocessing:
-    return Preprocessing(
-        image_size=image_size or config.data.image_size,
-        crop_fraction=config.data.crop_fraction,
-        interpolation=config.data.interpolation,
-        mean=config.data.mean,
-        std=config.data.std,
+        options = {**found.options, "num_classes": classes}
+        _write(to_torch(found.name, variables, naming, **options), out, metadata)
+    _, again = load_pretrained(out, found.name, **found.options)
+    before: dict[str, Any] = flatten_dict(variables, sep="/")
+    after: dict[str, Any] = flatten_dict(again, sep="/")
+    differing = [key for key in before if not _equal(before[key], after.get(key))]
+    if before.keys() != after.keys() or differing:
+        raise RuntimeError(f"{out} does not read back as written; differing: {differing}")
+    return (
+        f"{out}: {found.name}, {classes} classes, {naming or 'own'} names; "
+        f"round trip: {len(before)} tensors equal bit for bit"
     )
 
 
-def _preprocessing_on_hub(repository: str, name: str, image_size: int | None) -> Preprocessing:
-    config, other = _hub_config(repository), _published(name, image_size)
-    given, names = config.get("pretrained_cfg", {}), config.get("label_names")
-    return Preprocessing(
-        image_size=image_size or given.get("input_size", [other.image_size])[-1],
-        crop_fraction=given.get("crop_pct", other.crop_fraction),
-        crop_mode=given.get("crop_mode", other.crop_mode),
-        interpolation=given.get("interpolation", other.interpolation),
-        mean=tuple(given.get("mean", other.mean)),
-        std=tuple(given.get("std", other.std)),
-        class_names=tuple(names) if isinstance(names, list) else None,
+def _equal(one: np.ndarray, other: np.ndarray | None) -> bool:
+    """Bit for bit, so that NaN equals itself and 0 is not -0."""
+    return (
+        other is not None
+        and (one.dtype, one.shape) == (other.dtype, other.shape)
+        and one.tobytes() == other.tobytes()
     )
 
 
@@ -317,7 +211,8 @@ def _read(path: Path, ema: bool) -> _Tensors:
         state = read_checkpoint(path / "checkpoints").state
         averaged = state.get("ema") if ema else None
         variables = averaged or {"params": state["params"], **state.get("collections", {})}
-        return flatten_dict(variables, sep="/")
+        flat: dict[str, Any] = flatten_dict(variables, sep="/")
+        return flat
     if path.suffix == ".safetensors":
         return _read_safetensors(path)[0]
     if path.suffix not in _TORCH_SUFFIXES:
@@ -337,15 +232,20 @@ def _read(path: Path, ema: bool) -> _Tensors:
     return tensors
 
 
-def _read_safetensors(
-    path: Path, metadata_only: bool = False
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            keys = [] if metadata_only else file.keys()
-            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Download or copy it again") from error
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata."""
+    with open_safetensors(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata() or {}
+
+
+def _write(tensors: _Tensors, path: str | Path, metadata: Mapping[str, str]) -> None:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is to be a safetensors file; call it {path}.safetensors")
+    part = path.with_name(f"{path.name}.incomplete")
+    safetensors.numpy.save_file(dict(tensors), part, dict(metadata))
+    part.replace(path)
 
 
 def _to_variables(name: str, tensors: _Tensors, options: Mapping[str, Any]) -> dict[str, Any]:

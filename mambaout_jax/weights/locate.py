@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Understands what a source of weights is: its model, where its file is, how images are prepared.
+
+Nothing is read here but names and settings; `weights.load` reads the weights.
+"""
+
+import contextlib
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import jax.numpy as jnp
+import safetensors
+
+from mambaout_jax.config import Config, load_config
+from mambaout_jax.models import find_variant, list_models
+from mambaout_jax.weights.catalog import CATALOG, Preprocessing, Weights, weights_of
+from mambaout_jax.weights.download import hub_file, web_file
+
+MODEL_KEY = "model"  # of the metadata of our own files
+_HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # ours and timm's spelling
+
+
+class Found(NamedTuple):
+    """A source that is understood, and not yet read.
+
+    Attributes:
+        name: of the model.
+        fetch: gives the file, or the directory of a run; may download.
+        preprocessing: of an image size, None for the source's own; may download.
+        options: of `create_model`, that the source itself tells.
+    """
+
+    name: str
+    fetch: Callable[[], Path]
+    preprocessing: Callable[[int | None], Preprocessing]
+    options: Mapping[str, Any] = {}
+
+
+def locate(source: str | Path, name: str | None = None) -> Found:
+    """Understands a source; see `weights.load` for what it may be.
+
+    Args:
+        source, name: of `load_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        ValueError: it does not say which model it is of, or `name` is none.
+        RuntimeError: a repository's `config.json` could not be downloaded.
+    """
+    if name is not None:
+        find_variant(name)
+    text = str(source)
+    if text in CATALOG:
+        return _find_published(CATALOG[text], name)
+    if text.startswith(_HUB_PREFIXES):
+        return _find_on_hub(text[len(_HUB_PREFIXES[0]) :], name)
+    if text.startswith(("http://", "https://")):
+        name = name or _checked(_stem(Path(unquote(urlsplit(text).path))), text)
+        return Found(name, partial(web_file, text), partial(_published, name))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        config = load_config(path / "config.json")
+        preprocessing = partial(_preprocessing_of_run, config)
+        return Found(name or config.model.name, lambda: path, preprocessing, model_options(config))
+    if path.is_file():
+        name = name or _checked(_name_of(path), text)
+        return Found(name, lambda: path, partial(_published, name))
+    raise FileNotFoundError(f"there are no weights {text!r}; {_hint(text)}")
+
+
+@contextlib.contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """`safetensors.safe_open`, for numpy.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Download or copy it again") from error
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """The options of `create_model` that a config stands for, without `num_classes`."""
+    options: dict[str, Any] = dict(config.model.options)
+    if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
+        options["conv_implementation"] = config.model.conv_implementation
+    return {
+        "image_size": config.data.image_size,
+        "in_chans": config.data.channels,
+        "dtype": jnp.dtype(config.model.dtype),
+        "drop_path": config.model.drop_path,
+        "remat": config.model.remat,
+        **options,
+    }
+
+
+def _hint(text: str) -> str:
+    keys = list(weights_of(text)) or difflib.get_close_matches(text, CATALOG, n=3)
+    if keys:
+        return f"did you mean {' or '.join(keys)}?"
+    return (
+        "it is no file, no directory and no key of the catalog. A repository of the hub begins "
+        f"with {_HUB_PREFIXES[0]}, an address with https://; the catalog has {list(CATALOG)}"
+    )
+
+
+def _find_published(weights: Weights, name: str | None) -> Found:
+    if weights.source.startswith(_HUB_PREFIXES):
+        repository = weights.source[len(_HUB_PREFIXES[0]) :]
+        fetch = partial(hub_file, repository, "model.safetensors", weights.sha256)
+    else:
+        fetch = partial(web_file, weights.source, weights.sha256)
+    return Found(name or weights.model, fetch, weights.preprocessing)
+
+
+def _find_on_hub(repository: str, name: str | None) -> Found:
+    for weights in CATALOG.values():
+        if weights.source == f"{_HUB_PREFIXES[0]}{repository}":
+            return _find_published(weights, name)
+    name = name or _name_on_hub(repository)
+    fetch = partial(hub_file, repository, "model.safetensors")
+    return Found(name, fetch, partial(_preprocessing_on_hub, repository, name))
+
+
+def _name_on_hub(repository: str) -> str:
+    config = _hub_config(repository)
+    name, options = config.get("architecture"), config.get("model_args")
+    if name not in list_models() or options:
+        raise ValueError(
+            f"config.json of {repository} has architecture={name!r} and model_args={options}, "
+            f"which is none of {list_models()} as it stands; where the weights are of one with "
+            "other options, give name= and these options"
+        )
+    return name
+
+
+def _hub_config(repository: str) -> dict[str, Any]:
+    """What timm has written next to the weights."""
+    return json.loads(hub_file(repository, "config.json").read_text(encoding="utf-8"))
+
+
+def _name_of(path: Path) -> str:
+    """The model of a file, by its metadata where it is our own, else by its name."""
+    if path.suffix != ".safetensors":
+        return _stem(path)
+    with open_safetensors(path) as file:
+        return (file.metadata() or {}).get(MODEL_KEY, _stem(path))
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0]  # what follows is timm's tag, or a suffix
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in list_models():
+        raise ValueError(
+            f"{source} does not say which model it is of, and {name!r} is none; give name=, one "
+            f"of {list_models()}"
+        )
+    return name
+
+
+def _published(name: str, image_size: int | None) -> Preprocessing:
+    for weights in weights_of(name).values():
+        return weights.preprocessing(image_size)
+    _, variant = find_variant(name)
+    return Preprocessing(image_size or variant.image_size)
+
+
+def _preprocessing_of_run(config: Config, image_size: int | None) -> Preprocessing:
+    return Preprocessing(
+        image_size=image_size or config.data.image_size,
+        crop_fraction=config.data.crop_fraction,
+        crop_mode=config.data.crop_mode,
+        interpolation=config.data.interpolation,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+
+
+def _preprocessing_on_hub(repository: str, name: str, image_size: int | None) -> Preprocessing:
+    config, other = _hub_config(repository), _published(name, image_size)
+    given, names = config.get("pretrained_cfg", {}), config.get("label_names")
+    return Preprocessing(
+        image_size=image_size or given.get("input_size", [other.image_size])[-1],
+        crop_fraction=given.get("crop_pct", other.crop_fraction),
+        crop_mode=given.get("crop_mode", other.crop_mode),
+        interpolation=given.get("interpolation", other.interpolation),
+        mean=tuple(given.get("mean", other.mean)),
+        std=tuple(given.get("std", other.std)),
+        class_names=tuple(names) if isinstance(names, list) else None,
+    )
