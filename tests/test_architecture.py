@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
-    {"config", "kernels"},
+    {"config", "kernels", "checkpoint"},
     {"layers"},
     {"mixers"},
     {"backbone"},
@@ -24,13 +24,13 @@ ROOMS = (
     {"tasks", "weights", "analysis", "export"},
     {"data"},
     {"train"},
-    {"benchmarks"},
+    {"predict", "benchmarks"},
     {"cli"},
     {"__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Rooms that may see only these, whatever stands above them.
-ONLY = {"kernels": {"kernels"}, "config": set(), "data": {"config", "data"}}
+ONLY = {"kernels": {"kernels"}, "config": set(), "checkpoint": set(), "data": {"config", "data"}}
 
 # Imported inside functions: optional or slow, and not everybody's.
 LAZY = {"matplotlib", "sklearn", "tensorboardX", "wandb"}

@@ -23,7 +23,7 @@ import pytest
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mambaout_jax.train.checkpoint import Checkpointer, read_checkpoint
+from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
 
 
 @struct.dataclass
@@ -412,7 +412,7 @@ def test_a_kill_during_a_save_leaves_the_step_before(tmp_path):
         """
         import os, pathlib, signal, sys
         import numpy as np, jax.numpy as jnp
-        from mambaout_jax.train.checkpoint import Checkpointer
+        from mambaout_jax.checkpoint import Checkpointer
         directory = pathlib.Path(sys.argv[1])
         noise = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
         state = {"step": jnp.int32(1), "x": jnp.asarray(noise)}
@@ -448,7 +448,7 @@ def test_two_processes_save_check_and_fall_back_together(tmp_path):
         from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
         index, directory = int(sys.argv[2]), pathlib.Path(sys.argv[3])
         jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
-        from mambaout_jax.train.checkpoint import Checkpointer, read_checkpoint
+        from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
         mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
         shardings = {"whole": NamedSharding(mesh, P()), "split": NamedSharding(mesh, P("data"))}
         def make(seed):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_run import get_config
 
+from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.data.embedded import Digits
 from mambaout_jax.models import create_model
-from mambaout_jax.train.checkpoint import read_checkpoint
 from mambaout_jax.train.evaluate import evaluate, make_evaluator
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.setup import set_up

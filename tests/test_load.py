@@ -19,9 +19,9 @@ from goldens.fill import value_of
 from hub_server import serve
 from tiny_run import get_config
 
+from mambaout_jax.checkpoint import Checkpointer
 from mambaout_jax.config import save_config
 from mambaout_jax.models import create_model
-from mambaout_jax.train.checkpoint import Checkpointer
 from mambaout_jax.train.state import TrainState
 from mambaout_jax.weights import catalog, load
 from mambaout_jax.weights.catalog import imagenet_classes

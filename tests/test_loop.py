@@ -22,12 +22,12 @@ from PIL import Image
 from tiny_run import get_config
 
 from mambaout_jax.analysis.cost import activation_bytes
+from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
 from mambaout_jax.config import load_config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sources import open_source
 from mambaout_jax.models import create_model
 from mambaout_jax.train import loop, mesh
-from mambaout_jax.train.checkpoint import Checkpointer, read_checkpoint
 from mambaout_jax.train.loop import describe, train
 from mambaout_jax.train.metrics import read_metrics
 from mambaout_jax.train.preemption import Preempted

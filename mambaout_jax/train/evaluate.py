@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import evaluation_batches
-from mambaout_jax.train.checkpoint import read_checkpoint
 from mambaout_jax.train.mesh import put_batch, replicated
 from mambaout_jax.train.setup import Setup, set_up
 from mambaout_jax.train.step import make_evaluate_step

@@ -22,13 +22,13 @@ from jax.experimental import multihost_utils
 
 from mambaout_jax.analysis.cost import activation_bytes, count
 from mambaout_jax.analysis.figures import draw_image_grid
+from mambaout_jax.checkpoint import Checkpointer
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.train.batch_augment import augment_batch
-from mambaout_jax.train.checkpoint import Checkpointer
 from mambaout_jax.train.evaluate import make_evaluator
 from mambaout_jax.train.mesh import put_batch, state_shardings
-from mambaout_jax.train.metrics import MetricWriter, NullWriter
+from mambaout_jax.train.metrics import MetricWriter, NullWriter, WandbSettings
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
@@ -84,11 +84,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             start, interval = restored.step, _Interval(**restored.meta["interval"])
             state, replaced = restored.state, restored.meta["replaced"]
         if is_main:
-            record_run(config, workdir)
+            record_run(config, workdir, setup.train.class_names)
         writer = stack.enter_context(
-            MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard)
-            if is_main
-            else NullWriter()
+            _metric_writer(config, workdir, start) if is_main else NullWriter()
         )
         progress = stack.enter_context(
             Progress(
@@ -340,6 +338,11 @@ def _initialiser(
     # It runs once, and at level 1 LLVM compiles it three times faster, to the same bits.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options), abstract
+
+
+def _metric_writer(config: Config, workdir: Path, start: int) -> MetricWriter:
+    wandb = WandbSettings(config.log.wandb_project, config.to_dict()) if config.log.wandb else None
+    return MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard, wandb=wandb)
 
 
 def _mib(size: float) -> str:

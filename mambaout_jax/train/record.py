@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -48,10 +49,11 @@ def check_same_run(config: Config, workdir: Path) -> None:
         )
 
 
-def record_run(config: Config, workdir: Path) -> None:
-    """Writes `config.json` and `environment.json` (of the latest start) into the workdir."""
+def record_run(config: Config, workdir: Path, class_names: Sequence[str]) -> None:
+    """Writes `config.json`, `classes.json` and `environment.json` (of the latest start)."""
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")
+    (workdir / "classes.json").write_text(json.dumps(list(class_names), indent=2) + "\n")
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,

@@ -2,10 +2,8 @@
 """What a config stands for: mesh, data, model and task, before any array is made."""
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mambaout_jax.backbone import Classifier
@@ -14,6 +12,7 @@ from mambaout_jax.data.sources import Source, open_source
 from mambaout_jax.models import create_model
 from mambaout_jax.tasks.classification import Classification
 from mambaout_jax.train.mesh import make_mesh
+from mambaout_jax.weights.locate import model_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +59,9 @@ def set_up(config: Config) -> Setup:
         mesh=make_mesh(config.mesh.fsdp),
         train=train,
         validation=open_source(config.data, "validation"),
-        model=_model(config, train.num_classes),
+        model=create_model(
+            config.model.name, num_classes=train.num_classes, **model_options(config)
+        ),
         task=Classification(train.num_classes),
         image_shape=(config.data.image_size, config.data.image_size, config.data.channels),
-    )
-
-
-def _model(config: Config, num_classes: int) -> Classifier:
-    options: dict[str, Any] = dict(config.model.options)
-    if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
-        options["conv_implementation"] = config.model.conv_implementation
-    return create_model(
-        config.model.name,
-        num_classes=num_classes,
-        image_size=config.data.image_size,
-        in_chans=config.data.channels,
-        dtype=jnp.dtype(config.model.dtype),
-        drop_path=config.model.drop_path,
-        remat=config.model.remat,
-        **options,
     )

@@ -179,7 +179,7 @@ def model_table(pattern: str = "*") -> str:
         _, variant = find_variant(name)
         cost = (f"{variant.parameters / 1e6:.2f} M", f"{variant.macs / 1e9:.2f} G")
         rows = [
-            (f"{weights.results[0].top1:.2f}" if weights.results else "-", key)
+            (f"{weights.results[0].top1:g}" if weights.results else "-", key)
             for key, weights in weights_of(name).items()
         ] or [("-", "none published")]
         lines.append((name, *cost, *rows[0]))

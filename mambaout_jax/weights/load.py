@@ -25,8 +25,8 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.backbone import Classifier
+from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.models import create_model, find_variant
-from mambaout_jax.train.checkpoint import read_checkpoint
 from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.convert import (
     CLASSIFIER,

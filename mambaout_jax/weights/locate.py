@@ -65,7 +65,7 @@ def locate(source: str | Path, name: str | None = None) -> Found:
     path = Path(source).expanduser()
     if path.is_dir():
         config = load_config(path / "config.json")
-        preprocessing = partial(_preprocessing_of_run, config)
+        preprocessing = partial(_preprocessing_of_run, config, path)
         return Found(name or config.model.name, lambda: path, preprocessing, model_options(config))
     if path.is_file():
         name = name or _checked(_name_of(path), text)
@@ -175,7 +175,9 @@ def _published(name: str, image_size: int | None) -> Preprocessing:
     return Preprocessing(image_size or variant.image_size)
 
 
-def _preprocessing_of_run(config: Config, image_size: int | None) -> Preprocessing:
+def _preprocessing_of_run(config: Config, workdir: Path, image_size: int | None) -> Preprocessing:
+    classes = workdir / "classes.json"
+    names = json.loads(classes.read_text(encoding="utf-8")) if classes.is_file() else None
     return Preprocessing(
         image_size=image_size or config.data.image_size,
         crop_fraction=config.data.crop_fraction,
@@ -183,6 +185,7 @@ def _preprocessing_of_run(config: Config, image_size: int | None) -> Preprocessi
         interpolation=config.data.interpolation,
         mean=config.data.mean,
         std=config.data.std,
+        class_names=None if names is None else tuple(names),
     )
 
 
