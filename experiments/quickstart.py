@@ -3,7 +3,7 @@
 
     python experiments/quickstart.py
 
-Data: scikit-learn's digits, 1,797 real scans of 8x8 pixels, upscaled to 32; 1,437 to train, 360 to
+Data: scikit-learn's digits, 1,797 real scans of 8x8 pixels, upscaled to 32; 1,438 to train, 359 to
 test. Nothing is downloaded. The run is kept in runs/quickstart: the same command again goes on
 with it. It is also a config: `mambaout train --config experiments/quickstart.py --config.seed=1`.
 

@@ -192,7 +192,7 @@ def read_config(file: str) -> Config:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no `get_config`.
+        ValueError: it has no `get_config`, or sets what is no setting.
     """
     path, argument = _path_and_argument(file)
     if not Path(path).is_file():
@@ -204,7 +204,11 @@ def read_config(file: str) -> Config:
         raise ValueError(
             f"{path} has no get_config(); see experiments/quickstart.py for what a config file is"
         )
-    return get_config() if argument is None else get_config(argument)
+    try:
+        return get_config() if argument is None else get_config(argument)
+    except AttributeError as error:  # its message lists every setting there is
+        first, _, _ = str(error).partition(" Other fields present")
+        raise ValueError(f"{path}: {first}") from error
 
 
 def _path_and_argument(file: str) -> tuple[str, str | None]:
@@ -275,7 +279,11 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_CODE
-    print(f"{format_metrics(metrics)}  ({time.perf_counter() - began:.0f} s, {workdir})")
+    import jax
+
+    if jax.process_index() == 0:
+        seconds = time.perf_counter() - began
+        print(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
     return 0
 
 

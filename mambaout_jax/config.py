@@ -38,8 +38,8 @@ _POSITIVE = (
     "log.every_steps",
 )
 _NOT_NEGATIVE = (
-    "data.num_workers", "augment.shift_pixels", "augment.mix_group_size", "augment.mixup_alpha",
-    "augment.cutmix_alpha", "optimizer.learning_rate", "optimizer.learning_rate_batch_size",
+    "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
+    "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate", "optimizer.learning_rate_batch_size",
     "optimizer.weight_decay", "optimizer.clip_norm",
 )
 _SHARES = (
@@ -243,6 +243,16 @@ def validate(config: Config, device_count: int) -> None:
         _within(config, name, 0, math.inf)
     for name in _SHARES:
         _within(config, name, 0, 1)
+    for name in ("scale", "ratio"):
+        pair = config.augment[name]
+        if (
+            len(pair) != 2
+            or not all(isinstance(x, int | float) for x in pair)
+            or not (0 < pair[0] <= pair[1])
+        ):
+            raise ValueError(
+                f"augment.{name}={pair!r} must be two numbers above 0, the smaller one first"
+            )
     if not 0 < config.data.crop_fraction <= 1:
         raise ValueError(
             f"data.crop_fraction={config.data.crop_fraction} is out of range; it must be above 0 "
@@ -294,8 +304,10 @@ def _validate_batch(config: Config, device_count: int) -> None:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes all settings as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    """Writes all settings as JSON; a kill in between leaves the old file whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def load_config(path: Path) -> Config:
@@ -313,7 +325,7 @@ def load_config(path: Path) -> Config:
     config.model.options.unlock()
     try:
         config.update(_tuples(json.loads(path.read_text())))
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not fit this version's settings: {error}") from error
     return config.lock()
 

@@ -250,6 +250,7 @@ def test_augment_with_everything_off_normalises_and_smooths(batch):
 
 
 def test_augment_mixes_smoothed_targets_and_erases_last(batch, config):
+    config.augment.cutmix_alpha = 0.0
     out = augmenter(config)(batch)
     config.augment.erase_probability = 0.0
     mixed = augmenter(config)(batch)
@@ -293,18 +294,14 @@ def test_augment_is_the_same_on_eight_devices(batch, config):
     assert_same(sharded(batch), augmenter(config)(batch))
 
 
-@pytest.mark.parametrize("size", [1, 7])
-def test_group_size_zero_mixes_the_whole_batch(batch, config, size):
+def test_group_size_zero_mixes_the_whole_batch(batch, config):
     config.augment.update(mix_group_size=0, erase_probability=0.0, cutmix_alpha=0.0)
-    batch = {name: x[: size * 4] for name, x in batch.items()}
     config.loss.label_smoothing = 0.0
-    batch["label"] = np.arange(size * 4, dtype=np.int32)
+    batch["label"] = np.arange(32, dtype=np.int32)
     images = normalise(jnp.asarray(batch["image"]), config.data.mean, config.data.std)
-    out = jit(lambda key, batch: augment_batch(key, batch, config, size * 4))(
-        jax.random.key(7), batch
-    )
+    out = jit(lambda key, batch: augment_batch(key, batch, config, 32))(jax.random.key(7), batch)
     ((method, weight),) = method_of(
-        np.asarray(images), np.asarray(out["image"]), np.asarray(out["target"]), size * 4
+        np.asarray(images), np.asarray(out["image"]), np.asarray(out["target"]), 32
     )
     assert method == "blend"
     assert 0 < weight < 1

@@ -78,6 +78,9 @@ def test_fractions_of_an_epoch_round_to_updates(config):
         ("model.drop_path", 1.5, r"model\.drop_path=1\.5 .* from 0 to 1"),
         ("data.crop_fraction", 0.0, r"data\.crop_fraction=0\.0 .* above 0"),
         ("data.mean", (0.5,), r"data\.mean=\(0\.5,\) has 1 values for data\.channels=3"),
+        ("seed", -1, r"seed=-1 is out of range; it must be at least 0"),
+        ("augment.scale", (0.3,), r"augment\.scale=\(0\.3,\) must be two numbers above 0"),
+        ("augment.ratio", (2.0, 1.0), r"augment\.ratio=\(2\.0, 1\.0\) must be two numbers"),
         ("mesh.fsdp", 3, r"mesh\.fsdp=3 does not divide the 8 devices; allowed are \[1, 2, 4, 8\]"),
         ("batch_size", 100, r"batch_size=100 does not divide into 8 devices x 1 .* 96 or 104"),
         ("batch_size", 4, r"batch_size=4 does not divide .* set --config\.batch_size to 8"),
@@ -121,6 +124,9 @@ def test_unknown_settings_in_json_are_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text('{"batch_sizes": 3}')
     with pytest.raises(ValueError, match=r"does not fit this version's settings.*batch_sizes"):
+        load_config(path)
+    path.write_text('{"batch_size": ')
+    with pytest.raises(ValueError, match=r"config\.json does not fit"):
         load_config(path)
     with pytest.raises(FileNotFoundError, match="--workdir of a training run"):
         load_config(tmp_path / "nowhere.json")

@@ -212,6 +212,10 @@ def test_wrong_options_are_named():
         create_model("mambaout_tiny", **SMALL, conv_ratio=3.0).init(
             jax.random.key(0), jnp.zeros((1, 8, 8, 3))
         )
+    with pytest.raises(ValueError, match=r"depths=\(1, 2\) and dims=\(8, 16, 24\) must have one"):
+        create_model("mambaout_tiny", **{**SMALL, "dims": (8, 16, 24)}).init(
+            jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+        )
     with pytest.raises(ValueError, match="activation='relu' is not known"):
         create_model("mambaout_tiny", **SMALL, activation="relu").init(
             jax.random.key(0), jnp.zeros((1, 8, 8, 3))

@@ -3,13 +3,14 @@
 
 The order knows nothing of the machine. The examples form one endless sequence (each epoch a new
 permutation) in which an example's random numbers depend on its position only; global batch k is
-positions k * batch_size and on, and process p of P takes every P-th of them. So global batch k
-holds the same pixels for any number of processes, worker processes and threads, and resuming takes
-one integer, the step.
+positions k * batch_size and on, and process p of P takes the p-th of its P blocks. So global batch
+k holds the same pixels in the same order for any number of processes, worker processes and threads,
+and resuming takes one integer, the step.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -95,7 +96,8 @@ def train_batches(
         .shuffle(seed=shuffle_seed)
         .repeat(_EPOCHS)
         .random_map(lambda index, rng: view.random_map(readable[index], rng), seed=view_seed)
-    )[process_index::process_count]
+    )
+    examples = _Part(examples, local_batch_size, process_index, process_count)
     make = _in_workers if config.data.num_workers else _in_threads
     return Batches(make(examples, local_batch_size, start_step, config.data))
 
@@ -131,8 +133,26 @@ def evaluation_batches(
         return {"image": np.zeros(shape, np.uint8), "label": np.int32(0), "mask": np.False_}
 
     padded_length = math.ceil(len(source) / batch_size) * batch_size
-    examples = grain.MapDataset.range(padded_length).map(example)[process_index::process_count]
+    examples = grain.MapDataset.range(padded_length).map(example)
+    examples = _Part(examples, local_batch_size, process_index, process_count)
     return Batches(_in_threads(examples, local_batch_size, 0, config.data))
+
+
+class _Part(grain.MapDataset):
+    """Of every global batch the block of neighbours that one process holds."""
+
+    def __init__(self, examples: grain.MapDataset, block: int, index: int, count: int):
+        super().__init__(examples)
+        self._block, self._place, self._count = block, index, count
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._count
+
+    def __getitem__(self, position: int | slice) -> Any:
+        if isinstance(position, slice):
+            return self.slice(position)
+        batch, place = divmod(position, self._block)
+        return self._parent[(batch * self._count + self._place) * self._block + place]
 
 
 def _share(name: str, batch_size: int, process_index: int, process_count: int) -> int:

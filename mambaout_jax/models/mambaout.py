@@ -162,6 +162,10 @@ class MambaOut(nn.Module):
         """Maps of all stages, finest first."""
         dtype = compute_dtype(self.dtype)
         block_class = nn.remat(GatedCNNBlock, static_argnums=(2,)) if self.remat else GatedCNNBlock
+        if len(self.depths) != len(self.dims):
+            raise ValueError(
+                f"depths={self.depths} and dims={self.dims} must have one entry per stage each"
+            )
         rates = drop_path_rates(self.drop_path, self.depths)
 
         maps = []
