@@ -32,13 +32,14 @@ def get_config():
     config.augment.crop = "shift"
     config.augment.shift_pixels = 4
     config.augment.flip_probability = 0.0  # a mirrored digit is no digit
+    config.augment.erase_probability = 0.25
 
     config.optimizer.learning_rate = 4e-3
     config.optimizer.weight_decay = 0.05
     config.loss.label_smoothing = 0.1
 
-    config.schedule.total_epochs = 25.0
-    config.schedule.warmup_epochs = 2.5
+    config.schedule.total_epochs = 30.0
+    config.schedule.warmup_epochs = 3.0
     config.schedule.warmup_learning_rate = 0.0
     config.schedule.final_learning_rate = 0.0
 

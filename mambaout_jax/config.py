@@ -39,8 +39,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
-    "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate", "optimizer.learning_rate_batch_size",
-    "optimizer.weight_decay", "optimizer.clip_norm",
+    "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate",
+    "optimizer.learning_rate_batch_size", "optimizer.weight_decay", "optimizer.clip_norm",
 )
 _SHARES = (
     "data.validation_fraction", "data.max_corrupt_fraction", "augment.flip_probability",

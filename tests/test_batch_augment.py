@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mambaout_jax.train.batch_augment import augment_batch, erase, mix, normalise
 
-# LLVM takes three times longer to optimise these programs, which run for milliseconds.
+# LLVM would take most of the tests' time to optimise programs that run for milliseconds.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step against a float64 loop, itself on other meshes, and the laws it states.
 
-Programs are compiled without LLVM's optimisation, which takes three times longer than they run.
+Programs are compiled without LLVM's optimisation, which would take most of the tests' time.
 """
 
 import functools
@@ -132,7 +132,7 @@ def make_step(model, config, mesh, shardings, task=None):
     )  # fmt: skip
 
 
-def compile_step(step, state, config, mesh):
+def compile_step(step, state, config):
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch_size, *SHAPE), np.uint8),
         "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32),
@@ -153,7 +153,7 @@ def follow(step, state, batches, mesh):
 def run(model, config, mesh, batches, task=None):
     state, shardings = init(model, config, mesh)
     step = make_step(model, config, mesh, shardings, task)
-    return follow(compile_step(step, state, config, mesh), state, batches, mesh)
+    return follow(compile_step(step, state, config), state, batches, mesh)
 
 
 def flat(tree):
@@ -189,7 +189,7 @@ def run_micro(config, mesh, batches, first_state, dtype=jnp.float32):
     """States, sums and the last state of `follow`, and the text of the compiled step."""
     state, shardings = place(first_state, config, mesh)
     step = make_step(micro(dtype), config, mesh, shardings)
-    step = compile_step(step, state, config, mesh)
+    step = compile_step(step, state, config)
     return *follow(step, state, batches, mesh), step.as_text()
 
 
@@ -334,7 +334,7 @@ def test_micro_batches_draw_their_own_mixing():
     step = make_train_step(
         Linear(), Recorded(pair_matrix), optimizer_of(config), config, 64, mesh, shardings
     )
-    _, sums = compile_step(step, state, config, mesh)(state, put_batch(batch, mesh))
+    _, sums = compile_step(step, state, config)(state, put_batch(batch, mesh))
     pairs = np.asarray(sums["record"])
 
     own = np.diag(pairs)
@@ -449,7 +449,7 @@ def test_step_goes_on_from_a_fetched_state_to_the_same_bits():
     states, sums, _ = run(Normed(), config, mesh, batches)
     _, shardings = init(Normed(), config, mesh)
     state = jax.tree.map(jax.device_put, states[0], shardings)
-    step = compile_step(make_step(Normed(), config, mesh, shardings), state, config, mesh)
+    step = compile_step(make_step(Normed(), config, mesh, shardings), state, config)
     again, sums_again, _ = follow(step, state, batches[1:], mesh)
     assert_equal(again, states[1:])
     assert_equal(sums_again, sums[1:])
