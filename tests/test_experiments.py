@@ -65,7 +65,7 @@ def test_quickstart_is_what_its_docstring_says():
     assert (config.data.source, config.data.channels) == ("digits", 1)
     assert "1,438 to train, 359 to" in text
     resolved = resolve(config, 1438)
-    assert (resolved.steps_per_epoch, resolved.total_steps, resolved.warmup_steps) == (22, 550, 55)
+    assert (resolved.steps_per_epoch, resolved.total_steps, resolved.warmup_steps) == (22, 660, 66)
     assert (resolved.evaluate_every, resolved.checkpoint_every) == (110, 110)
     assert (resolved.learning_rate, config.augment.flip_probability) == (4e-3, 0)
 
@@ -82,6 +82,6 @@ def test_quickstart_reads_98_percent_of_the_digits_on_one_device(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["step"] == 550
+    assert last["step"] == 660
     assert last["eval/top1"] >= 98
     assert f"eval/top1 {last['eval/top1']:.4g}" in result.stdout.strip().split("\n")[-1]
