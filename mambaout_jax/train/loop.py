@@ -202,7 +202,7 @@ def describe(config: Config) -> str:
 
 
 def show_batch(config: Config, path: Path) -> None:
-    """Draws the first training batch as the first update will see it, augmented.
+    """Draws the first training batch, augmented as one micro-batch of the first update.
 
     Args:
         path: of the PNG.
