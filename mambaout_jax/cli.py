@@ -304,13 +304,22 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _assess(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from mambaout_jax.predict import assess, draw_assessment, labelled_data, make_predictor
+    from mambaout_jax.data.sources import open_source
+    from mambaout_jax.predict import (
+        assess,
+        assessment_config,
+        configured_preprocessing,
+        draw_assessment,
+        make_predictor,
+    )
     from mambaout_jax.train.loop import format_metrics
 
     source = arguments.weights or arguments.workdir
-    config, data = labelled_data(source, arguments.data)
-    predictor = make_predictor(source)
-    assessment = assess(predictor, override(config, overrides), data)
+    config = read_config(arguments.config) if arguments.config else None
+    config = override(assessment_config(source, arguments.data, config), overrides)
+    data = open_source(config.data, "validation")
+    predictor = make_predictor(source, preprocessing=configured_preprocessing(config, source))
+    assessment = assess(predictor, config, data)
     print(format_metrics(assessment.metrics))
     if arguments.figures:
         for file in draw_assessment(assessment, predictor, data, arguments.figures):
@@ -320,8 +329,10 @@ def _assess(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def _predict(arguments: argparse.Namespace, _: list[str]) -> int:
     from mambaout_jax.predict import draw_predictions, make_predictor, predict_files
+    from mambaout_jax.weights.load import describe_source
 
-    predictor = make_predictor(arguments.weights, arguments.model, arguments.image_size)
+    how = describe_source(arguments.weights, arguments.model, arguments.image_size)
+    predictor = make_predictor(arguments.weights, arguments.model, how)
     predictions = []
     for prediction in predict_files(predictor, arguments.images, arguments.top):
         predictions.append(prediction)

@@ -67,6 +67,8 @@ def default_config() -> Config:
     config.model.remat = False  # recompute each block in the backward pass: less memory, more time
     config.model.conv_implementation = "auto"
     config.model.options = ConfigDict()  # any further field of the family's backbone
+    config.model.pretrained = ""  # weights to start from, as `weights.load` takes them; "": none
+    config.model.reset_head = True  # of these weights: initialise the last layer afresh
 
     _set_data(config)
     _set_training(config)
@@ -122,6 +124,7 @@ def _set_training(config: Config) -> None:
     config.optimizer.decay_rules = (
         (r"/kernel$", True),
         (r"/(bias|scale|gamma)$", False),
+        (r"/(cls_token|pos_embed)$", False),
     )
 
     config.schedule = ConfigDict()  # linear warm-up, then a half cosine

@@ -23,7 +23,7 @@ from mambaout_jax.analysis.confusion import confusion_matrix, write_per_class_cs
 from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
 from mambaout_jax.config import Config, default_config, load_config
 from mambaout_jax.data.loader import evaluation_batches
-from mambaout_jax.data.sources import IMAGE_SUFFIXES, Source, open_source, read_image
+from mambaout_jax.data.sources import IMAGE_SUFFIXES, Source, read_image
 from mambaout_jax.data.transforms import evaluation_view
 from mambaout_jax.tasks.classification import predict
 from mambaout_jax.train.batch_augment import normalise
@@ -84,11 +84,23 @@ class Predictor:
 
 
 def make_predictor(
-    source: str | Path, name: str | None = None, image_size: int | None = None, **options: Any
+    source: str | Path,
+    name: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    **options: Any,
 ) -> Predictor:
-    """Loads weights for prediction; see `load_pretrained` for the arguments and errors."""
+    """Loads weights for prediction.
+
+    Args:
+        source, name, options: of `load_pretrained`.
+        preprocessing: of images, None for what `describe_source` tells of the source.
+
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: as `load_pretrained`.
+    """
+    preprocessing = preprocessing or describe_source(source, name)
+    options = {"image_size": preprocessing.image_size, **options}
     model, variables = load_pretrained(source, name, **options)
-    preprocessing = describe_source(source, name, image_size)
     classes = model.head.num_classes
     names = preprocessing.class_names
     if names is None or len(names) != classes:
@@ -155,31 +167,46 @@ class Assessment(NamedTuple):
     predicted: list[tuple[int, float]]
 
 
-def labelled_data(source: str | Path, folder: str | Path | None = None) -> tuple[Config, Source]:
-    """The validation data of a run, or those of a folder, and the config that prepares them.
+def assessment_config(
+    source: str | Path, folder: str | Path | None = None, config: Config | None = None
+) -> Config:
+    """The config that opens and prepares the data on which weights are assessed.
 
     Args:
-        source: of weights; a working directory where `folder` is not given.
-        folder: of class sub-folders, or with a `val` of such.
+        source: of weights.
+        folder: of class sub-folders, or with a `val` of such; None for the data of the config.
+        config: instead of that of the run which `source` is.
 
     Raises:
-        ValueError: neither the source nor the folder says what the data are.
+        ValueError: nothing says what the data are.
     """
     config_path = Path(source) / "config.json"
-    if config_path.is_file():
+    if config is None and config_path.is_file():
         config = load_config(config_path)
-    elif folder is None:
+    elif config is None and folder is None:
         raise ValueError(f"{source} is no training run; give the labelled images with --data DIR")
-    else:
-        config = default_config()
+    elif config is None:
+        config, how = default_config(), describe_source(source)
+        config.data.image_size, config.data.crop_fraction = how.image_size, how.crop_fraction
+        config.data.crop_mode, config.data.interpolation = how.crop_mode, how.interpolation
+        config.data.mean, config.data.std = how.mean, how.std
     if folder is not None:
         config.data.source, config.data.path = "folder", str(folder)
-    how = describe_source(source)
-    config.data.image_size, config.data.crop_fraction = how.image_size, how.crop_fraction
-    config.data.crop_mode, config.data.interpolation = how.crop_mode, how.interpolation
-    config.data.channels = len(how.mean)
-    config.data.mean, config.data.std = how.mean, how.std
-    return config, open_source(config.data, "validation")
+    return config
+
+
+def configured_preprocessing(config: Config, source: str | Path) -> Preprocessing:
+    """The preparation that a config describes, with the class names of the weights."""
+    data = config.data
+    return Preprocessing(
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        crop_mode=data.crop_mode,
+        interpolation=data.interpolation,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        class_names=describe_source(source).class_names,
+    )
 
 
 def assess(predictor: Predictor, config: Config, data: Source) -> Assessment:

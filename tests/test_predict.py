@@ -14,7 +14,7 @@ from PIL import Image
 
 from mambaout_jax.cli import main, override, read_config
 from mambaout_jax.data.sources import open_source
-from mambaout_jax.predict import assess, labelled_data, make_predictor, predict_files
+from mambaout_jax.predict import assess, assessment_config, make_predictor, predict_files
 from mambaout_jax.train.loop import train
 from mambaout_jax.weights.load import load_pretrained
 
@@ -56,7 +56,8 @@ def test_a_run_on_photographs_learns_them(run):
 
 def test_assessment_agrees_with_the_runs_own_evaluation(run):
     workdir, metrics = run
-    config, data = labelled_data(workdir)
+    config = assessment_config(workdir)
+    data = open_source(config.data, "validation")
     assessment = assess(make_predictor(workdir), config, data)
     assert assessment.metrics["top1"] == pytest.approx(metrics["eval_ema/top1"])
     assert assessment.metrics["count"] == assessment.matrix.sum() == 24
@@ -180,7 +181,25 @@ def test_convert_there_and_back(run, tmp_path, capsys, naming):
         np.testing.assert_array_equal(one, other)
 
 
-def test_open_source_is_the_validation_split(run):
+def test_settings_choose_and_prepare_the_data_of_an_evaluation(run, photos, tmp_path, capsys):
     workdir, _ = run
-    config, data = labelled_data(workdir)
-    assert len(data) == len(open_source(config.data, "validation")) == 24
+    figures = ["--figures", str(tmp_path)]
+    assert main(["evaluate", "--workdir", str(workdir), *figures]) == 0
+    as_trained = capsys.readouterr().out.split("\n")[0]
+    moved = photos.rename(photos.with_name("moved"))
+    try:
+        there = f"--config.data.path={moved}"
+        assert main(["evaluate", "--workdir", str(workdir), *figures, there]) == 0
+        assert capsys.readouterr().out.split("\n")[0] == as_trained
+    finally:
+        moved.rename(photos)
+    darker = ["--config.data.mean=(3.0, 3.0, 3.0)", "--config.data.std=(0.1, 0.1, 0.1)"]
+    assert main(["evaluate", "--workdir", str(workdir), *figures, *darker]) == 0
+    assert capsys.readouterr().out.split("\n")[0] != as_trained
+
+
+def test_evaluate_takes_the_data_of_another_config(run, tmp_path, capsys):
+    workdir, _ = run
+    digits = ["--config", str(Path(__file__).parent / "tiny_run.py"), "--figures", str(tmp_path)]
+    assert main(["evaluate", "--workdir", str(workdir), *digits]) == 2
+    assert "the data have 10 classes and the model has 2" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.record import check_same_run, record_run
-from mambaout_jax.train.setup import Setup, set_up
+from mambaout_jax.train.setup import Setup, pretrained_variables, set_up
 from mambaout_jax.train.state import TrainState, init_state
 from mambaout_jax.train.step import make_train_step, step_keys
 
@@ -53,6 +53,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Raises:
         ValueError: a setting is wrong, or the workdir holds a run with other settings.
+        FileNotFoundError, RuntimeError: the pretrained weights are not there or cannot be read.
         FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
             the last good checkpoint.
         RuntimeError: more training examples are unreadable than the config allows.
@@ -79,7 +80,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         restored = checkpointer.restore(abstract)
         if restored is None:
             start, interval, replaced = 0, _Interval(), 0
-            state = init(jax.random.key(config.seed))
+            state = _first_state(setup, init, shardings)
         else:
             start, interval = restored.step, _Interval(**restored.meta["interval"])
             state, replaced = restored.state, restored.meta["replaced"]
@@ -181,6 +182,7 @@ def describe(config: Config) -> str:
         "model": f"{config.model.name}, {setup.num_classes} classes, {config.model.dtype}",
         "parameters": f"{cost.parameters:,}",
         "MACs per image": f"{cost.macs:,} at {'x'.join(map(str, setup.image_shape))}",
+        "starts from": _start(config),
         "data": f"{config.data.source}: {len(setup.train):,} training, "
         f"{len(setup.validation):,} validation examples",
         "devices": f"{devices}, mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}",
@@ -340,9 +342,29 @@ def _initialiser(
     return jax.jit(init, out_shardings=shardings, compiler_options=options), abstract
 
 
+def _first_state(
+    setup: Setup, init: Callable[[jax.Array], TrainState], shardings: TrainState
+) -> TrainState:
+    """Freshly initialised, or with the pretrained weights that the config names."""
+    config = setup.config
+    state = init(jax.random.key(config.seed))
+    if not config.model.pretrained:
+        return state
+    variables = pretrained_variables(config, setup.num_classes)
+    # A jitted identity is the one way to place host arrays that is right with several processes.
+    return jax.jit(lambda x: x, out_shardings=shardings)(state.started_from(variables))
+
+
 def _metric_writer(config: Config, workdir: Path, start: int) -> MetricWriter:
     wandb = WandbSettings(config.log.wandb_project, config.to_dict()) if config.log.wandb else None
     return MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard, wandb=wandb)
+
+
+def _start(config: Config) -> str:
+    if not config.model.pretrained:
+        return "a fresh initialisation"
+    head = "afresh" if config.model.reset_head else "kept"
+    return f"{config.model.pretrained}, last layer {head}"
 
 
 def _mib(size: float) -> str:

@@ -47,6 +47,15 @@ class TrainState(flax.struct.PyTreeNode):
             ema = optax.incremental_update(new, ema, 1 - ema_decay)
         return TrainState(self.step + 1, params, collections, opt_state, ema)
 
+    def started_from(self, variables: dict[str, Any]) -> "TrainState":
+        """The state before the first update of `variables`, as a new optimiser sees them."""
+        collections = {name: tree for name, tree in variables.items() if name != "params"}
+        return self.replace(
+            params=variables["params"],
+            collections=collections,
+            ema=None if self.ema is None else variables,
+        )
+
 
 def init_state(
     key: jax.Array,
