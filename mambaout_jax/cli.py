@@ -10,17 +10,14 @@ import json
 import logging
 import os
 import re
-import runpy
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from mambaout_jax import __version__
-from mambaout_jax.config import Config, load_config
+from mambaout_jax.config import load_config
+from mambaout_jax.config_file import override, read_config, split_argument
 
 _OVERRIDES = """
 Any setting of the config file can be set from the command line:
@@ -77,6 +74,7 @@ _ANALYSE = """
 examples:
   mambaout analyse curves runs/quickstart --out curves.png
   mambaout analyse curves runs/a runs/b runs/c
+  mambaout analyse blocks --out blocks.png
 """
 
 _BENCH = """
@@ -153,10 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
     convert.add_argument("--naming", metavar="NAMING", help="of the output: timm, official")
-    analyse = _verb(verbs, "analyse", "draw what runs have measured", _ANALYSE, _analyse)
-    analyse.add_argument("question", choices=("curves",), help="curves: losses, accuracy, rate")
-    analyse.add_argument("workdirs", nargs="+", type=Path, metavar="WORKDIR")
-    analyse.add_argument("--out", type=Path, default=Path("curves.png"), metavar="PNG")
+    analyse = _verb(
+        verbs, "analyse", "draw what runs have measured, or what is compared", _ANALYSE, _analyse
+    )
+    analyse.add_argument("question", choices=("curves", "blocks"),
+                         help="curves: losses, accuracy, learning rate of runs; "
+                         "blocks: the Gated CNN block beside the Mamba block")  # fmt: skip
+    analyse.add_argument("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="for curves")
+    analyse.add_argument("--out", type=Path, metavar="PNG", help="(QUESTION.png)")
     bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
     bench.add_argument("question", choices=("conv",), help="conv: depthwise convolution, "
                        "shifts against XLA's own")  # fmt: skip
@@ -182,61 +184,6 @@ def _reject_unknown(verb: argparse.ArgumentParser, rest: list[str]) -> None:
         close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         verb.error(f"there is no argument {argument}{hint}")
-
-
-def read_config(file: str) -> Config:
-    """The config that `get_config` of a Python file returns.
-
-    Args:
-        file: path, with ":ARG" after it where `get_config` takes an argument.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no `get_config`, or sets what is no setting.
-    """
-    path, argument = _path_and_argument(file)
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"there is no config file {path}; a clone of the project has them in experiments/"
-        )
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise ValueError(
-            f"{path} has no get_config(); see experiments/quickstart.py for what a config file is"
-        )
-    try:
-        return get_config() if argument is None else get_config(argument)
-    except AttributeError as error:  # its message lists every setting there is
-        first, _, _ = str(error).partition(" Other fields present")
-        raise ValueError(f"{path}: {first}") from error
-
-
-def _path_and_argument(file: str) -> tuple[str, str | None]:
-    path, separator, argument = file.partition(".py:")  # the path itself may hold a colon
-    return (f"{path}.py", argument) if separator else (file, None)
-
-
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """The config with settings from the command line, such as "--config.batch_size=128".
-
-    Raises:
-        ValueError: one names no setting, or has a value of the wrong type.
-    """
-    values = flags.FlagValues()
-    argv = ["mambaout", *overrides]
-    try:
-        config_flags.DEFINE_config_dict(
-            "config", config, lock_config=True, flag_values=values, sys_argv=argv
-        )
-        rest = values(argv)[1:]
-    except (AttributeError, KeyError) as error:
-        hint = str(error).strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
-        raise ValueError(f"there is no setting {hint}") from error
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
-    if rest:
-        raise ValueError(f"unexpected argument {rest[0]!r}; settings look like --config.key=value")
-    return values["config"].value
 
 
 def _join(arguments: argparse.Namespace) -> None:
@@ -273,7 +220,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         show_batch(config, arguments.show_batch)
         print(arguments.show_batch)
         return 0
-    workdir = arguments.workdir or Path("runs") / Path(_path_and_argument(arguments.config)[0]).stem
+    workdir = arguments.workdir or Path("runs") / Path(split_argument(arguments.config)[0]).stem
     try:
         metrics = train(config, workdir)
     except Preempted as stopped:
@@ -365,12 +312,19 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.analysis.diagram import draw_blocks
     from mambaout_jax.analysis.figures import draw_curves
     from mambaout_jax.train.metrics import read_metrics
 
-    draw_curves({str(workdir): read_metrics(workdir) for workdir in arguments.workdirs},
-                arguments.out)  # fmt: skip
-    print(arguments.out)
+    out, workdirs = arguments.out or Path(f"{arguments.question}.png"), arguments.workdirs
+    if (arguments.question == "curves") != bool(workdirs):
+        wanted = "at least one WORKDIR" if arguments.question == "curves" else "no WORKDIR"
+        arguments.parser.error(f"{arguments.question} takes {wanted}, and got {len(workdirs)}")
+    if arguments.question == "curves":
+        draw_curves({str(workdir): read_metrics(workdir) for workdir in workdirs}, out)
+    else:
+        draw_blocks(out)
+    print(out)
     return 0
 
 

@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
     {"config", "kernels", "checkpoint"},
-    {"layers"},
+    {"layers", "config_file"},
     {"mixers"},
     {"backbone"},
     {"models", "heads"},
@@ -30,7 +30,13 @@ ROOMS = (
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Rooms that may see only these, whatever stands above them.
-ONLY = {"kernels": {"kernels"}, "config": set(), "checkpoint": set(), "data": {"config", "data"}}
+ONLY = {
+    "kernels": {"kernels"},
+    "config": set(),
+    "config_file": {"config"},
+    "checkpoint": set(),
+    "data": {"config", "data"},
+}
 
 # Imported inside functions: optional or slow, and not everybody's.
 LAZY = {"matplotlib", "sklearn", "tensorboardX", "wandb"}

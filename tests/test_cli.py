@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from mambaout_jax import __version__
-from mambaout_jax.cli import main, override, read_config
+from mambaout_jax.cli import main
 from mambaout_jax.train.loop import describe
 
 TINY = tiny_run.__file__
@@ -176,38 +176,6 @@ def test_dry_run_prints_the_recipe_and_leaves_no_trace(capsys, tmp_path, monkeyp
     assert out == describe(config) + "\n"
     assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in out
     assert list(tmp_path.iterdir()) == []
-
-
-def test_settings_replace_those_of_the_file():
-    config = override(
-        read_config(TINY),
-        [
-            *("--config.batch_size=128", "--config.optimizer.learning_rate", "3e-4"),
-            *("--config.augment.scale=(0.3, 1)", "--config.schedule.warmup_steps=7"),
-            *("--config.log.tensorboard", "--config.model.drop_path=0.25"),
-        ],
-    )
-    expected = tiny_run.get_config()
-    expected.batch_size = 128
-    expected.optimizer.learning_rate = 3e-4
-    expected.augment.scale = (0.3, 1)
-    expected.schedule.warmup_steps = 7
-    expected.log.tensorboard = True
-    expected.model.drop_path = 0.25
-    assert config.to_dict() == expected.to_dict()
-    assert config.is_locked
-
-
-def test_word_after_the_file_is_handed_to_get_config(tmp_path):
-    path = write_config(
-        tmp_path / "sizes.py",
-        """size="tiny"):
-            config = default_config()
-            config.model.name = f"mambaout_{size}"
-            return config""",
-    )
-    assert read_config(path).model.name == "mambaout_tiny"
-    assert read_config(f"{path}:base").model.name == "mambaout_base"
 
 
 def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, monkeypatch):

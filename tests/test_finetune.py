@@ -12,7 +12,8 @@ from photo_patches import write_photo_patches
 from tiny_run import get_config
 
 from mambaout_jax.checkpoint import read_checkpoint
-from mambaout_jax.cli import main, override, read_config
+from mambaout_jax.cli import main
+from mambaout_jax.config_file import override, read_config
 from mambaout_jax.train.loop import describe, train
 from mambaout_jax.weights.load import load_pretrained, save_variables
 

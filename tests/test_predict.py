@@ -12,7 +12,8 @@ import pytest
 from photo_patches import write_photo_patches
 from PIL import Image
 
-from mambaout_jax.cli import main, override, read_config
+from mambaout_jax.cli import main
+from mambaout_jax.config_file import override, read_config
 from mambaout_jax.data.sources import open_source
 from mambaout_jax.predict import assess, assessment_config, make_predictor, predict_files
 from mambaout_jax.train.loop import train

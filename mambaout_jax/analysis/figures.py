@@ -17,8 +17,8 @@ from PIL import Image
 from mambaout_jax.analysis.confusion import check_confusion_matrix
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow and black.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_HIGHLIGHT, _INK, _FAINT = "#C81E1E", "#333333", "#D9D9D9"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_HIGHLIGHT, INK, _FAINT = "#C81E1E", "#333333", "#D9D9D9"
 
 # By title, the metrics of a panel; the second is of the averaged weights.
 _PANELS = {
@@ -55,7 +55,7 @@ def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path | 
     Raises:
         ValueError: there is no run, a run has no line, or no line has a metric that is drawn.
     """
-    _save(_curves_figure(runs), path)
+    save_figure(_curves_figure(runs), path)
 
 
 def draw_image_grid(
@@ -80,7 +80,7 @@ def draw_image_grid(
         ValueError: there is no image, the array is of another kind, the counts differ, or the
             figure would be larger than 65535 pixels.
     """
-    _save(_image_grid_figure(images, titles, columns, highlights), path)
+    save_figure(_image_grid_figure(images, titles, columns, highlights), path)
 
 
 def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path | str) -> None:
@@ -97,7 +97,7 @@ def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: 
     Raises:
         ValueError: as of `check_confusion_matrix`.
     """
-    _save(_confusion_figure(matrix, class_names), path)
+    save_figure(_confusion_figure(matrix, class_names), path)
 
 
 def _curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
@@ -114,7 +114,7 @@ def _curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
 
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(620 * columns, 400 * rows + 40, layout="constrained")
+    figure = new_figure(620 * columns, 400 * rows + 40, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     colors = dict(zip(runs, _run_colors(len(runs)), strict=True))
     last = max(line["step"] for lines in runs.values() for line in lines)
@@ -131,8 +131,8 @@ def _curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
 
 
 def _run_colors(count: int) -> Sequence[Any]:
-    if count <= len(_COLORS):
-        return _COLORS[:count]
+    if count <= len(COLORS):
+        return COLORS[:count]
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0, 0.92, count)))  # its end is too pale for lines
@@ -141,12 +141,12 @@ def _run_colors(count: int) -> Sequence[Any]:
 def _style_curves(axes: Any, title: str) -> None:
     from matplotlib.ticker import FormatStrFormatter, MaxNLocator, StrMethodFormatter
 
-    axes.set_title(title, loc="left", fontsize=10, color=_INK)
-    axes.set_xlabel("updates", fontsize=_TEXT_SIZE, color=_INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("updates", fontsize=_TEXT_SIZE, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=_INK)
+    axes.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=INK)
     axes.grid(color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -176,7 +176,7 @@ def _add_legend(figure: Any, colors: Mapping[str, Any], averaged: bool) -> None:
     handles = [Line2D([], [], color=color, linewidth=2.5) for color in colors.values()]
     if averaged:
         names += ["weights", "averaged weights"]
-        handles += [Line2D([], [], color=_INK, linestyle=style) for style in ("-", "--")]
+        handles += [Line2D([], [], color=INK, linestyle=style) for style in ("-", "--")]
     column = 60 + max(_text_width(name, figure) for name in names)  # with its line and spaces
     in_row = max(1, int(figure.bbox.width / column))
     figure.set_figheight(figure.get_figheight() + 21 / _DPI * math.ceil(len(names) / in_row))
@@ -187,7 +187,7 @@ def _add_legend(figure: Any, colors: Mapping[str, Any], averaged: bool) -> None:
         ncols=in_row,
         frameon=False,
         fontsize=_TEXT_SIZE,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -216,7 +216,7 @@ def _image_grid_figure(
             f"than {_MAX_SIDE}; give fewer images or other columns"
         )
     canvas = np.full((size[1], size[0], 3), 255, np.uint8)
-    figure = _figure(*size)
+    figure = new_figure(*size)
     for index, (tile, title, red) in enumerate(zip(tiles, titles, highlights, strict=True)):
         row, column = divmod(index, columns)
         top = _GAP + row * cell_height + title_height + _FRAME
@@ -233,7 +233,7 @@ def _image_grid_figure(
             ha="center",
             va="bottom",
             fontsize=_TEXT_SIZE,
-            color=color if red else _INK,
+            color=color if red else INK,
             parse_math=False,
         )
     figure.figimage(canvas, zorder=-1)  # below the texts
@@ -284,13 +284,13 @@ def _confusion_figure(matrix: np.ndarray, class_names: Sequence[str]) -> Any:
     cell = min(_MAX_CELL, math.ceil(_MATRIX_SIDE / classes))
     side, every = cell * classes, math.ceil(_LINE / cell)
     ticks = range(0, classes, every)
-    probe = _figure(1, 1)
+    probe = new_figure(1, 1)
     labels = [_fit(class_names[tick], _MAX_LABEL, probe) for tick in ticks]
     widest = math.ceil(max(_text_width(label, probe) for label in labels))
     upright = widest > cell * every - 4
     left, bottom = widest + 48, (widest if upright else _LINE) + 48
     width, height = left + side + 120, bottom + side + 16
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     image = axes.imshow(
         shares,
@@ -300,17 +300,17 @@ def _confusion_figure(matrix: np.ndarray, class_names: Sequence[str]) -> Any:
     )
     axes.set_xticks(ticks, labels, rotation=90 if upright else 0, parse_math=False)
     axes.set_yticks(ticks, labels, parse_math=False)
-    axes.set_xlabel("predicted class", fontsize=_TEXT_SIZE, color=_INK)
-    axes.set_ylabel("true class", fontsize=_TEXT_SIZE, color=_INK)
-    axes.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=_INK)
+    axes.set_xlabel("predicted class", fontsize=_TEXT_SIZE, color=INK)
+    axes.set_ylabel("true class", fontsize=_TEXT_SIZE, color=INK)
+    axes.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=INK)
     axes.spines[:].set_color(_FAINT)
     if classes <= _MAX_COUNTS:
         _write_counts(axes, matrix, shares, cell)
     bar = figure.add_axes(((left + side + 20) / width, bottom / height, 14 / width, side / height))
     scale = figure.colorbar(image, cax=bar, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     scale.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"])
-    scale.ax.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=_INK)
-    scale.set_label("share of the true class", fontsize=_TEXT_SIZE, color=_INK)
+    scale.ax.tick_params(labelsize=_TEXT_SIZE, color=_FAINT, labelcolor=INK)
+    scale.set_label("share of the true class", fontsize=_TEXT_SIZE, color=INK)
     scale.outline.set_edgecolor(_FAINT)
     return figure
 
@@ -327,11 +327,11 @@ def _write_counts(axes: Any, matrix: np.ndarray, shares: Any, cell: int) -> None
             ha="center",
             va="center_baseline",
             fontsize=72 * pixels / _DPI,
-            color="white" if dark else _INK if count else "#B0B0B0",
+            color="white" if dark else INK if count else "#B0B0B0",
         )
 
 
-def _figure(width: int, height: int, **options: Any) -> Any:
+def new_figure(width: int, height: int, **options: Any) -> Any:
     """An empty figure of so many pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -341,7 +341,7 @@ def _figure(width: int, height: int, **options: Any) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path | str) -> None:
+def save_figure(figure: Any, path: Path | str) -> None:
     figure.canvas.print_png(path)
 
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config files and what a command line changes in them."""
+
+import pytest
+import tiny_run
+
+from mambaout_jax.config_file import override, read_config, split_argument
+
+TINY = tiny_run.__file__
+
+
+def test_settings_replace_those_of_the_file():
+    config = override(
+        read_config(TINY),
+        [
+            *("--config.batch_size=128", "--config.optimizer.learning_rate", "3e-4"),
+            *("--config.augment.scale=(0.3, 1)", "--config.schedule.warmup_steps=7"),
+            *("--config.log.tensorboard", "--config.model.drop_path=0.25"),
+        ],
+    )
+    expected = tiny_run.get_config()
+    expected.batch_size = 128
+    expected.optimizer.learning_rate = 3e-4
+    expected.augment.scale = (0.3, 1)
+    expected.schedule.warmup_steps = 7
+    expected.log.tensorboard = True
+    expected.model.drop_path = 0.25
+    assert config.to_dict() == expected.to_dict()
+    assert config.is_locked
+
+
+def test_word_after_the_file_is_handed_to_get_config(tmp_path):
+    path = tmp_path / "sizes.py"
+    path.write_text(
+        "from mambaout_jax.config import default_config\n"
+        "def get_config(size='tiny'):\n"
+        "    config = default_config()\n"
+        "    config.model.name = f'mambaout_{size}'\n"
+        "    return config\n"
+    )
+    assert read_config(str(path)).model.name == "mambaout_tiny"
+    assert read_config(f"{path}:base").model.name == "mambaout_base"
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [("a/b.py", ("a/b.py", None)), ("a/b.py:", ("a/b.py", "")), ("b.py:x:y", ("b.py", "x:y")),
+     ("c:/d/b.py:runs/e", ("c:/d/b.py", "runs/e"))],
+)  # fmt: skip
+def test_argument_stands_after_the_suffix(file, parts):
+    assert split_argument(file) == parts
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("--config.sed=1", "there is no setting 'sed'"), ("--config.seed=x", "seed"),
+     ("stray", "unexpected argument 'stray'")],
+)  # fmt: skip
+def test_wrong_settings_are_refused(setting, words):
+    with pytest.raises(ValueError, match=words):
+        override(tiny_run.get_config(), [setting])
