@@ -2,15 +2,24 @@
 """The README tells the truth: its commands run, its paths exist, its code computes what it says."""
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
+import huggingface_hub.constants
+import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from hub_server import serve
 from photo_patches import write_photo_patches
 
 from mambaout_jax.cli import main
+from mambaout_jax.models import create_model
+from mambaout_jax.weights.convert import to_torch
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,33 +40,94 @@ def test_the_first_command_is_the_quickstart_and_the_second_the_tests():
     ]
 
 
-def test_every_mambaout_command_runs(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def hub():
+    """A hub on this machine with weights of mambaout_femto."""
+    model = create_model("mambaout_femto")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(x.dtype), shapes)
+    state_dict = to_torch("mambaout_femto", variables)
+    with serve() as server:
+        server.files["timm/mambaout_femto.in1k/model.safetensors"] = safetensors.numpy.save(
+            state_dict
+        )
+        yield server
+
+
+@pytest.fixture
+def on_the_hub(hub, tmp_path, monkeypatch):
+    """Downloads come from there, into an empty cache."""
+    client = huggingface_hub.constants
+    template = client.HUGGINGFACE_CO_URL_TEMPLATE.replace(client.ENDPOINT, hub.url)
+    monkeypatch.setattr(client, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(client, "ENDPOINT", hub.url)
+    monkeypatch.setattr(client, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return hub
+
+
+def extra_arguments(arguments):
+    """What makes the commands as they stand quick: fewer updates, small models and images."""
+    if arguments[0] != "train":
+        return []
+    extra = ["--config.schedule.total_steps=2", "--config.schedule.warmup_steps=1"]
+    if any("folder.py" in argument for argument in arguments):
+        extra += ["--config.data.image_size=32", "--config.batch_size=16",
+                  "--config.data.num_threads=2"]  # fmt: skip
+    if "experiments/folder.py" in arguments:
+        extra.append("--config.model.name=mambaout_micro")
+    return extra
+
+
+@pytest.mark.slow
+def test_every_mambaout_command_runs(tmp_path, monkeypatch, capsys, on_the_hub):
     lines = [line for line in commands() if line.startswith("mambaout ")]
-    assert len(lines) == sum("mambaout" in line.split(" ")[0] for line in commands()) >= 4
+    assert len(lines) == sum("mambaout" in line.split(" ")[0] for line in commands()) >= 16
     for name in ("experiments", "mambaout_jax"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    # The commands as they stand, on fewer updates.
-    shorter = ["--config.schedule.total_steps=2", "--config.schedule.warmup_steps=1"]
-    smaller = ["--config.model.name=mambaout_micro", "--config.data.image_size=32",
-               "--config.batch_size=16", "--config.data.num_threads=2"]  # fmt: skip
     write_photo_patches(tmp_path / "photos", per_class=8)
     for line in lines:
         arguments = shlex.split(line)[1:]
-        extra = shorter if arguments[0] == "train" else []
-        if "experiments/folder.py" in arguments:
-            extra = [*shorter, *smaller]
-        assert main([*arguments, *extra]) == 0, line
+        if "--distributed" in arguments:
+            run_as_a_job_of_one(arguments)
+        else:
+            assert main([*arguments, *extra_arguments(arguments)]) == 0, line
     output = capsys.readouterr().out
     assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in output
     assert "shift ms" in output
     assert "round trip" in output
     for picture in ("batch.png", "runs/other/curves.png", "runs/other/figures/mistakes.png",
-                    "predictions.png", "runs/folder/figures/confusion_matrix.png"):  # fmt: skip
+                    "predictions.png", "runs/folder/figures/confusion_matrix.png",
+                    "runs/tuned/figures/confusion_matrix.png"):  # fmt: skip
         assert (tmp_path / picture).stat().st_size > 1000, picture
+    downloads = [line for line in on_the_hub.requests if re.match("GET .*/resolve/", line)]
+    assert len(downloads) == 1  # once, for three commands
 
 
-def test_python_code_computes_what_its_comments_say():
+def run_as_a_job_of_one(arguments):
+    """Runs a command as Slurm would start the one process of a job."""
+    slurm = {"SLURM_JOB_ID": "1024", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
+             "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}  # fmt: skip
+    command = [sys.executable, "-m", "mambaout_jax", *arguments, *extra_arguments(arguments)]
+    result = subprocess.run(
+        command, env={**os.environ, **slurm}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "runs/pod" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_install_command_resolves():
+    lines = [line for line in commands() if line.startswith("pip install") and "&&" not in line]
+    assert len(lines) == 2
+    for line in lines:
+        arguments = shlex.split(line)[2:]
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", *arguments]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=600)
+
+
+def test_python_code_computes_what_its_comments_say(on_the_hub):
     namespace = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
