@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selective scan of Mamba (Gu and Dao 2023, arXiv:2312.00752, algorithm 2, "S6").
+
+A linear recurrence per channel and state, whose coefficients depend on the token. Differentiated
+automatically it keeps several (B, L, N, D) arrays. `"chunked"` has a gradient of its own: it keeps
+one state per chunk of tokens, walks the chunks backwards and rebuilds the states of one at a time.
+
+Everywhere states are (B, N, G, D/G), channels last: a token's channels are then contiguous, and
+sums over the states become additions of long vectors.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
+
+IMPLEMENTATIONS = ("auto", "sequential", "associative", "chunked", "pallas")
+
+# What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements.
+_FASTEST = {"cpu": "chunked", "default": "chunked"}
+
+
+def selective_scan(
+    u: Float[Array, "B L D"],
+    delta: Float[Array, "B L D"],
+    A: Float[Array, "D N"],
+    B: Float[Array, "B L N"] | Float[Array, "B L G N"],
+    C: Float[Array, "B L N"] | Float[Array, "B L G N"],
+    D: Float[Array, "D"] | None = None,
+    *,
+    z: Float[Array, "B L D"] | None = None,
+    delta_bias: Float[Array, "D"] | None = None,
+    delta_softplus: bool = False,
+    reverse: bool = False,
+    initial_state: Float[Array, "B D N"] | None = None,
+    return_state: bool = False,
+    implementation: str = "auto",
+) -> Float[Array, "B L D"] | tuple[Float[Array, "B L D"], Float[Array, "B D N"]]:
+    """Runs the recurrence over the tokens and reads it out.
+
+        δ_t = softplus(delta_t + delta_bias)                       with delta_softplus
+        h_t = exp(δ_t A) h_{t-1} + δ_t B_t u_t
+        y_t = (Σ_n C_t h_t + D u_t) · silu(z_t)
+
+    Args:
+        u, delta: input and step size of each channel.
+        A: rates of decay, negative in a stable model.
+        B, C: input and output weights. With a group axis, channel d uses group d // (D // G).
+        D, z, delta_bias: weights of the skip, gate, and bias of delta; None: there is none.
+        delta_softplus: whether softplus is applied to delta, after the bias.
+        reverse: run from the last token to the first. `initial_state` then enters at the last
+            token, and the returned state is the one after the first.
+        initial_state: h before the first step; None: zeros.
+        return_state: whether to return the state after the last step too.
+        implementation: `"sequential"`, a loop over tokens, and `"associative"`, a parallel prefix
+            scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
+            its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
+            fused kernel for GPUs and TPUs. `"auto"` is `"chunked"`: on CPUs because it is the
+            fastest there, elsewhere for its memory, as nothing has been measured there yet.
+
+    Returns:
+        y in the dtype of `u`, or (y, state). The state, and everything else inside, has the
+        promoted dtype of all inputs, at least float32. Gradients have the dtypes of the inputs.
+
+    Raises:
+        ValueError: unknown implementation; arguments whose shapes or dtypes do not fit each other
+            or the implementation.
+    """
+    optional = {"D": D, "z": z, "delta_bias": delta_bias, "initial_state": initial_state}
+    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
+    arrays |= {name: array for name, array in optional.items() if array is not None}
+    _check(arrays, implementation)
+    y, state = _gated_scan(arrays, delta_softplus, reverse, implementation)
+    return (y, state) if return_state else y
+
+
+def _check(arrays: dict[str, jax.Array], implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"selective_scan has no implementation={implementation!r}; "
+            f"allowed are {', '.join(map(repr, IMPLEMENTATIONS))}"
+        )
+    given = "selective_scan got " + ", ".join(f"{k} {v.dtype}{v.shape}" for k, v in arrays.items())
+    u, A, B = arrays["u"], arrays["A"], arrays["B"]
+    if u.ndim != 3 or u.shape[1] == 0 or A.ndim != 2 or B.ndim not in (3, 4):
+        raise ValueError(
+            f"{given}: u must be (B, L, D) with L >= 1, A (D, N), and B (B, L, N) or (B, L, G, N)"
+        )
+    (batch, L, D), N = u.shape, A.shape[1]
+    G = B.shape[2] if B.ndim == 4 else 1
+    weights = ((batch, L, G, N), (batch, L, N))[: 2 if G == 1 else 1]
+    allowed = {
+        **dict.fromkeys(("u", "delta", "z"), ((batch, L, D),)),
+        **dict.fromkeys(("D", "delta_bias"), ((D,),)),
+        **dict.fromkeys(("B", "C"), weights),
+        "A": ((D, N),),
+        "initial_state": ((batch, D, N),),
+    }
+    for name, array in arrays.items():
+        if array.shape not in allowed[name]:
+            shapes = " or ".join(map(str, allowed[name]))
+            raise ValueError(f"{given}: beside u, A and B of these shapes {name} must be {shapes}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{given}: {name} must have a floating dtype; cast it first")
+    if G == 0 or D % G:
+        raise ValueError(
+            f"{given}: the {G} groups of B and C must divide the {D} channels of u; "
+            "give each group as many channels"
+        )
+
+
+def _gated_scan(arrays, delta_softplus, reverse, implementation):
+    """Everything around the recurrence: step sizes before it, skip and gate after it."""
+    dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
+    # u, B and C stay narrow in memory: a core widens what it reads of them.
+    wide = {name: x.astype(dtype) for name, x in arrays.items() if name not in ("u", "B", "C")}
+    u, delta, A = arrays["u"], wide["delta"], wide["A"]
+    B, C = (x if x.ndim == 4 else x[:, :, None] for x in (arrays["B"], arrays["C"]))
+    if "delta_bias" in wide:
+        delta = delta + wide["delta_bias"][None, None]
+    if delta_softplus:
+        delta = jax.nn.softplus(delta)
+    state = wide.get("initial_state", jnp.zeros((u.shape[0], *A.shape), dtype))
+    y, state = _dispatch(implementation, (u, delta, A, B, C, state), reverse)
+    if "D" in wide:
+        y = y + wide["D"][None, None] * u
+    if "z" in wide:
+        y = y * jax.nn.silu(wide["z"])
+    return y.astype(u.dtype), state
+
+
+def _dispatch(implementation, arrays, reverse):
+    cores = {
+        "sequential": _scan_sequential,
+        "associative": _scan_associative,
+        "chunked": _scan_chunked,
+        "pallas": scan_pallas,
+    }
+    if implementation == "auto":
+        platforms = {
+            platform: lambda *arrays, core=cores[name]: core(*arrays, reverse)
+            for platform, name in _FASTEST.items()
+        }
+        return lax.platform_dependent(*arrays, **platforms)
+    return cores[implementation](*arrays, reverse)
+
+
+# The three cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N) and
+# the direction, and return y (B, L, D) and the last state, in the dtype of delta.
+
+
+def _scan_sequential(u, delta, A, B, C, initial_state, reverse):
+    G = B.shape[2]
+    A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
+
+    def token(h, xs):
+        u, delta, B, C = (x.reshape(x.shape[0], G, -1) for x in xs)  # (B, G, D/G) or (B, G, N)
+        decay, drive = _coefficients(u, delta, A, B)
+        h = decay * h + drive
+        return h, _sum_states(_per_state(C) * h)
+
+    xs = tuple(jnp.moveaxis(x, 1, 0) for x in (u, delta, B, C))  # (L, B, ...)
+    h, y = lax.scan(token, h, xs, reverse=reverse)  # y (L, B, G, D/G)
+    return jnp.moveaxis(y, 0, 1).reshape(u.shape), _flat_state(h)
+
+
+def _scan_associative(u, delta, A, B, C, initial_state, reverse):
+    G = B.shape[2]
+    grouped = (*u.shape[:2], G, u.shape[2] // G)  # (B, L, G, D/G)
+    decay, drive = _coefficients(
+        u.reshape(grouped), delta.reshape(grouped), _grouped_rates(A, G), B
+    )
+    first, last = (-1, 0) if reverse else (0, -1)
+    drive = drive.at[:, first].add(decay[:, first] * _grouped_state(initial_state, G))
+
+    def combine(earlier, later):
+        return later[0] * earlier[0], later[0] * earlier[1] + later[1]
+
+    _, h = lax.associative_scan(combine, (decay, drive), axis=1, reverse=reverse)
+    y = _sum_states(_per_state(C) * h)  # (B, L, G, D/G)
+    return y.reshape(u.shape), _flat_state(h[:, last])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _scan_chunked(u, delta, A, B, C, initial_state, reverse):
+    y, state, _ = _chunked_values(u, delta, A, B, C, initial_state, reverse)
+    return y, state
+
+
+def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse):
+    y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
+    return (y, state), (u, delta, A, B, C, entering)
+
+
+def _scan_chunked_bwd(reverse, residuals, cotangents):
+    return _chunked_gradients(*residuals, *cotangents, reverse)
+
+
+_scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
+
+
+def _chunk_length(L: int) -> int:
+    """√L, rounded up, for the fewest states in memory: one per chunk and those of one chunk.
+
+    Time hardly depends on it: by a tenth between 7 and 14 tokens at L = 196, 28 and 56 at L = 3136.
+    """
+    return math.isqrt(L - 1) + 1
+
+
+# The two functions below are jitted so that the layers of a model which agree in shape are traced
+# once. Their loops count steps, from 0 in either direction, and read and write single tokens of the
+# whole (B, L, ...) arrays in place: nothing is transposed, flipped or padded. Loops with bounds
+# known only while running let the last chunk be shorter.
+
+
+@functools.partial(jax.jit, static_argnums=6)
+def _chunked_values(u, delta, A, B, C, initial_state, reverse):
+    """y, the last state, and the states which enter the chunks: (chunks, B, N, G, D/G)."""
+    L, G = B.shape[1:3]
+    A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
+    length = _chunk_length(L)
+
+    def token(step, carry):
+        h, y = carry
+        t = L - 1 - step if reverse else step
+        u_t, delta_t, B_t, C_t = (_read(x, t, G) for x in (u, delta, B, C))
+        decay, drive = _coefficients(u_t, delta_t, A, B_t)
+        h = decay * h + drive
+        return h, _write(y, t, _sum_states(_per_state(C_t) * h))
+
+    def chunk(carry, first):
+        stop = jnp.minimum(first + length, L)
+        return lax.fori_loop(first, stop, token, carry), carry[0]
+
+    y = jnp.zeros(delta.shape, delta.dtype)
+    (h, y), entering = lax.scan(chunk, (h, y), jnp.arange(0, L, length))
+    return y, _flat_state(h), entering
+
+
+@functools.partial(jax.jit, static_argnums=8)
+def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
+    """Gradients of u, delta, A, B, C and the initial state.
+
+    With g_t the gradient of h_t, that of h_{t-1} has the part exp(δ_t A) g_t, and the product of
+    this part with h_{t-1} is the gradient of δ_t A.
+    """
+    L, G = B.shape[1:3]
+    A, dh = _grouped_rates(A, G), _grouped_state(dstate, G)
+    length = _chunk_length(L)
+
+    def inputs(step):
+        t = L - 1 - step if reverse else step
+        return t, *(_read(x, t, G) for x in (u, delta, B, C, dy))
+
+    def rebuild_token(slot, carry, first):
+        h, before, dC = carry
+        t, u_t, delta_t, B_t, _, dy_t = inputs(first + slot)
+        before = lax.dynamic_update_index_in_dim(before, h, slot, axis=0)
+        decay, drive = _coefficients(u_t, delta_t, A, B_t)
+        h = decay * h + drive
+        return h, before, _write(dC, t, _sum_channels(h, dy_t))
+
+    def differentiate_token(slot, carry, first, before):
+        dh, dA, du, ddelta, dB = carry
+        t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
+        g = dh + _per_state(C_t) * dy_t[:, None]
+        decay, _ = _coefficients(u_t, delta_t, A, B_t)
+        dh = decay * g
+        dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
+        dinput = _sum_states(_per_state(B_t) * g)  # of δ_t u_t
+        dA = dA + dexponent * delta_t[:, None]
+        du = _write(du, t, dinput * delta_t)
+        ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent) + dinput * u_t)
+        dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
+        return dh, dA, du, ddelta, dB
+
+    def chunk(carry, xs):
+        *carry, dC = carry
+        first, h = xs
+        count = jnp.minimum(length, L - first)
+        before = jnp.zeros((length, *h.shape), h.dtype)  # the state before each step
+        rebuild = functools.partial(rebuild_token, first=first)
+        _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
+
+        def differentiate(i, carry):
+            return differentiate_token(count - 1 - i, carry, first, before)
+
+        return (*lax.fori_loop(0, count, differentiate, tuple(carry)), dC), None
+
+    # dA has one sum per image, so that a batch which is spread over devices stays where it is.
+    zeros = tuple(jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
+    xs = (jnp.arange(0, L, length), entering)
+    (dh, dA, du, ddelta, dB, dC), _ = lax.scan(chunk, (dh, *zeros), xs, reverse=True)
+    return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
+
+
+def _read(x, t, G):
+    """Token t of (B, L, ...), by group: (B, G, D/G) or (B, G, N)."""
+    x = lax.dynamic_index_in_dim(x, t, axis=1, keepdims=False)
+    return x.reshape(x.shape[0], G, -1)
+
+
+def _write(x, t, value):
+    """Puts a token, by group, into (B, L, ...)."""
+    value = value.reshape(x.shape[0], *x.shape[2:]).astype(x.dtype)
+    return lax.dynamic_update_index_in_dim(x, value, t, axis=1)
+
+
+def _grouped_rates(A, G):
+    D, N = A.shape
+    return A.T.reshape(N, G, D // G)
+
+
+def _grouped_state(state, G):
+    B, D, N = state.shape
+    return state.swapaxes(1, 2).reshape(B, N, G, D // G)
+
+
+def _flat_state(h):
+    B, N, G, width = h.shape
+    return h.reshape(B, N, G * width).swapaxes(1, 2)  # (B, D, N)
+
+
+def _coefficients(u, delta, A, B):
+    """exp(δA) and δBu, (..., N, G, D/G), of tokens u, delta (..., G, D/G) and B (..., G, N)."""
+    A = A.reshape((1,) * (delta.ndim - 2) + A.shape)
+    decay = jnp.exp(delta[..., None, :, :] * A)
+    return decay, _per_state(B) * (delta * u)[..., None, :, :]
+
+
+def _per_state(weights):
+    """(..., G, N) → (..., N, G, 1), to multiply states with."""
+    return weights.swapaxes(-1, -2)[..., None]
+
+
+def _sum_states(x):
+    """(..., N, G, D/G) → (..., G, D/G). XLA:CPU runs a reduction of this axis 10 times slower."""
+    return sum(jnp.unstack(x, axis=-3))
+
+
+def _sum_channels(h, x):
+    """Σ_d h x of (B, N, G, D/G) and (B, G, D/G) → (B, G, N)."""
+    return jnp.einsum("bngd,bgd->bgn", h, x, precision=lax.Precision.HIGHEST)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selective scan kernels for TPUs, in Mosaic.
+
+`selective_scan_pallas` has the recurrence, the layout of the arrays and the gradient's definition.
+
+The states of a tile of channels are an (N, channels) array, N on sublanes and channels on lanes.
+The grid runs over batch, tiles and chunks; chunks are innermost and in the order of the recurrence,
+and the state lives in scratch memory from one to the next. Index maps run the other way where time
+does, so that no array is ever reversed.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+_LANES = 128
+_MAX_TILE = 512  # channels of a block: enough work per grid step, little enough memory
+_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
+
+
+def forward(u, delta, a, b, c, state, *, reverse):
+    """Returns y (B, L, D), the last state (B, N, D) and each chunk's first (B, chunks, N, D)."""
+    (batches, L, D), (G, chunks, N, _) = u.shape, b.shape[1:]
+    tile = _tile(D // G)
+    specs = _specs(tile, u, b, reverse)
+    return pl.pallas_call(
+        functools.partial(_forward_kernel, reverse),
+        out_shape=(
+            _float32(batches, L, D),
+            _float32(batches, N, D),
+            _float32(batches, chunks, N, D),
+        ),
+        grid=(batches, D // tile, chunks),
+        in_specs=[specs[name] for name in ("u", "delta", "a", "b", "c", "state")],
+        out_specs=[specs[name] for name in ("y", "state", "entry")],
+        scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32),),
+        compiler_params=_PARAMS,
+    )(u, delta, a, b, c, state)
+
+
+def _forward_kernel(reverse, u, delta, a, b, c, state, y, last, entry, h_buffer):
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        h_buffer[...] = state[...]
+
+    h = h_buffer[...]
+    entry[...] = h
+    inputs = delta[...] * u[...].astype(jnp.float32)
+    for t in _order(u, reverse):
+        at = slice(t, t + 1)
+        h = jnp.exp2(delta[at] * a[...]) * h + b[:, at] * inputs[at]
+        y[at] = jnp.sum(h * c[:, at], axis=0, keepdims=True)
+    h_buffer[...] = h
+    last[...] = h
+
+
+def backward(u, delta, a, b, c, entries, dy, dlast, *, reverse):
+    """Returns du, ddelta (B, L, D), dA (B, N, D), dB, dC (B, G, chunks, N, T), dstate (B, N, D)."""
+    (batches, L, D), (G, chunks, N, T) = u.shape, b.shape[1:]
+    tile = _tile(D // G)
+    specs = _specs(tile, u, b, not reverse)
+    tokens, state = _float32(batches, L, D), _float32(batches, N, D)
+    partial_sums = _float32(batches, D // tile, chunks, N, T)
+    buffer = pltpu.VMEM((T, N, tile), jnp.float32)
+    du, ddelta, dA, dB, dC, dstate = pl.pallas_call(
+        functools.partial(_backward_kernel, reverse),
+        out_shape=(tokens, tokens, state, partial_sums, partial_sums, state),
+        grid=(batches, D // tile, chunks),
+        in_specs=[specs[x] for x in ("u", "delta", "a", "b", "c", "entry", "y", "state")],
+        out_specs=[specs[x] for x in ("u", "delta", "state", "sums", "sums", "state")],
+        scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32), buffer, buffer),
+        compiler_params=_PARAMS,
+    )(u, delta, a, b, c, entries, dy, dlast)
+    dB, dC = (x.reshape(batches, G, -1, chunks, N, T).sum(axis=2) for x in (dB, dC))
+    return du, ddelta, dA, dB, dC, dstate
+
+
+# fmt: off
+def _backward_kernel(reverse, u, delta, a, b, c, entry, dy, dlast,
+                     du, ddelta, dA, dB, dC, dstate, g_buffer, decays, decayed):
+    # fmt: on
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        g_buffer[...] = dlast[...]
+        dA[...] = jnp.zeros_like(dA)
+
+    inputs = delta[...] * u[...].astype(jnp.float32)
+    h = entry[...]
+    for t in _order(u, reverse):
+        at = slice(t, t + 1)
+        decays[t] = jnp.exp2(delta[at] * a[...])
+        decayed[t] = decays[t] * h
+        h = decayed[t] + b[:, at] * inputs[at]
+        dC[:, at] = jnp.sum(h * dy[at], axis=1, keepdims=True)
+
+    g = g_buffer[...]
+    for t in reversed(_order(u, reverse)):
+        at = slice(t, t + 1)
+        g = g + c[:, at] * dy[at]
+        dB[:, at] = jnp.sum(g * inputs[at], axis=1, keepdims=True)
+        dinput = jnp.sum(g * b[:, at], axis=0, keepdims=True)
+        dexponent = g * decayed[t]  # the derivative in delta A
+        dA[...] += dexponent * delta[at]
+        dstep = jnp.sum(dexponent * a[...], axis=0, keepdims=True) * math.log(2)
+        ddelta[at] = dinput * u[at].astype(jnp.float32) + dstep
+        du[at] = dinput * delta[at]
+        g = g * decays[t]
+    g_buffer[...] = g
+    dstate[...] = g
+
+
+def _order(u, reverse):
+    """Tokens of a chunk in the order of the recurrence."""
+    T = u.shape[0]
+    return range(T)[::-1] if reverse else range(T)
+
+
+def _tile(channels):
+    """The largest tile of at most 512 channels that cuts a group's channels evenly."""
+    return max(t for t in range(_LANES, _MAX_TILE + 1, _LANES) if channels % t == 0)
+
+
+def _specs(tile, u, b, descending):
+    """Block specs by the name of an array, or of another of its shape."""
+    (G, chunks, N, T), D = b.shape[1:], u.shape[2]
+    tiles_per_group = D // G // tile
+
+    def at(step):
+        return chunks - 1 - step if descending else step
+
+    def group(d):
+        return jax.lax.div(d, tiles_per_group)
+
+    token = pl.BlockSpec((None, T, tile), lambda i, d, k: (i, at(k), d))
+    block = (None, None, None, N, T)
+    by_state = pl.BlockSpec(block, lambda i, d, k: (i, group(d), at(k), 0, 0))
+    return {
+        "u": token,
+        "delta": token,
+        "y": token,
+        "a": pl.BlockSpec((N, tile), lambda i, d, k: (0, d)),
+        "b": by_state,
+        "c": by_state,
+        "sums": pl.BlockSpec(block, lambda i, d, k: (i, d, at(k), 0, 0)),
+        "state": pl.BlockSpec((None, N, tile), lambda i, d, k: (i, 0, d)),
+        "entry": pl.BlockSpec((None, None, N, tile), lambda i, d, k: (i, at(k), 0, d)),
+    }
+
+
+def _float32(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
