@@ -125,6 +125,7 @@ def _set_training(config: Config) -> None:
         (r"/kernel$", True),
         (r"/(bias|scale|gamma)$", False),
         (r"/(cls_token|pos_embed)$", False),
+        (r"/(A_log|D)$", False),  # of an SSM: rates, not weights
     )
 
     config.schedule = ConfigDict()  # linear warm-up, then a half cosine

@@ -12,14 +12,21 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
-from jaxtyping import Array, Float
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 
 # timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
 # plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
 normal_init = nn.initializers.normal(0.02)
+
+
+def uniform_fan_in_init(fan_in: int) -> Initializer:
+    """Uniform in ±1/√fan_in: PyTorch's default of linear layers, convolutions and their biases."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # PyTorch's default is the erf form
@@ -64,18 +71,28 @@ class Dense(nn.Module):
 
     Attributes:
         features: channels that come out.
+        use_bias: whether there is a bias.
         dtype: of the computation, None to promote.
+        kernel_init, bias_init: initialisers.
     """
 
     features: int
+    use_bias: bool = True
     dtype: Dtype | None = None
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... F"]:
-        kernel = self.param("kernel", normal_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel + bias[None]  # (tokens, F)
+        y = x.reshape(-1, x.shape[-1]) @ kernel  # (tokens, F)
+        if bias is not None:
+            y = y + bias[None]
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -160,3 +177,33 @@ def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:
         [last * (start + j) / steps for j in range(depth)]
         for start, depth in zip(starts, depths, strict=True)
     ]
+
+
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Of an image size that may be one side of a square."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width
+
+
+def resize_positions(
+    table: Float[ArrayLike, "1 L C"], grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[ArrayLike, "1 _ C"]:
+    """Interpolates a table of positions to another grid of patches; equal grids change nothing.
+
+    Bicubic with antialias, timm's way: there PyTorch's kernel is that of JAX, with a = -0.5.
+    (Without antialias PyTorch has a = -0.75.)
+
+    Args:
+        table: the position of the class token, which is kept, then those of the patches, row by
+            row.
+        grid, new_grid: rows and columns.
+    """
+    if grid == new_grid:
+        return table
+    table = jnp.asarray(table)
+    channels = table.shape[-1]
+    patches = table[0, 1:].reshape(*grid, channels)  # (H, W, C)
+    patches = jax.image.resize(patches, (*new_grid, channels), "cubic", antialias=True)
+    return jnp.concatenate((table[:, :1], patches.reshape(1, -1, channels)), axis=1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strictness of the conversion; its numbers are tested in test_goldens.py."""
 
+import flax.traverse_util
 import numpy as np
 import pytest
 from goldens.fill import value_of
 
-from mambaout_jax.models import list_models
 from mambaout_jax.weights.convert import from_torch, to_torch
 
 MODEL = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3}
@@ -111,12 +111,48 @@ def test_naming_that_cannot_name_a_layer_says_which():
         to_torch("test_mambaout", variables, naming="official")
 
 
-def test_every_model_has_a_torch_name_for_every_leaf():
+@pytest.mark.parametrize("name", ["test_mambaout", "mambaout_femto", "deit_tiny_patch16_224"])
+def test_every_leaf_has_a_torch_name_of_its_own(name):
+    from mambaout_jax.weights.convert import _entries, _shapes
+
+    shapes = _shapes(name, {})
+    entries = _entries(name, "timm", shapes)
+    assert {entry.path for entry in entries.values()} == shapes.keys()
+
+
+def test_leaves_without_a_layer_are_named_whole_and_keep_their_layout(rng):
+    options = {"dim": 6, "depth": 1, "num_classes": 3, "image_size": (32, 48)}
+    from mambaout_jax.weights.convert import _shapes
+
+    flat = {
+        path: rng.standard_normal(leaf.shape, np.float32)
+        for path, leaf in _shapes("deit_tiny_patch16_224", options).items()
+    }
+    variables = flax.traverse_util.unflatten_dict(flat)
+    state = to_torch("deit_tiny_patch16_224", variables, **options)
+    assert state["pos_embed"].shape == (1, 1 + 2 * 3, 6)
+    backbone = variables["params"]["backbone"]
+    np.testing.assert_array_equal(state["pos_embed"], backbone["pos_embed"])
+    np.testing.assert_array_equal(state["cls_token"], backbone["cls_token"])
+    qkv = backbone["block_00"]["attention"]["qkv"]["kernel"]
+    np.testing.assert_array_equal(state["blocks.0.attn.qkv.weight"], qkv.T)
+
+    # Strict in names, shapes and the leaves of this project.
+    with pytest.raises(
+        ValueError, match=r"pos_embed \(the model has \(1, 5, 6\), the weights have"
+    ):
+        from_torch("deit_tiny_patch16_224", state, **{**options, "image_size": 32})
+    del state["cls_token"]
+    with pytest.raises(ValueError, match=r"missing.*\(1\): cls_token"):
+        from_torch("deit_tiny_patch16_224", state, **options)
+
+
+def test_leaf_that_no_rule_names_is_an_error():
     from mambaout_jax.weights.convert import _entries
 
-    for name in list_models():
-        names = _entries(name, "timm", {})
-        assert len({entry.path for entry in names.values()}) == len(names)
+    path = ("params", "backbone", "register_token")
+    with pytest.raises(ValueError, match="no name for: params/backbone/register_token"):
+        _entries("deit_tiny_patch16_224", "timm", {path: np.zeros((1, 1, 6))})
 
 
 def test_value_of_is_the_frozen_rule():

@@ -14,6 +14,8 @@ from mambaout_jax.layers import (
     StridedConv,
     activation,
     drop_path_rates,
+    height_and_width,
+    resize_positions,
 )
 
 
@@ -84,3 +86,59 @@ def test_drop_path_rate_out_of_range_is_named():
     with pytest.raises(ValueError, match=r"drop_path=1\.0 is out of range"):
         drop_path_rates(1.0, (1, 1))
     assert drop_path_rates(0.5, (1,)) == [[0.0]]
+
+
+# See test_interpolated_positions_equal_pytorchs.
+PYTORCH_BICUBIC = {
+    (2, 4): [1.91647, 3.51666, 6.93863, 10.03712, 26.33132, 32.97417, 43.74115, 51.88231],
+    (5, 2): [-0.58999, 1.54575, 2.74602, 8.04105, 11.08828,
+             22.13162, 30.31114, 47.10279, 42.12505, 62.07599],
+}  # fmt: skip
+
+
+def cubic_weights(size, new_size):
+    """Keys' kernel (1981) with a = -1/2 in float64, widened where it shrinks."""
+    step = size / new_size
+    weights = np.zeros((new_size, size))
+    for i in range(new_size):
+        for j in range(size):
+            t = abs((i + 0.5) * step - (j + 0.5)) / max(1, step)
+            if t < 1:
+                weights[i, j] = 1.5 * t**3 - 2.5 * t**2 + 1
+            elif t < 2:
+                weights[i, j] = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+        weights[i] /= weights[i].sum()
+    return weights
+
+
+@pytest.mark.parametrize("new_grid", [(24, 24), (7, 7), (9, 20), (1, 3), (14, 5)])
+def test_positions_are_interpolated_bicubically_and_the_first_is_kept(rng, new_grid):
+    table = rng.standard_normal((1, 1 + 14 * 10, 4))
+    got = resize_positions(table.astype(np.float32), (14, 10), new_grid)
+    patches = np.einsum(
+        "hi,wj,ijc->hwc",
+        cubic_weights(14, new_grid[0]),
+        cubic_weights(10, new_grid[1]),
+        table[0, 1:].reshape(14, 10, 4),
+    )
+    np.testing.assert_allclose(got[0, 1:], patches.reshape(-1, 4), atol=1e-5)
+    np.testing.assert_array_equal(got[0, 0], table[0, 0].astype(np.float32))
+
+
+def test_interpolated_positions_equal_pytorchs():
+    # torch 2.14: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3).square(), size=SIZE,
+    # mode="bicubic", antialias=True); row by row, after a class token of 7.
+    table = np.concatenate([[7.0], np.arange(9.0) ** 2]).astype(np.float32).reshape(1, 10, 1)
+    for new_grid, expected in PYTORCH_BICUBIC.items():
+        got = resize_positions(table, (3, 3), new_grid)
+        np.testing.assert_allclose(got[0, :, 0], [7.0, *expected], atol=1e-4)
+
+
+def test_positions_of_the_same_grid_are_untouched(rng):
+    table = rng.standard_normal((1, 7, 2), np.float32)
+    assert resize_positions(table, (2, 3), (2, 3)) is table
+
+
+def test_image_size_is_one_side_or_both():
+    assert height_and_width(32) == (32, 32)
+    assert height_and_width((16, 48)) == (16, 48)

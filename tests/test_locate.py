@@ -74,7 +74,8 @@ def test_model_options_cover_the_models_section():
         "dims": (8, 16),
     }
     covered = {"name", "drop_path", "dtype", "remat", "conv_implementation", "options"}
-    assert set(config.model) == covered
+    about_weights = {"pretrained", "reset_head"}
+    assert set(config.model) == covered | about_weights
     assert isinstance(config.model, ml_collections.ConfigDict)
 
 

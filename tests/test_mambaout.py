@@ -6,7 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
+from scipy.special import erf
 
 from mambaout_jax.backbone import subtree
 from mambaout_jax.models import create_backbone, create_model, list_models
@@ -37,22 +39,30 @@ def images(rng):
     return rng.standard_normal((2, 32, 32, 3), np.float32)
 
 
-def block_in_numpy(params, x):
-    """One Gated CNN block in float64, written from the paper's Algorithm 1."""
-    from oracles import depthwise_conv
-    from scipy.special import erf
+def block_in_numpy(params, x, walks=()):
+    """A Gated CNN block in float64, written from the paper's Algorithm 1; with an SSM, from Eq. 11.
 
+    `walks` are those of the SSM's paths, see `oracles.map_ssm`.
+    """
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
     y = (x - mean) / np.sqrt(variance + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]
     y = y @ p["fc1"]["kernel"] + p["fc1"]["bias"]
     dim = x.shape[-1]
     hidden = y.shape[-1] // 2
-    gate, identity, convolved = y[..., :hidden], y[..., hidden:-dim], y[..., -dim:]
-    convolved = depthwise_conv(convolved, p["conv"]["kernel"][:, :, 0]) + p["conv"]["bias"]
-    gate = 0.5 * gate * (1 + erf(gate / np.sqrt(2)))
-    mixed = gate * np.concatenate([identity, convolved], -1)
-    return x + mixed @ p["fc2"]["kernel"] + p["fc2"]["bias"]
+    gate, identity, mixed = y[..., :hidden], y[..., hidden:-dim], y[..., -dim:]
+    mixed = oracles.depthwise_conv(mixed, p["conv"]["kernel"][:, :, 0]) + p["conv"]["bias"]
+    if walks:
+        mixed = oracles.map_ssm(gelu(mixed), p["ssm"], walks)
+    return (
+        x
+        + (gelu(gate) * np.concatenate([identity, mixed], -1)) @ p["fc2"]["kernel"]
+        + (p["fc2"]["bias"])
+    )
+
+
+def gelu(x):
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
 
 
 def test_block_equals_algorithm_1_in_float64(rng):
@@ -132,7 +142,10 @@ def test_layer_scale_starts_at_the_value_asked_for(name, value):
     np.testing.assert_array_equal(gamma, np.full(8, value, np.float32))
 
 
-@pytest.mark.parametrize("name", list_models())
+PYRAMIDS = [*list_models("mambaout*"), "test_mambaout"]
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
 def test_drop_path_grows_linearly_to_the_rate_asked_for(name):
     from mambaout_jax.layers import drop_path_rates
 
@@ -230,4 +243,5 @@ def test_list_models_takes_a_pattern():
         "mambaout_base_wide_rw",
         "mambaout_base_plus_rw",
     ]
-    assert len(list_models()) == len(set(list_models())) == 12
+    assert len(list_models("mambaout_*")) == 16
+    assert len(list_models()) == len(set(list_models())) == 26

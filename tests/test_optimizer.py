@@ -94,6 +94,16 @@ def test_kernels_decay_and_nothing_else(config):
     }
 
 
+def test_class_token_and_positions_do_not_decay(config):
+    # As in timm's VisionTransformer.no_weight_decay.
+    model = create_model("deit_tiny_patch16_224", depth=1, dim=6)
+    mask = decay_mask(model_variables(model, 32)["params"], config.optimizer.decay_rules)
+    backbone = mask["backbone"]
+    assert (backbone["cls_token"], backbone["pos_embed"]) == (False, False)
+    assert backbone["patch_embed"] == {"kernel": True, "bias": False}
+    assert backbone["block_00"]["attention"]["qkv"] == {"kernel": True, "bias": False}
+
+
 def test_uncovered_parameter_is_an_error():
     with pytest.raises(ValueError, match=r"whether these parameters decay: \['a/table'\]"):
         decay_mask({"a": {"table": 0, "kernel": 0}}, ((r"/kernel$", True),))

@@ -2,12 +2,16 @@
 """Parameters and multiply-accumulates of a model, from shapes alone: nothing is computed.
 
 The count is the literature's: one multiply-accumulate per kernel tap of every output of a
-convolution, taps that fall on padding included, and per weight of a linear layer; norms,
-activations and pooling are free. (XLA's own cost analysis leaves padded taps out and counts
-additions and multiplications apart, so it does not give the published figures.)
+convolution, taps that fall on padding included, per weight of a linear layer, and per pair of
+tokens and channel of the two matrix products of attention, masked pairs included; norms,
+activations, softmax and pooling are free. (XLA's own cost analysis leaves padded taps out and
+counts additions and multiplications apart, so it does not give the published figures.)
+
+A selective scan is counted by one of two formulas that papers use, see `SCAN_FORMULAS`.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +20,19 @@ import jax
 import jax.numpy as jnp
 
 from mambaout_jax.layers import Dense, DepthwiseConv
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention
+from mambaout_jax.mixers.causal_conv import CausalConv
+from mambaout_jax.mixers.routes import paths_of
+from mambaout_jax.mixers.ssm import SSM, MapSSM
+
+# Multiply-accumulates of one scan over L tokens of D channels with N states.
+#   parallel  9·L·D·N for the recurrence and L·D for the skip, the most used; a gate is L·D more
+#   hand      5·L·D·N + 2·L·D, of LocalMamba's and Vim's code; there the projections of the first
+#             path are counted, and those of further paths are not
+SCAN_FORMULAS: dict[str, Callable[[int, int, int], int]] = {
+    "parallel": lambda L, D, N: 9 * L * D * N + L * D,
+    "hand": lambda L, D, N: 5 * L * D * N + 2 * L * D,
+}
 
 
 class Cost(NamedTuple):
@@ -28,24 +45,46 @@ class Cost(NamedTuple):
     macs: int
 
 
-def count(model: nn.Module, image_shape: tuple[int, ...]) -> Cost:
+def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "parallel") -> Cost:
     """Counts the parameters of a model and the multiply-accumulates of one image.
 
     Args:
         model: any linen module that maps images (1, H, W, C).
         image_shape: (H, W, C).
+        scan_formula: a key of `SCAN_FORMULAS`.
 
     Raises:
-        ValueError: `image_shape` is not (H, W, C).
+        ValueError: `image_shape` is not (H, W, C), or there is no such formula.
     """
     if len(image_shape) != 3:
         raise ValueError(f"image_shape={image_shape} must be (H, W, C), without a batch axis")
-    counter = _Counter()
+    if scan_formula not in SCAN_FORMULAS:
+        raise ValueError(
+            f"scan_formula={scan_formula!r} is not known; allowed are {', '.join(SCAN_FORMULAS)}"
+        )
+    counter = _Counter(scan_formula)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(counter):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     return Cost(parameters, counter.macs)
+
+
+def block_flops(L: int, D: int) -> int:
+    """Operations of a transformer block: 24·D²·L + 4·D·L² (paper, Eq. 6), two per MAC.
+
+    Args:
+        L: tokens.
+        D: channels.
+    """
+    return 24 * D * D * L + 4 * D * L * L
+
+
+def length_ratio(L: int, D: int) -> float:
+    """L / (6·D): above 1 attention costs more than all that is linear in L, and the sequence is
+    long in the paper's sense (Eq. 6 there; 2,304 tokens at ViT-S's width, 4,608 at ViT-B's).
+    """
+    return L / (6 * D)
 
 
 def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size: int) -> int:
@@ -84,8 +123,9 @@ def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size:
 class _Counter:
     """Interceptor that adds up the layers it knows while a model is traced."""
 
-    def __init__(self) -> None:
+    def __init__(self, scan_formula: str) -> None:
         self.macs = 0
+        self._scan_formula = scan_formula
 
     def __call__(
         self,
@@ -97,9 +137,25 @@ class _Counter:
         module = context.module
         counts = next((rule for kind, rule in _MACS.items() if isinstance(module, kind)), None)
         outputs = next_function(*args, **kwargs)
-        if counts is not None and context.method_name == "__call__":
+        if context.method_name != "__call__":
+            return outputs
+        if isinstance(module, SSM | MapSSM):
+            self.macs += self._scan_macs(module, args)
+        elif counts is not None and not self._is_free(module):
             self.macs += counts(module, args[0].shape, outputs.shape)
         return outputs
+
+    def _scan_macs(self, module: SSM | MapSSM, args: tuple[Any, ...]) -> int:
+        """Of all paths, without the projections, which are linear layers inside."""
+        shape = args[0].shape
+        L, D = math.prod(shape[:-1]), shape[-1]
+        paths = len(paths_of(module.routes)) if isinstance(module, MapSSM) else 1
+        gate = L * D if len(args) > 1 else 0
+        return paths * SCAN_FORMULAS[self._scan_formula](L, D, module.state_size) + gate
+
+    def _is_free(self, module: nn.Module) -> bool:
+        further_path = any(re.fullmatch(r"path_[1-9]\d*", name) for name in module.path)
+        return self._scan_formula == "hand" and further_path
 
 
 def _conv_macs(module: nn.Conv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
@@ -113,8 +169,19 @@ def _depthwise_macs(
     return math.prod(outputs) * module.kernel_size**2
 
 
+def _causal_conv_macs(module: CausalConv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
+    return math.prod(outputs) * module.kernel_size
+
+
 def _dense_macs(module: Dense | nn.Dense, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
     return math.prod(outputs) * inputs[-1]
+
+
+def _attention_macs(
+    module: MultiHeadSelfAttention, inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> int:
+    """Without the projections, which are linear layers inside."""
+    return 2 * math.prod(inputs) * inputs[1]
 
 
 _MACS: dict[type[nn.Module], Callable[..., int]] = {
@@ -122,4 +189,6 @@ _MACS: dict[type[nn.Module], Callable[..., int]] = {
     Dense: _dense_macs,
     nn.Dense: _dense_macs,
     DepthwiseConv: _depthwise_macs,
+    CausalConv: _causal_conv_macs,
+    MultiHeadSelfAttention: _attention_macs,
 }

@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mambaout_jax.backbone import Classifier, Variant
-from mambaout_jax.models import mambaout
+from mambaout_jax.models import deit, isotropic, mambaout
 
-FAMILIES: tuple[ModuleType, ...] = (mambaout,)
+FAMILIES: tuple[ModuleType, ...] = (mambaout, isotropic, deit)
 
 # Set by the named arguments of `create_model`, or by linen itself.
 _RESERVED = {"num_classes", "dtype", "drop_path", "remat", "parent", "name", "image_size"}

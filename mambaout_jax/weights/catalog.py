@@ -3,13 +3,14 @@
 
 Read, never measured here:
 
-    names, sizes, crops, classes  timm/models/mambaout.py of huggingface/pytorch-image-models
-    its accuracies                results/results-imagenet.csv there, at aa4b585
+    names, sizes, crops, classes  timm/models/{mambaout,deit}.py of huggingface/pytorch-image-models
+    its accuracies                results/results-imagenet.csv there, at aa4b585; DeiT's at 0173a13
     official files and top-1      models/mambaout.py and README.md of yuweihao/MambaOut, at 9f2f234
     licences                      the model cards on huggingface.co, and LICENSE of MambaOut, of
-                                  whose weights timm's femto, tiny and small are copies
+                                  whose weights timm's femto, tiny and small are copies; DeiT's
+                                  are those of facebookresearch/deit
 
-`test_mambaout` and `mambaout_micro` have no published weights.
+`test_mambaout` and the variants that are this project's own have no published weights.
 """
 
 import dataclasses
@@ -161,6 +162,12 @@ CATALOG: dict[str, Weights] = dict((
     _official("mambaout_tiny", 82.7),
     _official("mambaout_small", 84.1),
     _official("mambaout_base", 84.2),
+    _timm("deit_tiny_patch16_224.fb_in1k", "Apache-2.0",
+          (224, 0.9, 72.172, 91.112), crop_fraction=0.9),
+    _timm("deit_small_patch16_224.fb_in1k", "Apache-2.0",
+          (224, 0.9, 79.844, 95.044), crop_fraction=0.9),
+    _timm("deit_base_patch16_224.fb_in1k", "Apache-2.0",
+          (224, 0.9, 81.992, 95.736), crop_fraction=0.9),
 ))
 # fmt: on
 

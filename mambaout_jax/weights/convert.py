@@ -7,12 +7,16 @@ A family's `TORCH_NAMES` gives module names; this file knows how leaves are call
     kernel (K, K, I, O)      weight (O, I, K, K)      convolution; depthwise has I = 1
     scale, bias, gamma       weight, bias, gamma      norms, layer scale
 
+Any other leaf, such as a class token, belongs to no layer: `TORCH_NAMES` names it whole, and it is
+laid out alike.
+
 Nothing is skipped and nothing is filled in: a name too many, a name too few or a shape that differs
 is an error that lists all of them. PyTorch itself is not needed.
 """
 
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -21,10 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mambaout_jax.backbone import Classifier
+from mambaout_jax.layers import height_and_width
 from mambaout_jax.models import create_model, find_variant
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "gamma": "gamma"}
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
+POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
 WRAPPERS = ("model", "state_dict", "state_dict_ema")  # what checkpoints call a state dict
 _SHOWN = 8
 
@@ -107,30 +113,42 @@ def count_classes(name: str, state_dict: Mapping[str, Any]) -> int:
         name: one of `list_models()`.
         state_dict: names to arrays, in any naming that the family knows.
     """
-    family, _ = find_variant(name)
-    for rules in family.TORCH_NAMES.values():
-        key = _torch_name(CLASSIFIER, rules)
-        if key is not None and key in state_dict:
-            return int(np.shape(state_dict[key])[0])
-    return 0
+    shape = _torch_shape(name, state_dict, CLASSIFIER)
+    return shape[0] if shape else 0
 
 
-def model_variables(model: Classifier, image_size: int) -> Any:
-    """Shapes and dtypes of a model's variables, without computing any."""
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, model.in_chans), jnp.float32)
+def count_positions(name: str, state_dict: Mapping[str, Any]) -> int:
+    """Tokens of a PyTorch state dict's position table, 0 where it has none.
+
+    Args:
+        name, state_dict: as in `count_classes`.
+    """
+    shape = _torch_shape(name, state_dict, POSITIONS)
+    return shape[-2] if len(shape) > 1 else 0
+
+
+def model_variables(model: Classifier, image_size: int | tuple[int, int]) -> Any:
+    """Shapes and dtypes of a model's variables, without computing any.
+
+    Args:
+        image_size: side or (height, width) in pixels.
+    """
+    shape = (1, *height_and_width(image_size), model.in_chans)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 def _shapes(name: str, options: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Shapes and dtypes of a model's variables, by path."""
     _, variant = find_variant(name)
-    variables = model_variables(create_model(name, **options), variant.image_size)
+    image_size = options.get("image_size") or variant.image_size
+    variables = model_variables(create_model(name, **options), image_size)
     return flax.traverse_util.flatten_dict(variables)
 
 
 def _entries(name: str, naming: str, shapes: Mapping[tuple[str, ...], Any]) -> dict[str, _Entry]:
     """The torch names of a model's variables."""
-    family, _ = find_variant(name)
+    family = _named_family(name)
     if naming not in family.TORCH_NAMES:
         raise ValueError(
             f"naming={naming!r} is not known for {name}; allowed are {sorted(family.TORCH_NAMES)}"
@@ -149,24 +167,49 @@ def _entries(name: str, naming: str, shapes: Mapping[tuple[str, ...], Any]) -> d
 
 
 def _torch_name(path: tuple[str, ...], rules: tuple[tuple[str, str], ...]) -> str | None:
-    module = "/".join(path[1:-1])
+    leaf = _LEAF_NAMES.get(path[-1])
+    named = "/".join(path[1:-1] if leaf else path[1:])
     for pattern, replacement in rules:
-        if match := re.fullmatch(pattern, module):
-            return f"{match.expand(replacement)}.{_LEAF_NAMES[path[-1]]}"
+        if match := re.fullmatch(pattern, named):
+            name = match.expand(replacement)
+            return f"{name}.{leaf}" if leaf else name
     return None
+
+
+def _torch_shape(
+    name: str, state_dict: Mapping[str, Any], path: tuple[str, ...]
+) -> tuple[int, ...]:
+    """Shape of one parameter in a state dict of any naming, () where it is not there."""
+    family, _ = find_variant(name)
+    for rules in family.TORCH_NAMES.values():
+        key = _torch_name(path, rules)
+        if key is not None and key in state_dict:
+            return np.shape(state_dict[key])
+    return ()
 
 
 def _detect_naming(
     name: str, state_dict: Mapping[str, Any], shapes: Mapping[tuple[str, ...], Any]
 ) -> str:
     """The naming that shares most names with the state dict."""
-    family, _ = find_variant(name)
+    family = _named_family(name)
     return max(
         family.TORCH_NAMES,
         key=lambda naming: sum(
             _torch_name(path, family.TORCH_NAMES[naming]) in state_dict for path in shapes
         ),
     )
+
+
+def _named_family(name: str) -> ModuleType:
+    """The family of a model, which has to have names in PyTorch."""
+    family, _ = find_variant(name)
+    if not family.TORCH_NAMES:
+        raise ValueError(
+            f"{name} has no PyTorch names: no PyTorch version of it is published; save its "
+            "variables under our own, `weights.load.save_variables`"
+        )
+    return family
 
 
 def _to_torch_layout(value: np.ndarray, leaf: str) -> np.ndarray:

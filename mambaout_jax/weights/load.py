@@ -14,6 +14,7 @@ names have no slash, which tells them apart.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.backbone import Classifier
 from mambaout_jax.checkpoint import read_checkpoint
-from mambaout_jax.models import create_model, find_variant
+from mambaout_jax.layers import height_and_width, resize_positions
+from mambaout_jax.models import create_backbone, create_model, find_variant
 from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
+    POSITIONS,
     WRAPPERS,
     check_variables,
     count_classes,
+    count_positions,
     from_torch,
     to_torch,
 )
@@ -68,7 +72,8 @@ def load_pretrained(
         ema: take the averaged weights where the source keeps them beside the raw ones.
         seed: of the last layer's initialisation.
         **options: of `create_model`. `num_classes` is that of the weights where it is not given;
-            0 gives the features that the last layer would read. Any `image_size` will do.
+            0 gives the features that the last layer would read. So is `image_size` of a position
+            table, by its length a square one where it can be; for another it is interpolated.
 
     Returns:
         The model, and a nested dict of numpy arrays: float32 or wider from PyTorch's files, as
@@ -84,28 +89,27 @@ def load_pretrained(
     options = {**found.options, **options}
     num_classes = options.pop("num_classes", None)
     tensors = _read(found.fetch(), ema)
-    try:
-        variables = _to_variables(found.name, tensors, options)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+    trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
+    options["image_size"] = options.get("image_size") or trained
+    flat = _to_variables(source, found.name, tensors, {**options, "image_size": trained})
 
-    flat = flatten_dict(variables)
     own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
     wanted = own if num_classes is None else num_classes
     model = create_model(found.name, num_classes=wanted, **options)
-    if wanted == own and not reset_head:
-        return model, variables
-    if wanted and not reset_head:
+    if POSITIONS in flat:
+        before = create_backbone(found.name, **{**options, "image_size": trained})
+        flat[POSITIONS] = _fit_positions(source, flat[POSITIONS], before.grid, model.backbone.grid)
+    if wanted not in (0, own) and not reset_head:
         raise ValueError(
             f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
             "initialises the last layer afresh and keeps all others"
         )
-    kept = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
-    fresh = _fresh_classifier(model, found.name, seed) if wanted else {}
-    if fresh:
-        names = ", ".join("/".join(path) for path in fresh)
-        _LOG.warning("%s: initialised afresh for %d classes: %s", source, wanted, names)
-    return model, unflatten_dict({**kept, **fresh})
+    if reset_head or wanted != own:
+        flat = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
+    if reset_head and wanted:
+        image_size = options["image_size"] or find_variant(found.name)[1].image_size
+        flat.update(_fresh_classifier(source, model, image_size, seed))
+    return model, unflatten_dict(flat)
 
 
 def describe_source(
@@ -182,7 +186,8 @@ def convert_file(
     if naming is None:
         save_variables(variables, out, metadata)
     else:
-        options = {**found.options, "num_classes": classes}
+        size = getattr(model.backbone, "image_size", None)
+        options = {**found.options, "num_classes": classes, "image_size": size}
         _write(to_torch(found.name, variables, naming, **options), out, metadata)
     _, again = load_pretrained(out, found.name, **found.options)
     before: dict[str, Any] = flatten_dict(variables, sep="/")
@@ -248,25 +253,64 @@ def _write(tensors: _Tensors, path: str | Path, metadata: Mapping[str, str]) -> 
     part.replace(path)
 
 
-def _to_variables(name: str, tensors: _Tensors, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of the model with the classes that the tensors have, checked."""
-    if not any("/" in key for key in tensors):
-        return from_torch(name, tensors, num_classes=count_classes(name, tensors), **options)
-    kernel = tensors.get("/".join(CLASSIFIER))
-    variables = unflatten_dict(dict(tensors), sep="/")
-    num_classes = 0 if kernel is None else kernel.shape[-1]
-    check_variables(name, variables, num_classes=num_classes, **options)
-    return variables
+def _to_variables(
+    source: str | Path, name: str, tensors: _Tensors, options: Mapping[str, Any]
+) -> dict[tuple[str, ...], Any]:
+    """Variables of the model with the classes that the tensors have, checked, by path."""
+    try:
+        if not any("/" in key for key in tensors):
+            num_classes = count_classes(name, tensors)
+            return flatten_dict(from_torch(name, tensors, num_classes=num_classes, **options))
+        kernel = tensors.get("/".join(CLASSIFIER))
+        variables = unflatten_dict(dict(tensors), sep="/")
+        num_classes = 0 if kernel is None else kernel.shape[-1]
+        check_variables(name, variables, num_classes=num_classes, **options)
+        return flatten_dict(variables)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
-def _fresh_classifier(model: Classifier, name: str, seed: int) -> dict[tuple[str, ...], Any]:
-    """The last layer as `model.init` makes it, by path."""
-    size = find_variant(name)[1].image_size
+def _image_size(
+    name: str, tensors: _Tensors, options: Mapping[str, Any]
+) -> int | tuple[int, int] | None:
+    """Image size that a position table was made for, None where there is no table.
+
+    Its length does not tell the grid: a square one where that can be, else the one asked for.
+    """
+    own = np.shape(tensors.get("/".join(POSITIONS), ()))
+    tokens = own[-2] if len(own) > 1 else count_positions(name, tensors)
+    if not tokens:
+        return None
+    side = math.isqrt(tokens - 1)  # without the class token
+    if side**2 != tokens - 1:
+        return options.get("image_size")
+    return side * create_backbone(name, **options).strides[-1]
+
+
+def _fit_positions(
+    source: str | Path, table: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int]
+) -> np.ndarray:
+    """`resize_positions`, which says that it does."""
+    if grid != new_grid:
+        sizes = (*grid, *new_grid)
+        _LOG.info("%s: positions interpolated from %d x %d to %d x %d patches", source, *sizes)
+    return np.asarray(resize_positions(table, grid, new_grid))
+
+
+def _fresh_classifier(
+    source: str | Path, model: Classifier, image_size: int | tuple[int, int], seed: int
+) -> dict[tuple[str, ...], Any]:
+    """The last layer as `model.init` makes it, by path; a line of the log says so."""
+    image = jnp.zeros((1, *height_and_width(image_size), model.in_chans))
 
     @jax.jit  # which leaves out all that the last layer's parameters do not need
     def init(key):
-        variables = flatten_dict(model.init(key, jnp.zeros((1, size, size, model.in_chans))))
+        variables = flatten_dict(model.init(key, image))
         return {path[-1]: leaf for path, leaf in variables.items() if path[:-1] == CLASSIFIER[:-1]}
 
     fresh = jax.device_get(init(jax.random.key(seed)))
-    return {(*CLASSIFIER[:-1], leaf): value for leaf, value in fresh.items()}
+    layer: dict[tuple[str, ...], Any]
+    layer = {(*CLASSIFIER[:-1], leaf): value for leaf, value in fresh.items()}
+    names, classes = ", ".join("/".join(path) for path in layer), model.head.num_classes
+    _LOG.warning("%s: initialised afresh for %d classes: %s", source, classes, names)
+    return layer
