@@ -5,7 +5,13 @@
 
 Data: scikit-learn's digits, 1,797 real scans of 8x8 pixels, upscaled to 32; 1,438 to train, 359 to
 test. Nothing is downloaded. The run is kept in runs/quickstart: the same command again goes on
-with it. It is also a config: `mambaout train --config experiments/quickstart.py --config.seed=1`.
+with it. It is also a config:
+
+    mambaout train --config experiments/quickstart.py --config.seed=1
+    mambaout train --config experiments/quickstart.py:conv+ssm --workdir runs/ssm
+
+The second command puts an SSM behind every convolution and changes nothing else: the paper's
+question, asked of digits.
 
 Result: see README.md.
 """
@@ -16,11 +22,13 @@ from mambaout_jax.cli import main
 from mambaout_jax.config import default_config
 
 
-def get_config():
+def get_config(token_mixer: str = "conv"):
     config = default_config()
     config.batch_size = 64
     config.model.name = "mambaout_micro"
     config.model.drop_path = 0.05
+    with config.model.options.unlocked():
+        config.model.options.token_mixer = token_mixer
 
     config.data.source = "digits"
     config.data.image_size = 32

@@ -1,83 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs: what they write, and that stopping, killing and damaging them changes no result."""
+"""Whole runs: what they write, and that stopping and damaging them changes no result."""
 
 import itertools
 import json
 import logging
 import math
 import os
-import re
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from runs import (
+    assert_close,
+    checkpoints,
+    final_state,
+    flip_a_byte_of_the_data,
+    rewind,
+    timeless_metrics,
+)
 from tiny_run import get_config
 
-from mambaout_jax.analysis.cost import activation_bytes
-from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
+from mambaout_jax.checkpoint import Checkpointer
 from mambaout_jax.config import load_config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sources import open_source
-from mambaout_jax.models import create_model
 from mambaout_jax.train import loop, mesh
-from mambaout_jax.train.loop import describe, train
+from mambaout_jax.train.loop import train
 from mambaout_jax.train.metrics import read_metrics
 from mambaout_jax.train.preemption import Preempted
 from mambaout_jax.train.progress import Progress
-
-TIMES = {"train/images_per_second", "train/step_milliseconds", "train/data_wait_fraction"}
-
-
-def timeless_metrics(workdir):
-    """The lines of a run's metrics without what a clock decides."""
-    return [
-        {name: value for name, value in line.items() if name not in TIMES}
-        for line in read_metrics(workdir)
-    ]
-
-
-def final_state(workdir):
-    """Every leaf of the newest checkpoint, as bytes."""
-    restored = read_checkpoint(workdir / "checkpoints")
-    return restored.step, jax.tree.map(lambda x: x.tobytes(), restored.state)
-
-
-def assert_close(workdir, other, atol):
-    """The final parameters and averages of two runs, up to rounding."""
-    ours, theirs = (read_checkpoint(path / "checkpoints").state for path in (workdir, other))
-    for name in ("params", "ema"):
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=atol), ours[name], theirs[name]
-        )
-
-
-def checkpoints(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
-
-
-def rewind(workdir, to, step):
-    """A copy of a run as a kill leaves it: the metrics are further than the checkpoints."""
-    shutil.copytree(workdir, to)
-    for later in checkpoints(to):
-        if later > step:
-            shutil.rmtree(to / "checkpoints" / str(later))
-    return to
-
-
-def flip_a_byte_of_the_data(checkpoint):
-    """In the largest file of the state, which Orbax reads without noticing."""
-    path = max((checkpoint / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
-    path.write_bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -332,187 +285,20 @@ def test_train_refuses_to_go_on_with_another_run(finished, tmp_path):
     assert checkpoints(workdir) == [11, 22]
 
 
-def described(config):
-    """The rows of the recipe, by name."""
-    rows = (line.partition("  ") for line in describe(config).split("\n"))
-    return {name: value.strip() for name, _, value in rows}
-
-
-def test_describe_tells_the_recipe():
+def test_train_refuses_to_go_on_with_other_data(tmp_path):
     config = get_config()
-    config.accumulate_steps = 2
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.learning_rate_batch_size = 16
-    rows = described(config)
-    # 8 x 2 is conv1's kernel 3x3x1x4 on 8x8 outputs, and so on through the layers.
-    macs = (
-        3 * 3 * 1 * 4 * 64 + 3 * 3 * 4 * 8 * 16  # stem
-        + (8 * 42 + 49 * 8 + 21 * 8) * 16  # fc1, depthwise conv, fc2 of stage 0 on 4x4
-        + 3 * 3 * 8 * 16 * 4  # downsample
-        + (16 * 84 + 49 * 16 + 42 * 16) * 4  # stage 1 on 2x2
-        + 16 * 64 + 64 * 10  # head
-    )  # fmt: skip
-    assert rows["MACs per image"] == f"{macs:,} at 16x16x1"
-    assert rows["parameters"] == "7,376"
-    assert rows["model"] == "mambaout_micro, 10 classes, float32"
-    assert rows["data"] == "digits: 1,438 training, 359 validation examples"
-    assert rows["devices"] == "8 x cpu, mesh data 8 x fsdp 1"
-    assert rows["effective batch"] == "32 = 8 devices x 2 examples x 2 micro-batches"
-    assert rows["updates"] == "30 = 0.681818 epochs x 44, warm-up 5"
-    assert rows["learning rate"] == (
-        "0.002 peak (0.001 at batch 16), warm-up from 1e-06, cosine to 1e-05"
-    )
-    assert rows["weight decay"] == "0.05"
-    assert rows["every"] == "report 8, evaluate 13, checkpoint 11 updates"
-
-
-@pytest.mark.parametrize("fsdp", [1, 2])
-def test_describe_counts_the_memory_of_one_device(monkeypatch, fsdp):
-    monkeypatch.setattr(loop, "_mib", lambda size: f"{size} bytes")
-    config = get_config()
-    config.mesh.fsdp = fsdp
-    options = {"depths": (1, 1), "dims": (64, 512)}
-    config.model.options.update(options)
-    model = create_model("mambaout_micro", num_classes=10, in_chans=1, **options)
-    image = jax.ShapeDtypeStruct((1, 16, 16, 1), "float32")
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    shapes = [x.shape for x in jax.tree.leaves(variables)]
-    depthwise = (7, 7, 1, 512)  # large, but kept whole
-    assert depthwise in shapes
-    parameters = sum(map(math.prod, shapes))
-    large = sum(math.prod(x) for x in shapes if math.prod(x) >= 2**14 and x != depthwise)
-    assert 0.9 < large / parameters < 1
-    # Parameters, two moments and the average, of 4 bytes; the step and two counts of the optimizer.
-    state = 4 * 4 * (parameters - large + large // fsdp) + 3 * 4
-    kept = activation_bytes(model, (16, 16, 1), 4)  # of the 32 examples, on one of 8 devices
-    gradients = 4 * parameters
-    assert described(config)["memory per device"] == (
-        f"{state + gradients + kept} bytes estimated = state {state} bytes + gradients "
-        f"{gradients} bytes + activations {kept} bytes"
-    )
-
-
-COMMAND = [
-    *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/tiny_run.py"),
-    *("--config.schedule.total_steps=300", "--config.checkpoint.every_steps=40"),
-]
-
-
-@pytest.fixture(scope="module")
-def start():
-    """Starts the command as a process of its own, which does not outlive the tests."""
-    processes = []
-
-    def start(workdir, *arguments, devices=2):
-        process = subprocess.Popen(
-            [*COMMAND, "--workdir", str(workdir), *arguments],
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def finish(process, code=0):
-    """Waits for a process and returns its standard output and error."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return out, err
-
-
-def signal_after(process, workdir, step, number):
-    """Sends a signal once the checkpoint of `step`, not the run, is complete."""
-    deadline = time.monotonic() + 300
-    while not (workdir / "checkpoints" / str(step)).exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(number)
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(start, tmp_path_factory):
-    """A longer run in a process of its own, and the last line it printed."""
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    out, _ = finish(start(workdir))
-    return workdir, out.strip().split("\n")[-1].split("  (")[0]
-
-
-@pytest.mark.slow
-def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterrupted, tmp_path):
-    workdir = tmp_path / "run"
-    process = start(workdir)
-    signal_after(process, workdir, 40, signal.SIGKILL)
-    finish(process, -signal.SIGKILL)
-    process = start(workdir)
-    signal_after(process, workdir, 160, signal.SIGKILL)
-    out, _ = finish(process, -signal.SIGKILL)
-    assert "going on from" in out
-
-    newest = checkpoints(workdir)[-1]
-    assert 160 <= newest < 300
-    flip_a_byte_of_the_data(workdir / "checkpoints" / str(newest))
-    out, err = finish(start(workdir))
-    assert re.search(rf"WARNING: checkpoint {newest} in .* cannot be read", err)
-    assert f"going on from {workdir / 'checkpoints' / str(newest - 40)}\n" in out
-    assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
-    assert final_state(workdir) == final_state(uninterrupted[0])
-    assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_exits_with_code_75(start, uninterrupted, tmp_path):
-    workdir = tmp_path / "run"
-    process = start(workdir)
-    signal_after(process, workdir, 40, signal.SIGTERM)
-    _, err = finish(process, 75)
-    newest = checkpoints(workdir)[-1]
-    assert 40 < newest < 300
-    assert err.strip().split("\n")[-1] == (
-        f"stopped after step {newest} as asked; the state is in "
-        f"{workdir / 'checkpoints' / str(newest)}: run the same command again to continue"
-    )
-    finish(start(workdir))
-    assert final_state(workdir) == final_state(uninterrupted[0])
-    assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_does_and_stop_together(start, tmp_path):
-    settings = [
-        "--config.schedule.total_steps=120",
-        "--config.optimizer.learning_rate=1e-3",  # higher ones let rounding grow
-    ]
-
-    def start_both():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        return [
-            start(workdir, "--distributed", f"{address},2,{index}", *settings, devices=1)
-            for index in range(2)
-        ]
-
-    workdir = tmp_path / "run"
-    processes = start_both()
-    signal_after(processes[0], workdir, 40, signal.SIGTERM)  # one of the two only
-    errors = [finish(process, 75)[1] for process in processes]
-    newest = checkpoints(workdir)[-1]
-    assert 40 < newest < 120
-    assert all(f"stopped after step {newest} as asked" in error for error in errors)
-
-    outs = [finish(process)[0] for process in start_both()]
-    assert [bool(re.search(r"^step \d+/120 ", out, re.MULTILINE)) for out in outs] == [True, False]
-    single = tmp_path / "single"
-    finish(start(single, *settings))
-    for line, other in zip(timeless_metrics(workdir), timeless_metrics(single), strict=True):
-        assert line == pytest.approx(other, rel=1e-4)
-    assert_close(workdir, single, atol=1e-5)
+    photos, counts = tmp_path / "photos", []
+    for images in (40, 41):
+        for name in ("one", "two"):
+            (photos / name).mkdir(parents=True, exist_ok=True)
+            for i in range(images):
+                Image.new("L", (16, 16), 5 * i).save(photos / name / f"{i}.png")
+        config.data.source, config.data.path = "folder", str(photos)
+        config.schedule.total_steps = 2
+        config.schedule.warmup_steps = 1
+        counts.append(len(open_source(config.data, "train")))
+        if images == 40:
+            train(config, tmp_path / "other")
+    config.schedule.total_steps = 3
+    with pytest.raises(ValueError, match=f"on {counts[0]} training examples, .* are {counts[1]}"):
+        train(config, tmp_path / "other")

@@ -84,6 +84,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         else:
             start, interval = restored.step, _Interval(**restored.meta["interval"])
             state, replaced = restored.state, restored.meta["replaced"]
+            _check_same_data(len(setup.train), restored.meta["examples"], workdir)
         if is_main:
             record_run(config, workdir, setup.train.class_names)
         writer = stack.enter_context(
@@ -143,7 +144,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 writer.write(step, metrics)
                 progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
             if save:
-                meta = {"interval": dataclasses.asdict(interval), "replaced": reader.replaced}
+                meta = {
+                    "interval": dataclasses.asdict(interval),
+                    "replaced": reader.replaced,
+                    "examples": len(setup.train),
+                }
                 with progress.paused():
                     checkpointer.save(step, state, meta)
             if stop:
@@ -353,6 +358,16 @@ def _first_state(
     variables = pretrained_variables(config, setup.num_classes)
     # A jitted identity is the one way to place host arrays that is right with several processes.
     return jax.jit(lambda x: x, out_shardings=shardings)(state.started_from(variables))
+
+
+def _check_same_data(now: int, before: int, workdir: Path) -> None:
+    """Update k reads examples by their numbers, which mean others once the set has changed."""
+    if now != before:
+        raise ValueError(
+            f"{workdir} holds a run on {before} training examples, and there are {now} now; bring "
+            "the data back to go on with that run, or train into another --workdir, from its "
+            "weights with --config.model.pretrained"
+        )
 
 
 def _metric_writer(config: Config, workdir: Path, start: int) -> MetricWriter:
