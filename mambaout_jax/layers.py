@@ -6,8 +6,8 @@ float32: `compute_dtype` turns it into flax's `None`, which promotes, so that fl
 images stay float64 all the way through.
 """
 
+import itertools
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,9 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+from mambaout_jax.kernels.gelu import gelu
+from mambaout_jax.kernels.layer_norm import layer_norm
+from mambaout_jax.kernels.matmul import matmul
 
 # timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
 # plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
@@ -28,10 +31,7 @@ def uniform_fan_in_init(fan_in: int) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),  # PyTorch's default is the erf form
-    "silu": jax.nn.silu,
-}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "silu": jax.nn.silu}
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -50,17 +50,68 @@ def compute_dtype(dtype: Dtype) -> Dtype | None:
     return None if jnp.dtype(dtype) == jnp.float32 else dtype
 
 
-# Normalises over channels; the moments are at least float32.
-LayerNorm = partial(nn.LayerNorm, epsilon=1e-6)
+# Images have so few channels that XLA:CPU's convolution runs at a third of the speed of a matrix
+# product over patches; at 24 channels patches already cost more than they save.
+_MAX_PATCH_CHANNELS = 4
 
-# PyTorch pads by one on every side; "SAME" would pad even sizes by (0, 1), half a pixel off.
-StridedConv = partial(
-    nn.Conv,
-    kernel_size=(3, 3),
-    strides=(2, 2),
-    padding=((1, 1), (1, 1)),
-    kernel_init=normal_init,
-)
+
+class LayerNorm(nn.Module):
+    """Normalises over channels with epsilon 1e-6; the moments are at least float32.
+
+    Attributes:
+        dtype: of the result, None to promote.
+    """
+
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
+        return layer_norm(x, scale, bias)
+
+
+class StridedConv(nn.Module):
+    """3x3 convolution of stride 2, padded by one on every side as in PyTorch.
+
+    ("SAME" would pad even sizes by (0, 1), half a pixel off.)
+
+    Attributes:
+        features: channels that come out.
+        dtype: of the computation, None to promote.
+    """
+
+    features: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
+        shape = (3, 3, jnp.shape(x)[-1], self.features)
+        kernel = self.param("kernel", normal_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if shape[2] > _MAX_PATCH_CHANNELS:
+            y = _strided_conv(x, kernel)
+        else:
+            y = jax.lax.platform_dependent(x, kernel, cpu=_patch_conv, default=_strided_conv)
+        return y + bias[None, None, None]
+
+
+def _strided_conv(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _patch_conv(x, kernel):
+    """The same by one matrix product over patches."""
+    (B, H, W, _), features = x.shape, kernel.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [padded[:, i : i + H : 2, j : j + W : 2] for i in range(3) for j in range(3)]
+    patches = jnp.concatenate(taps, axis=-1)  # (B, H / 2, W / 2, 9 I)
+    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
+    return y.reshape(B, *patches.shape[1:3], features)
 
 
 class Dense(nn.Module):
@@ -90,10 +141,63 @@ class Dense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel  # (tokens, F)
+        y = matmul(x.reshape(-1, x.shape[-1]), kernel)  # (tokens, F)
         if bias is not None:
             y = y + bias[None]
         return y.reshape(*x.shape[:-1], self.features)
+
+
+class SplitDense(nn.Module):
+    """`Dense` whose result is wanted in parts: one matrix product for each.
+
+    Cutting up one wide result costs a pass over memory for every part, and putting their gradients
+    together again costs more. The parameters are those of one `Dense`.
+
+    Attributes:
+        features: channels of each part.
+        dtype: of the computation, None to promote.
+    """
+
+    features: tuple[int, ...]
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> list[Float[Array, "... _"]]:
+        total, ends = sum(self.features), itertools.accumulate(self.features)
+        kernel = self.param("kernel", normal_init, (x.shape[-1], total), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (total,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        tokens = x.reshape(-1, x.shape[-1])
+        parts = []
+        for width, end in zip(self.features, ends, strict=True):
+            columns = slice(end - width, end)
+            part = matmul(tokens, kernel[:, columns]) + bias[None, columns]
+            parts.append(part.reshape(*x.shape[:-1], width))
+        return parts
+
+
+class JoinDense(nn.Module):
+    """`Dense` of inputs that would have to be concatenated first: a sum of matrix products.
+
+    Attributes:
+        features: channels that come out.
+        dtype: of the computation, None to promote.
+    """
+
+    features: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, *parts: Float[Array, "... _"]) -> Float[Array, "... F"]:
+        widths = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", normal_init, (sum(widths), self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        *parts, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
+        y = bias[None]
+        for part, end in zip(parts, itertools.accumulate(widths), strict=True):
+            width = part.shape[-1]
+            y = y + matmul(part.reshape(-1, width), kernel[end - width : end])  # (tokens, F)
+        return y.reshape(*parts[0].shape[:-1], self.features)
 
 
 class DepthwiseConv(nn.Module):

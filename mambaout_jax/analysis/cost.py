@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mambaout_jax.layers import Dense, DepthwiseConv
+from mambaout_jax.layers import Dense, DepthwiseConv, JoinDense, SplitDense, StridedConv
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.causal_conv import CausalConv
 from mambaout_jax.mixers.routes import paths_of
@@ -142,7 +142,7 @@ class _Counter:
         if isinstance(module, SSM | MapSSM):
             self.macs += self._scan_macs(module, args)
         elif counts is not None and not self._is_free(module):
-            self.macs += counts(module, args[0].shape, outputs.shape)
+            self.macs += counts(module, args, outputs)
         return outputs
 
     def _scan_macs(self, module: SSM | MapSSM, args: tuple[Any, ...]) -> int:
@@ -158,36 +158,47 @@ class _Counter:
         return self._scan_formula == "hand" and further_path
 
 
-def _conv_macs(module: nn.Conv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
+def _conv_macs(module: nn.Conv, args: tuple[Any, ...], output: Any) -> int:
     kernel = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
-    return math.prod(outputs) * math.prod(kernel) * inputs[-1] // module.feature_group_count
+    return output.size * math.prod(kernel) * args[0].shape[-1] // module.feature_group_count
 
 
-def _depthwise_macs(
-    module: DepthwiseConv, inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> int:
-    return math.prod(outputs) * module.kernel_size**2
+def _strided_conv_macs(module: StridedConv, args: tuple[Any, ...], output: Any) -> int:
+    return output.size * 3 * 3 * args[0].shape[-1]
 
 
-def _causal_conv_macs(module: CausalConv, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
-    return math.prod(outputs) * module.kernel_size
+def _depthwise_macs(module: DepthwiseConv, args: tuple[Any, ...], output: Any) -> int:
+    return output.size * module.kernel_size**2
 
 
-def _dense_macs(module: Dense | nn.Dense, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:
-    return math.prod(outputs) * inputs[-1]
+def _causal_conv_macs(module: CausalConv, args: tuple[Any, ...], output: Any) -> int:
+    return output.size * module.kernel_size
 
 
-def _attention_macs(
-    module: MultiHeadSelfAttention, inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> int:
+def _dense_macs(module: Dense | nn.Dense, args: tuple[Any, ...], output: Any) -> int:
+    return output.size * args[0].shape[-1]
+
+
+def _split_dense_macs(module: SplitDense, args: tuple[Any, ...], outputs: Any) -> int:
+    return args[0].size * sum(module.features)
+
+
+def _join_dense_macs(module: JoinDense, args: tuple[Any, ...], output: Any) -> int:
+    return sum(part.size for part in args) * module.features
+
+
+def _attention_macs(module: MultiHeadSelfAttention, args: tuple[Any, ...], output: Any) -> int:
     """Without the projections, which are linear layers inside."""
-    return 2 * math.prod(inputs) * inputs[1]
+    return 2 * output.size * args[0].shape[1]
 
 
 _MACS: dict[type[nn.Module], Callable[..., int]] = {
     nn.Conv: _conv_macs,
+    StridedConv: _strided_conv_macs,
     Dense: _dense_macs,
     nn.Dense: _dense_macs,
+    SplitDense: _split_dense_macs,
+    JoinDense: _join_dense_macs,
     DepthwiseConv: _depthwise_macs,
     CausalConv: _causal_conv_macs,
     MultiHeadSelfAttention: _attention_macs,

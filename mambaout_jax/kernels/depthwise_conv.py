@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-IMPLEMENTATIONS = ("auto", "lax", "shift")
+from mambaout_jax.kernels.depthwise_conv_pallas import conv_pallas, gradients_pallas
+
+IMPLEMENTATIONS = ("auto", "lax", "shift", "pallas")
 
 # What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements;
 # benchmarks/conv.py makes them, and on a GPU or TPU its result belongs in this table.
@@ -51,20 +53,23 @@ def depthwise_conv(
         x: feature maps.
         kernel: KH and KW are odd, of any size, also larger than the map.
         implementation: `"lax"`, XLA's grouped convolution; `"shift"`, a sum over taps with its own
-            gradient, written for XLA:CPU; `"auto"`, `"shift"` on CPUs and `"lax"` elsewhere, where
-            it is untested: no GPU or TPU has been measured yet. `"auto"` asks for the platform that
-            the program is lowered for and not for the default device, so that the choice is right
-            in ahead-of-time compilation and export, also for several platforms at once.
+            gradient, written for XLA:CPU; `"pallas"`, kernels for NVIDIA GPUs, Hopper or newer, up
+            to 13 x 13 taps, not yet run on one; `"auto"`, `"shift"` on CPUs and `"lax"` elsewhere,
+            where it is untested: no GPU or TPU has been measured yet. `"auto"` asks for the
+            platform that the program is lowered for and not for the default device, so that the
+            choice is right in ahead-of-time compilation and export, also for several platforms at
+            once.
 
     Returns:
         Maps in the promoted dtype of `x` and `kernel`. `"shift"` adds up in float32, or float64 for
-        float64 inputs; `"lax"` leaves the precision of products to `jax_default_matmul_precision`.
-        Gradients have the dtypes of `x` and `kernel`. `"lax"` can be differentiated in forward mode
-        too, the others in reverse mode only.
+        float64 inputs; `"pallas"` in float32; `"lax"` leaves the precision of products to
+        `jax_default_matmul_precision`. Gradients have the dtypes of `x` and `kernel`. `"lax"` can
+        be differentiated in forward mode too, the others in reverse mode only, and `"pallas"` once.
 
     Raises:
         ValueError: unknown implementation, wrong rank or dtype, even kernel side, or `x` and
-            `kernel` differ in their channels.
+            `kernel` differ in their channels. `"pallas"`: float64, too many taps, or, when the
+            program is lowered, another platform than an NVIDIA GPU.
     """
     _check(x, kernel, implementation)
     dtype = jnp.result_type(x, kernel)
@@ -103,7 +108,8 @@ def _crop(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, implementation):
-    return _dispatch(implementation, {"lax": _conv_lax, "shift": _conv_shift}, x, kernel)
+    bodies = {"lax": _conv_lax, "shift": _conv_shift, "pallas": conv_pallas}
+    return _dispatch(implementation, bodies, x, kernel)
 
 
 def _conv_fwd(x, kernel, implementation):
@@ -111,7 +117,7 @@ def _conv_fwd(x, kernel, implementation):
 
 
 def _conv_bwd(implementation, residuals, dy):
-    bodies = {"lax": _gradients_lax, "shift": _gradients_shift}
+    bodies = {"lax": _gradients_lax, "shift": _gradients_shift, "pallas": gradients_pallas}
     return _dispatch(implementation, bodies, *residuals, dy)
 
 

@@ -27,12 +27,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels import selective_scan_mosaic_gpu, selective_scan_mosaic_tpu
+from mambaout_jax.kernels.platforms import run_where_lowered
 
 # 16 tokens: as many exponentials and states of one channel and n as fit in a GPU thread's registers
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take
@@ -132,6 +130,10 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
 _MODULES = {"cuda": selective_scan_mosaic_gpu, "tpu": selective_scan_mosaic_tpu}
+_MESSAGE = (
+    'selective_scan(implementation="pallas") was lowered for {platforms}, but needs an NVIDIA GPU '
+    '(Hopper or newer) or a TPU; use implementation="chunked" or "auto"'
+)
 
 
 def _dispatch(direction, reverse, platform, *args):
@@ -141,30 +143,7 @@ def _dispatch(direction, reverse, platform, *args):
     }
     if platform is not None:
         return bodies[platform](*args)
-
-    def refuse(*args):
-        zero = _refuse.bind()
-        outs = jax.eval_shape(bodies["tpu"], *args)
-        return jax.tree.map(lambda out: jnp.broadcast_to(zero, out.shape), outs)
-
-    return lax.platform_dependent(*args, **bodies, default=refuse)
-
-
-# Every branch of platform_dependent is traced, whatever the platform, so that an error can only be
-# raised where the branch is lowered.
-_refuse = Primitive("selective_scan_pallas_on_another_platform")
-_refuse.def_abstract_eval(lambda: jax.core.ShapedArray((), jnp.float32))
-
-
-def _refuse_lowering(ctx):
-    raise ValueError(
-        f'selective_scan(implementation="pallas") was lowered for '
-        f"{' and '.join(ctx.module_context.platforms)}, but needs an NVIDIA GPU (Hopper or newer) "
-        'or a TPU; use implementation="chunked" or "auto"'
-    )
-
-
-mlir.register_lowering(_refuse, _refuse_lowering)
+    return run_where_lowered(bodies, _MESSAGE, *args)
 
 
 # Tiles: tokens padded to whole chunks, the channels of each group to whole multiples of 128. A

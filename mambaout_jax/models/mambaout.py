@@ -25,8 +25,10 @@ from mambaout_jax.layers import (
     Dense,
     DepthwiseConv,
     DropPath,
+    JoinDense,
     LayerNorm,
     LayerScale,
+    SplitDense,
     StridedConv,
     activation,
     compute_dtype,
@@ -135,9 +137,10 @@ class GatedCNNBlock(nn.Module):
                 "token_mixer='conv+ssm' or leave routes out"
             )
 
+        act = activation(self.activation)
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
-        y = Dense(2 * hidden, dtype=self.dtype, name="fc1")(y)
-        g, i, c = jnp.split(y, (hidden, 2 * hidden - mixed), axis=-1)
+        rest = hidden - mixed
+        gate_i, gate_c, i, c = SplitDense((rest, mixed, rest, mixed), self.dtype, name="fc1")(y)
         c = DepthwiseConv(
             self.kernel_size, self.conv_implementation, dtype=self.dtype, name="conv"
         )(c)
@@ -149,9 +152,8 @@ class GatedCNNBlock(nn.Module):
                 self.scan_implementation,
                 self.dtype,
                 name="ssm",
-            )(activation(self.activation)(c))
-        y = activation(self.activation)(g) * jnp.concatenate((i, c), axis=-1)  # (B, H, W, hidden)
-        y = Dense(dim, dtype=self.dtype, name="fc2")(y)
+            )(act(c))
+        y = JoinDense(dim, self.dtype, name="fc2")(act(gate_i) * i, act(gate_c) * c)
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, dtype=self.dtype, name="layer_scale")(y)
         return x + DropPath(self.drop_path, name="drop_path")(y, train)
