@@ -82,7 +82,28 @@ examples:
   mambaout bench conv
   mambaout bench conv --quick
   mambaout bench conv --out experiments/results/conv.json
+  mambaout bench scan --quick
+  mambaout bench scan --out experiments/results/scan.json
+  mambaout bench scan --widths 96 384 --lengths 196 3136 --mixers conv chunked attention
+  mambaout bench scan --device gpu --dtype bfloat16
+
+Beside FILE.json scan writes FILE.csv and FILE.png. On a GPU it also compares with mamba_ssm's CUDA
+kernel, where PyTorch and mamba_ssm are installed.
 """
+
+# Of `bench scan` only; without one `benchmarks.scan.run` decides.
+_BENCH_SCAN = {
+    "--widths": {"type": int, "nargs": "+", "metavar": "D", "help": "channels (96)"},
+    "--lengths": {"type": int, "nargs": "+", "metavar": "L", "help": "tokens (49 ... 65536)"},
+    "--mixers": {"nargs": "+", "metavar": "MIXER",
+                 "help": "conv, sequential, associative, chunked, pallas, attention, "
+                 "causal_attention (all the platform has)"},
+    "--state-size": {"type": int, "metavar": "N", "help": "of the SSM (16)"},
+    "--budget-seconds": {"type": float, "metavar": "S",
+                         "help": "for the calls of one mixer at one length and pass (20)"},
+    "--memory-limit": {"type": int, "metavar": "BYTES", "help": "that a call may take (what is "
+                       "free on the device; of RAM two thirds of that)"},
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,6 +172,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
     convert.add_argument("--naming", metavar="NAMING", help="of the output: timm, official")
+    _add_measuring_verbs(verbs)
+    return parser
+
+
+def _add_measuring_verbs(verbs) -> None:
     analyse = _verb(
         verbs, "analyse", "draw what runs have measured, or what is compared", _ANALYSE, _analyse
     )
@@ -160,11 +186,16 @@ def _parser() -> argparse.ArgumentParser:
     analyse.add_argument("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="for curves")
     analyse.add_argument("--out", type=Path, metavar="PNG", help="(QUESTION.png)")
     bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
-    bench.add_argument("question", choices=("conv",), help="conv: depthwise convolution, "
-                       "shifts against XLA's own")  # fmt: skip
+    bench.add_argument("question", choices=("conv", "scan"),
+                       help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM "
+                       "against convolution and attention, as sequences grow")  # fmt: skip
     bench.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
-    bench.add_argument("--out", type=Path, metavar="FILE", help="raw numbers as JSON")
-    return parser
+    bench.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there")
+    bench.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="to measure (JAX's default)")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
+    bench.add_argument("--rounds", type=int, metavar="COUNT", help="turns of each contender")
+    for name, options in _BENCH_SCAN.items():
+        bench.add_argument(name, **options)
 
 
 def _verb(verbs, name: str, summary: str, epilog: str, run) -> argparse.ArgumentParser:
@@ -329,11 +360,23 @@ def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
-    from mambaout_jax.benchmarks.conv import bench_conv, print_table
+    own = [name[2:].replace("-", "_") for name in _BENCH_SCAN]
+    given = {name: getattr(arguments, name) for name in ("device", "dtype", "rounds", *own)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.question == "conv" and (foreign := sorted(given.keys() & own)):
+        arguments.parser.error(f"conv takes no {', '.join(foreign)}; scan does")
+    out = arguments.out
+    if out:  # a benchmark is too long to fail at its end
+        if out.suffix != ".json" or out.is_dir():
+            arguments.parser.error(f"--out {out} must be a file, FILE.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(out.parent, os.W_OK):
+            raise PermissionError(f"--out: the folder {out.parent} is not writable; take another")
+    from mambaout_jax.benchmarks import conv, scan
 
-    result = bench_conv(quick=arguments.quick)
-    print_table(result)
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    benchmark = {"conv": conv, "scan": scan}[arguments.question]
+    result = benchmark.run(**(benchmark.QUICK if arguments.quick else {}) | given)
+    benchmark.print_table(result)
+    for file in benchmark.save(result, out) if out else ():
+        print(file)
     return 0

@@ -25,6 +25,7 @@ ROOMS = (
     {"data"},
     {"train"},
     {"predict", "benchmarks"},
+    {"ablation"},
     {"cli"},
     {"__main__"},
 )
@@ -39,7 +40,7 @@ ONLY = {
 }
 
 # Imported inside functions: optional or slow, and not everybody's.
-LAZY = {"matplotlib", "sklearn", "tensorboardX", "wandb"}
+LAZY = {"mamba_ssm", "matplotlib", "sklearn", "tensorboardX", "torch", "wandb"}
 
 MAX_FILE, MAX_KERNEL_FILE = 400, 500
 MAX_FUNCTION, MAX_LOOP = 60, 150

@@ -202,3 +202,28 @@ def test_evaluate_without_a_run_is_one_line(capsys, tmp_path):
 def test_evaluate_without_a_checkpoint_is_one_line(capsys, tmp_path):
     words = f"no checkpoint in {tmp_path / 'checkpoints'}"
     assert words in fails(capsys, "evaluate", "--workdir", str(tmp_path), "--config", TINY)
+
+
+def test_bench_fails_before_it_measures(capsys, tmp_path, monkeypatch):
+    from mambaout_jax.benchmarks import conv, scan
+
+    monkeypatch.setattr(conv, "run", None)
+    monkeypatch.setattr(scan, "run", None)
+    file = tmp_path / "file"
+    file.write_text("")
+    for question in ("conv", "scan"):
+        command = ["bench", question, "--out"]
+        assert "must be a file, FILE.json" in exits(capsys, *command, str(tmp_path / "a.csv"))
+        assert "must be a file, FILE.json" in exits(capsys, *command, str(tmp_path))
+        assert main([*command, str(file / "a.json")]) == 1
+        assert "File exists" in capsys.readouterr().err
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main(["bench", "conv", "--out", str(tmp_path / "a.json")]) == 1
+    assert f"the folder {tmp_path} is not writable" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_bench_takes_no_arguments_of_another_question(capsys):
+    words = "conv takes no state_size, widths; scan does"
+    assert words in exits(capsys, "bench", "conv", "--widths", "96", "--state-size=1")
+    assert "invalid choice: 'npu'" in exits(capsys, "bench", "scan", "--device=npu")

@@ -5,8 +5,10 @@ The four stages of MambaOut-Tiny at 224 pixels, 7x7 kernels; forward alone and w
 """
 
 import functools
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 
 from mambaout_jax.benchmarks.timing import (
     environment,
+    find_device,
     interleaved_milliseconds,
     speedup,
     summary,
@@ -22,34 +25,44 @@ from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 576))  # map side, channels
 KERNEL_SIDE = 7
+QUICK = {"stages": STAGES[2:], "batch_size": 2, "rounds": 2}  # arguments of `run`, to see it run
 
 
-def bench_conv(
-    *, batch_size: int = 8, dtype: str = "float32", rounds: int = 7, quick: bool = False
+def run(
+    *,
+    stages: Sequence[tuple[int, int]] = STAGES,
+    batch_size: int = 8,
+    dtype: str = "float32",
+    rounds: int = 7,
+    device: str | None = None,
 ) -> dict[str, Any]:
-    """Times `"shift"` against `"lax"` on the default device.
+    """Times `"shift"` against `"lax"`.
 
     Args:
+        stages: (side, channels) of the maps.
         batch_size: images per call.
         dtype: of maps and kernels.
         rounds: turns of each implementation; the numbers reported are medians over them.
-        quick: two images, two rounds and the last two stages only, to see that it runs.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default.
 
     Returns:
         A JSON-able dict: `environment`, the arguments, and `rows`, one per stage and pass, with
         milliseconds, compile seconds, the speedup of shift over lax (median, min and max over
         rounds) and the largest difference of their results, relative to the largest value.
+
+    Raises:
+        ValueError: there is no such device.
     """
-    if quick:
-        batch_size, rounds = 2, 2
+    place = find_device(device)
     rows = []
-    for side, channels in STAGES[2:] if quick else STAGES:
-        shape = (batch_size, side, side, channels)
-        for name, function in (("forward", _forward), ("forward+backward", _forward_backward)):
-            race = _race(function, shape, dtype, rounds)
-            rows.append({"shape": list(shape), "pass": name} | race)
+    with jax.default_device(place):
+        for side, channels in stages:
+            shape = (batch_size, side, side, channels)
+            for name, function in (("forward", _forward), ("forward+backward", _forward_backward)):
+                race = _race(function, shape, dtype, rounds)
+                rows.append({"shape": list(shape), "pass": name} | race)
     return {
-        "environment": environment(),
+        "environment": environment(place),
         "batch_size": batch_size,
         "dtype": dtype,
         "rounds": rounds,
@@ -57,8 +70,14 @@ def bench_conv(
     }
 
 
+def save(result: dict[str, Any], path: Path) -> list[Path]:
+    """Writes what `run` returned as JSON; the paths of the files."""
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return [path]
+
+
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `bench_conv` returned, medians over rounds."""
+    """Prints what `run` returned, medians over rounds."""
     device = result["environment"]
     print(f"{device['device']} ({device['platform']}), jax {device['jax']}, {result['dtype']}")
     print(f"{'shape':<20}{'pass':<18}{'lax ms':>9}{'shift ms':>10}{'speedup (min-max)':>22}")

@@ -1,24 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fair timing: contenders take turns, so that a busy machine slows them all alike."""
+"""Fair timing: contenders take turns, so that a busy machine slows them all alike.
 
+`interleaved_milliseconds` is the bare clock. `race` stands in front of it where contenders may be
+too large or too slow: what is not measured has a row that says why.
+"""
+
+import functools
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
+# A turn of quick calls lasts about so long: many times the cost of reading the clock.
+_TURN_SECONDS, _MAX_CALLS = 0.02, 20
+_MEMINFO = Path("/proc/meminfo")
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that numbers belong to."""
-    device = jax.devices()[0]
+
+class Contender(NamedTuple):
+    """Attributes:
+    function: to be compiled; returns arrays.
+    arguments: of it, on the device to measure.
+    estimate: seconds that a call is expected to take; None: not known.
+    least_temp: bytes of temporary memory that it is known to need, for compilers that plan less.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    estimate: float | None = None
+    least_temp: int = 0
+
+
+class Limits(NamedTuple):
+    """Attributes:
+    memory: bytes that a call may take: its arguments, results and temporary memory.
+    seconds: that all calls of one contender together may take.
+    """
+
+    memory: int
+    seconds: float
+
+
+class Race(NamedTuple):
+    """Attributes:
+    rows: by name, as described at `race`.
+    milliseconds: by name, of each round, of those that were measured.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    milliseconds: dict[str, list[float]]
+
+
+def environment(device: jax.Device | None = None) -> dict[str, Any]:
+    """The machine and the versions that numbers belong to; None: JAX's default device."""
+    if device is None:
+        device = jax.devices()[0]
     return {
         "device": device.device_kind,
         "platform": device.platform,
-        "device_count": jax.device_count(),
+        "device_count": jax.device_count(device.platform),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "python": platform.python_version(),
@@ -28,31 +74,119 @@ def environment() -> dict[str, Any]:
     }
 
 
+def find_device(platform: str | None) -> jax.Device:
+    """The first device of a platform, "cpu", "gpu" or "tpu"; None: JAX's default device.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if platform is None:
+        return jax.devices()[0]
+    try:
+        return jax.local_devices(backend=platform)[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={platform!r} is not there: {first_line(error)}; JAX's default here is "
+            f"{jax.default_backend()!r}, and it finds others where jax[cuda13] or jax[tpu] is "
+            "installed and JAX_PLATFORMS allows them"
+        ) from error
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes that a measurement may take: what is free, and two thirds of it on CPUs, where the
+    rest of the machine lives in the same memory.
+
+    Raises:
+        ValueError: neither the device nor the machine tells.
+    """
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform == "cpu" and _MEMINFO.is_file():
+        lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024 * 2 // 3
+    if device.platform == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 // 3
+    raise ValueError(
+        f"{device.device_kind} does not tell how much memory is free; give the memory limit"
+    )
+
+
 def interleaved_milliseconds(
-    calls: Mapping[str, Callable[[], Any]], *, rounds: int, calls_per_round: int
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    calls_per_round: int | Mapping[str, int],
 ) -> dict[str, list[float]]:
     """Times A, B, A, B, ... after one warm-up of each.
 
     Args:
         calls: name → function without arguments that returns JAX arrays.
         rounds: how often each has its turn.
-        calls_per_round: calls in a row per turn; only the last is waited for, so that the cost of
-            dispatching overlaps as it does in a training loop.
+        calls_per_round: calls in a row per turn, of all or by name; only the last is waited for,
+            so that the cost of dispatching overlaps as it does in a training loop.
 
     Returns:
         Name → milliseconds per call, one number per round.
+
+    Raises:
+        ValueError: `rounds` is below 1.
     """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: each contender needs at least 1")
+    if isinstance(calls_per_round, int):
+        calls_per_round = dict.fromkeys(calls, calls_per_round)
     for call in calls.values():
         jax.block_until_ready(call())
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
-            for _ in range(calls_per_round):
+            for _ in range(calls_per_round[name]):
                 result = call()
             jax.block_until_ready(result)
-            times[name].append((time.perf_counter() - start) / calls_per_round * 1e3)
+            times[name].append((time.perf_counter() - start) / calls_per_round[name] * 1e3)
     return times
+
+
+def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) -> Race:
+    """Compiles contenders, and times in turns those which stay within the limits.
+
+    A row has the keys
+
+        status           "measured", "too large", "too slow" or "error"
+        note             why it was not measured: the bytes or seconds wanted, or the error
+        median_ms, min_ms, max_ms    of a call, over rounds
+        call_seconds     what a call was expected to take, or took in a first trial
+        temp_bytes       temporary memory, as planned by the compiler or known to be needed
+        needed_bytes     the same with arguments and results
+        compile_seconds  tracing, lowering and compiling
+
+    and None where a measurement did not come so far.
+    """
+    rows, calls = {}, {}
+    for name, contender in contenders.items():
+        rows[name] = row = _empty_row()
+        try:
+            call = _compile(contender, row)
+            if _affordable(row, call, contender.estimate, rounds, limits):
+                calls[name] = call
+        except Exception as error:  # a contender that fails must not take the others with it
+            row |= _failure(error)
+    counts = {
+        name: min(_MAX_CALLS, math.ceil(_TURN_SECONDS / rows[name]["call_seconds"]))
+        for name in calls
+    }
+    try:
+        times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=counts)
+    except Exception as error:  # whose it is nobody knows: each of them ran before
+        for name in calls:
+            rows[name] |= _failure(error)
+        return Race(rows, {})
+    for name, values in times.items():
+        numbers = {f"{key}_ms": value for key, value in summary(values).items()}
+        rows[name] |= {"status": "measured"} | numbers
+    return Race(rows, times)
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -63,3 +197,58 @@ def summary(values: list[float]) -> dict[str, float]:
 def speedup(baseline: list[float], contender: list[float]) -> dict[str, float]:
     """Summary of baseline / contender, taken round by round: above 1 the contender is faster."""
     return summary([b / c for b, c in zip(baseline, contender, strict=True)])
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _empty_row() -> dict[str, Any]:
+    numbers = ("median_ms", "min_ms", "max_ms", "call_seconds")
+    plan = ("temp_bytes", "needed_bytes", "compile_seconds")
+    return {"status": "error", "note": ""} | dict.fromkeys((*numbers, *plan))
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    return {"status": "error", "note": first_line(error)}
+
+
+def _compile(contender: Contender, row: dict[str, Any]) -> Callable[[], Any]:
+    start = time.perf_counter()
+    compiled = jax.jit(contender.function).lower(*contender.arguments).compile()
+    row["compile_seconds"] = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("the compiler of this platform does not tell how much memory is needed")
+    row["temp_bytes"] = max(memory.temp_size_in_bytes, contender.least_temp)
+    outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    row["needed_bytes"] = row["temp_bytes"] + outside
+    return functools.partial(compiled, *contender.arguments)
+
+
+def _affordable(
+    row: dict[str, Any],
+    call: Callable[[], Any],
+    estimate: float | None,
+    rounds: int,
+    limits: Limits,
+) -> bool:
+    """Whether a call fits into memory and all of them into the time; writes what it learns."""
+    if row["needed_bytes"] > limits.memory:
+        note = f"needs {row['needed_bytes']:,} bytes, and {limits.memory:,} may be used"
+        row |= {"status": "too large", "note": note}
+        return False
+    calls = rounds + 2  # the trial, the warm-up and a call each round
+    seconds = estimate
+    if seconds is None or calls * seconds <= limits.seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        seconds = time.perf_counter() - start
+    row["call_seconds"] = seconds
+    total = calls * seconds
+    if total > limits.seconds:
+        note = f"would take {total:,.3g} s for {calls} calls, and {limits.seconds:g} s may be used"
+        row |= {"status": "too slow", "note": note}
+        return False
+    return True

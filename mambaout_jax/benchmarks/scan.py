@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does an SSM cost against a convolution or attention, as the sequence grows?
+
+Token mixers of equal width D, described in `scan_mixers`, map the same tokens. The batch shrinks as
+the sequence grows, so that calls have about as many tokens at all lengths. "pallas" takes part on
+GPUs and TPUs, which it is written for, and where it is asked for.
+
+Besides, the three portable scans run alone, without projections, at four fixed shapes: the bars
+that the chunked scan is held against.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mambaout_jax.benchmarks.scan_mixers import (
+    ATTENTIONS,
+    MIXERS,
+    PASSES,
+    SCANS,
+    Settings,
+    make_parameters,
+    measure_mixers,
+    measure_scans,
+)
+from mambaout_jax.benchmarks.scan_peer import cuda_peer, print_peer
+from mambaout_jax.benchmarks.scan_plot import draw
+from mambaout_jax.benchmarks.timing import Limits, environment, find_device, free_memory
+from mambaout_jax.mixers.ssm import STATE_SIZE
+
+LENGTHS = (49, 196, 784, 3136, 12544, 65536)  # maps of 7, 14, 28, 56, 112 and 256 tokens a side
+BARS = ((8, 196, 384, 16), (2, 3136, 96, 16), (8, 196, 384, 1), (2, 3136, 96, 1))  # B, L, D, N
+
+# Arguments of `run`, to see that it runs.
+QUICK = {"lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
+
+_TOKENS_PER_CALL = {"cpu": 2 * 3136, "accelerator": 64 * 3136}
+
+
+def run(
+    *,
+    widths: Sequence[int] = (96,),
+    lengths: Sequence[int] = LENGTHS,
+    mixers: Sequence[str] | None = None,
+    state_size: int = STATE_SIZE,
+    dtype: str = "float32",
+    tokens_per_call: int | None = None,
+    rounds: int = 5,
+    budget_seconds: float = 20.0,
+    memory_limit: int | None = None,
+    bars: Sequence[tuple[int, int, int, int]] = BARS,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Measures each mixer at each width and length, forward alone and with all gradients.
+
+    Progress is printed to the standard error.
+
+    Args:
+        widths: D, channels of the tokens.
+        lengths: L, tokens of a sequence; "conv" needs squares.
+        mixers: of `scan_mixers.MIXERS`; None: all that the platform has.
+        state_size: N of the SSMs.
+        dtype: of the tokens and the computation; parameters and states are at least float32.
+        tokens_per_call: the batch is this over L, at least 1; None: 6,272 on CPUs, else 200,704.
+        rounds: turns of each mixer; the numbers reported are medians over them.
+        budget_seconds: that the calls of one mixer at one length and pass may take together.
+        memory_limit: bytes that a call may take; None: what is free, see `timing.free_memory`.
+        bars: (B, L, D, N) of the scans that run alone.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default.
+
+    Returns:
+        A JSON-able dict: `environment`; `settings`; `rows`, one per mixer, width, length and pass,
+        with the keys that `timing.race` describes, tokens per second, and the time over that of the
+        convolution (median over rounds); `crossovers`, see `find_crossovers`; `bars`, rows of the
+        scans alone; `peer`, see `scan_peer.cuda_peer`, on GPUs.
+
+    Raises:
+        ValueError: an unknown mixer, a device that is not there, an empty list, a number below 1,
+            or a width that the heads of attention do not divide.
+    """
+    place = find_device(device)
+    limits = Limits(free_memory(place) if memory_limit is None else memory_limit, budget_seconds)
+    mixers, tokens = _fill_in(mixers, tokens_per_call, place.platform)
+    settings = Settings(mixers, state_size, dtype, tokens, rounds, limits)
+    _check(settings, widths, lengths)
+    with jax.default_device(place):
+        rows = _measure_widths(widths, sorted(lengths), settings)
+        bar_rows = [row for bar in bars for row in measure_scans(bar, settings)]
+        peer = cuda_peer(place, rounds) if place.platform == "gpu" else None
+    return {
+        "environment": environment(place),
+        "settings": settings._asdict() | {"limits": settings.limits._asdict()},
+        "rows": rows,
+        "crossovers": find_crossovers(rows),
+        "bars": bar_rows,
+        "peer": peer,
+    }
+
+
+def find_crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """From which L on attention is dearer than a scan, for each pair, width and pass.
+
+    Args:
+        rows: of `run`; of two mixers those lengths count at which both were measured.
+
+    Returns:
+        Dicts with `width`, `pass`, `attention`, `scan`, `relation` and `length`. The relation is
+        "=", between two lengths: the logarithm of the ratio of times is interpolated linearly in
+        that of L; "<", dearer already at the shortest length; ">", not dearer at the longest.
+    """
+    times = {}
+    for row in rows:
+        if row["status"] == "measured":
+            curves = times.setdefault((row["width"], row["pass"]), {})
+            curves.setdefault(row["mixer"], {})[row["length"]] = row["median_ms"]
+    found = []
+    for (width, pass_name), curves in times.items():
+        for attention in (name for name in ATTENTIONS if name in curves):
+            for scan in (name for name in SCANS if name in curves):
+                if curves[scan].keys() & curves[attention].keys():
+                    relation, length = _crossover(curves[scan], curves[attention])
+                    pair = {"attention": attention, "scan": scan}
+                    where = {"relation": relation, "length": length}
+                    found.append({"width": width, "pass": pass_name} | pair | where)
+    return found
+
+
+def save(result: dict[str, Any], path: Path) -> list[Path]:
+    """Writes what `run` returned: FILE.json, its rows as FILE.csv, and FILE.png.
+
+    Returns:
+        The paths of the three.
+    """
+    table, figure = path.with_suffix(".csv"), path.with_suffix(".png")
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, result["rows"][0])
+        writer.writeheader()
+        writer.writerows(result["rows"])
+    draw(result, figure)
+    return [path, table, figure]
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Prints what `run` returned, medians over rounds, and why what is missing is missing."""
+    device, settings = result["environment"], result["settings"]
+    print(f"{device['device']} ({device['platform']}), jax {device['jax']}, {settings['dtype']}")
+    for width in dict.fromkeys(row["width"] for row in result["rows"]):
+        title = f"\nD={width} N={settings['state_size']}"
+        rows = {
+            name: [row for row in result["rows"] if (row["width"], row["pass"]) == (width, name)]
+            for name in PASSES
+        }
+        for name in PASSES:
+            print(f"{title}, {name}: ms per call (over conv)")
+            _print_grid(rows[name], lambda row: _times_cell(row, "over_conv"))
+        print(f"{title}, {PASSES[-1]}: temporary MiB")
+        _print_grid(rows[PASSES[-1]], _memory_cell)
+    for row in result["rows"]:
+        if row["note"]:
+            print("{mixer} D={width} L={length} {pass}: {status}, {note}".format(**row))
+    print("\nLength from which on attention is dearer (in the paper L > 6D is long)")
+    for found in result["crossovers"]:
+        pair = "D={width} {pass}: {attention} than {scan}".format(**found)
+        length = "L {relation} {length:,.0f}".format(**found)
+        print(f"{pair:<58}{length:<14}6D = {6 * found['width']:,}")
+    _print_bars(result["bars"])
+    if result["peer"] is not None:
+        print_peer(result["peer"])
+
+
+def _fill_in(
+    mixers: Sequence[str] | None, tokens_per_call: int | None, platform: str
+) -> tuple[tuple[str, ...], int]:
+    """What `run` takes where none are given."""
+    on_cpu = platform == "cpu"
+    if mixers is None:
+        mixers = [name for name in MIXERS if name != "pallas" or not on_cpu]
+    if tokens_per_call is None:
+        tokens_per_call = _TOKENS_PER_CALL["cpu" if on_cpu else "accelerator"]
+    return tuple(mixers), tokens_per_call
+
+
+def _measure_widths(
+    widths: Sequence[int], lengths: Sequence[int], settings: Settings
+) -> list[dict[str, Any]]:
+    parameters = {width: make_parameters(width, settings) for width in widths}
+    rows = []
+    for width in widths:
+        previous = {}
+        for length in lengths:
+            rows += measure_mixers(parameters[width], width, length, settings, previous)
+    return rows
+
+
+def _check(settings: Settings, widths: Sequence[int], lengths: Sequence[int]) -> None:
+    if unknown := [name for name in settings.mixers if name not in MIXERS]:
+        raise ValueError(f"mixers={unknown} are not known; allowed are {', '.join(MIXERS)}")
+    numbers = {
+        "mixers": len(settings.mixers),
+        "widths": min(widths, default=0),
+        "lengths": min(lengths, default=0),
+        "state_size": settings.state_size,
+        "tokens_per_call": settings.tokens_per_call,
+        "rounds": settings.rounds,
+    }
+    for name, smallest in numbers.items():
+        if smallest < 1:
+            raise ValueError(f"{name}: there is none, or {smallest}; give at least one, at least 1")
+
+
+def _crossover(scan: dict[int, float], attention: dict[int, float]) -> tuple[str, float]:
+    """Relation and length of `find_crossovers`, from times by length."""
+    lengths = sorted(scan.keys() & attention.keys())
+    excess = [math.log(attention[length] / scan[length]) for length in lengths]
+    last = max((index for index, value in enumerate(excess) if value <= 0), default=None)
+    if last is None:
+        return "<", lengths[0]
+    if last == len(lengths) - 1:
+        return ">", lengths[-1]
+    low, high = math.log(lengths[last]), math.log(lengths[last + 1])
+    share = excess[last] / (excess[last] - excess[last + 1])
+    return "=", math.exp(low + share * (high - low))
+
+
+def _print_grid(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> None:
+    """A line per length, a column per mixer."""
+    mixers = list(dict.fromkeys(row["mixer"] for row in rows))
+    print(f"{'L':>7}{'batch':>7}" + "".join(f"{name:>18}" for name in mixers))
+    for length in dict.fromkeys(row["length"] for row in rows):
+        line = {row["mixer"]: row for row in rows if row["length"] == length}
+        batch = line[mixers[0]]["batch"]
+        print(f"{length:>7}{batch:>7}" + "".join(f"{cell(line[name]):>18}" for name in mixers))
+
+
+def _times_cell(row: dict[str, Any], ratio: str) -> str:
+    if row["median_ms"] is None:
+        return row["status"]
+    return f"{row['median_ms']:.2f}" + ("" if row[ratio] is None else f" ({row[ratio]:.1f}x)")
+
+
+def _memory_cell(row: dict[str, Any]) -> str:
+    return row["status"] if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:,.2f}"
+
+
+def _print_bars(bars: list[dict[str, Any]]) -> None:
+    print("\nThe scan alone: ms per call (over chunked), temporary MiB (over chunked)")
+    for row in bars:
+        shape = "B={batch} L={length} D={width} N={state_size}".format(**row)
+        ratio = row["memory_over_chunked"]
+        memory = _memory_cell(row) + ("" if ratio is None else f" ({ratio:.1f}x)")
+        milliseconds = _times_cell(row, "time_over_chunked")
+        print(f"{shape:<26}{row['pass']:<18}{row['mixer']:<13}{milliseconds:>18}{memory:>18}")
+        if row["note"]:
+            print(f"  {row['status']}, {row['note']}")

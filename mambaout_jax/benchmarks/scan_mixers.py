@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scan benchmark measures: token mixers of equal width, and scans alone.
+
+Mixers map tokens (B, L, D). Each is what stands between the projections of its block:
+
+    conv                depthwise 7x7 over the square map, the mixer of the Gated CNN block; it has
+                        no projections of its own
+    sequential, associative, chunked, pallas
+                        the selective SSM along the sequence, one direction, with the projections
+                        that choose its coefficients, by implementation of the scan
+    attention           softmax attention in heads of 32 channels, with its two projections
+    causal_attention    the same under a mask: all pairs are computed, half of them in vain
+"""
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.benchmarks.timing import Contender, Limits, Race, race, speedup
+from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
+from mambaout_jax.layers import DepthwiseConv, compute_dtype
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention
+from mambaout_jax.mixers.ssm import SSM, dt_rank_of
+
+SCANS = tuple(name for name in IMPLEMENTATIONS if name != "auto")
+PORTABLE_SCANS = tuple(name for name in SCANS if name != "pallas")
+ATTENTIONS = ("attention", "causal_attention")
+MIXERS = ("conv", *SCANS, *ATTENTIONS)
+PASSES = ("forward", "forward+backward")
+
+_KERNEL_SIDE = 7
+_HEAD_WIDTH = 32
+
+
+class Settings(NamedTuple):
+    """Of a benchmark, see `scan.run`."""
+
+    mixers: tuple[str, ...]
+    state_size: int
+    dtype: str
+    tokens_per_call: int
+    rounds: int
+    limits: Limits
+
+
+def make_parameters(width: int, settings: Settings) -> dict[str, Any]:
+    """Of each mixer; those of all scans are the same, and the portable one can make them.
+
+    Raises:
+        ValueError: the heads of attention do not divide the width.
+    """
+    token = jnp.zeros((1, 1, width))
+    parameters = {}
+    for name in settings.mixers:
+        module = _mixer("sequential" if name in SCANS else name, width, settings)
+        parameters[name] = jax.jit(module.init)(jax.random.key(0), token)
+    return parameters
+
+
+def measure_mixers(
+    parameters: dict[str, Any],
+    width: int,
+    length: int,
+    settings: Settings,
+    previous: dict[tuple[str, str], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The rows of all mixers at one width and length, both passes.
+
+    Args:
+        parameters: of `make_parameters`.
+        previous: by mixer and pass, the last row that knows what a call takes; updated.
+    """
+    batch = max(1, settings.tokens_per_call // length)
+    keys = jax.random.split(jax.random.key(1))
+    x, dy = (jax.random.normal(key, (batch, length, width), settings.dtype) for key in keys)
+    least = {name: _score_bytes(batch, length, width) for name in ATTENTIONS}
+    rows = []
+    for pass_name in PASSES:
+        contenders = {}
+        for name in settings.mixers:
+            function = _pass(pass_name, _mixer(name, width, settings).apply)
+            estimate = _estimate(previous.get((name, pass_name)), batch, length)
+            arguments = (parameters[name], x), dy
+            contenders[name] = Contender(function, arguments, estimate, least.get(name, 0))
+        result = _race(contenders, f"D={width} L={length} {pass_name}", settings)
+        for name, measured in result.rows.items():
+            states = settings.state_size if name in SCANS else None
+            row = _identity(name, (batch, length, width, states), pass_name) | measured
+            median = row["median_ms"]
+            row["tokens_per_second"] = median and batch * length / median * 1e3
+            row["over_conv"] = _time_over(result, name, "conv")
+            rows.append(row)
+            if row["call_seconds"] is not None:
+                previous[name, pass_name] = row
+    return rows
+
+
+def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[dict[str, Any]]:
+    """Rows of the three portable scans alone: time and temporary memory, also over chunked's.
+
+    The limit of time is not applied: a shape without its peers would say nothing.
+
+    Args:
+        shape: B, L, D, N.
+    """
+    batch, length, width, states = shape
+    keys = jax.random.split(jax.random.key(2), 5)
+    u, dy = (jax.random.normal(key, (batch, length, width), settings.dtype) for key in keys[:2])
+    B, C = (jax.random.normal(key, (batch, length, states), settings.dtype) for key in keys[2:4])
+    delta = jax.random.uniform(keys[4], u.shape, settings.dtype, 0.001, 0.1)
+    A = -jnp.broadcast_to(jnp.arange(1.0, states + 1)[None], (width, states))
+    settings = settings._replace(limits=settings.limits._replace(seconds=math.inf))
+    rows = []
+    for pass_name in PASSES:
+        contenders = {}
+        for name in PORTABLE_SCANS:
+            function = _pass(pass_name, functools.partial(selective_scan, implementation=name))
+            contenders[name] = Contender(function, ((u, delta, A, B, C), dy))
+        what = "scan B={} L={} D={} N={} ".format(*shape) + pass_name
+        result = _race(contenders, what, settings)
+        chunked = result.rows["chunked"]["temp_bytes"]
+        for name, measured in result.rows.items():
+            row = _identity(name, shape, pass_name) | measured
+            row["time_over_chunked"] = _time_over(result, name, "chunked")
+            own = row["temp_bytes"]
+            row["memory_over_chunked"] = own / chunked if own and chunked else None
+            rows.append(row)
+    return rows
+
+
+class MapConv(nn.Module):
+    """The mixer of `models.mambaout.GatedCNNBlock`, for the tokens of a square map, row by row.
+
+    Attributes:
+        dtype: of the computation, None to promote.
+    """
+
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        B, L, D = x.shape
+        side = math.isqrt(L)
+        if side**2 != L:
+            raise ValueError(f"{L} tokens are no square map; take {side**2} or {(side + 1) ** 2}")
+        y = DepthwiseConv(_KERNEL_SIDE, dtype=self.dtype, name="conv")(x.reshape(B, side, side, D))
+        return y.reshape(x.shape)
+
+
+def _mixer(name: str, width: int, settings: Settings) -> nn.Module:
+    dtype = compute_dtype(settings.dtype)
+    if name == "conv":
+        return MapConv(dtype)
+    if name in SCANS:
+        return SSM(settings.state_size, dt_rank_of(width), implementation=name, dtype=dtype)
+    return MultiHeadSelfAttention(_heads(width), causal=name == "causal_attention", dtype=dtype)
+
+
+def _heads(width: int) -> int:
+    return max(1, width // _HEAD_WIDTH)
+
+
+def _pass(name: str, function: Callable[..., Array]) -> Callable[..., Any]:
+    """A function of the inputs and dy, which is y alone, or with the gradients of all inputs."""
+
+    def forward(inputs, dy):
+        return function(*inputs)
+
+    def forward_backward(inputs, dy):
+        y, vjp = jax.vjp(function, *inputs)
+        return y, *vjp(dy)
+
+    return forward if name == "forward" else forward_backward
+
+
+def _race(contenders: dict[str, Contender], what: str, settings: Settings) -> Race:
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    return race(contenders, rounds=settings.rounds, limits=settings.limits)
+
+
+def _identity(name: str, shape: tuple[Any, ...], pass_name: str) -> dict[str, Any]:
+    batch, length, width, states = shape
+    return {"mixer": name, "width": width, "length": length, "batch": batch,
+            "state_size": states, "pass": pass_name}  # fmt: skip
+
+
+def _time_over(result: Race, name: str, baseline: str) -> float | None:
+    """The median over rounds of one's time over another's."""
+    times = result.milliseconds
+    if name not in times or baseline not in times:
+        return None
+    return speedup(times[name], times[baseline])["median"]
+
+
+def _estimate(row: dict[str, Any] | None, batch: int, length: int) -> float | None:
+    """Seconds of a call, from a row of a shorter length: a token costs the same everywhere, but in
+    attention as much more as it has more tokens to look at.
+    """
+    if row is None:
+        return None
+    seconds = row["call_seconds"] if row["median_ms"] is None else row["median_ms"] / 1e3
+    pairs = length / row["length"] if row["mixer"] in ATTENTIONS else 1
+    return seconds * pairs * batch * length / (row["batch"] * row["length"])
+
+
+def _score_bytes(batch: int, length: int, width: int) -> int:
+    """Of the float32 scores of attention. XLA:CPU may fuse the two products of attention into a
+    library call, whose memory its plan leaves out; it was measured to be that of the scores.
+    """
+    return batch * _heads(width) * length**2 * 4
