@@ -19,6 +19,11 @@ PROMISES = {
         (r"step 264: (\d+\.\d) %", 95),
         (r"(\d+) of 359 are wrong", 1),
     ),
+    "02_gated_cnn_vs_mamba": (
+        (r"sequential +(\d+\.\d) x the convolution's time", 1.5),
+        (r"associative +(\d+\.\d) x the convolution's time", 5),
+        (r"chunked +(\d+\.\d) x the convolution's time", 1.2),
+    ),
 }
 
 

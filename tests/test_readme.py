@@ -96,6 +96,7 @@ def test_every_mambaout_command_runs(tmp_path, monkeypatch, capsys, on_the_hub):
     output = capsys.readouterr().out
     assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in output
     assert "shift ms" in output
+    assert "chunked" in output
     assert "round trip" in output
     for picture in ("batch.png", "runs/other/curves.png", "runs/other/figures/mistakes.png",
                     "predictions.png", "runs/folder/figures/confusion_matrix.png",
@@ -115,6 +116,17 @@ def run_as_a_job_of_one(arguments):
     )
     assert result.returncode == 0, result.stderr
     assert "runs/pod" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_program_runs(tmp_path):
+    lines = [line for line in commands() if line.startswith("python ")]
+    assert len(lines) == 1
+    for line in lines:
+        program, *arguments = shlex.split(line)[1:]
+        command = [sys.executable, str(ROOT / program), *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=600, capture_output=True)
+        assert (tmp_path / f"{arguments[-1]}.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
