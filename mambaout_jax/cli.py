@@ -86,12 +86,14 @@ examples:
   mambaout bench scan --out experiments/results/scan.json
   mambaout bench scan --widths 96 384 --lengths 196 3136 --mixers conv chunked attention
   mambaout bench scan --device gpu --dtype bfloat16
+  mambaout bench throughput --out experiments/results/throughput.json
+  mambaout bench throughput --models mambaout_base convnext_base --batch-size 2
 
 Beside FILE.json scan writes FILE.csv and FILE.png. On a GPU it also compares with mamba_ssm's CUDA
-kernel, where PyTorch and mamba_ssm are installed.
+kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and timm.
 """
 
-# Of `bench scan` only; without one `benchmarks.scan.run` decides.
+# Of one question only; without an argument the benchmark's own `run` decides.
 _BENCH_SCAN = {
     "--widths": {"type": int, "nargs": "+", "metavar": "D", "help": "channels (96)"},
     "--lengths": {"type": int, "nargs": "+", "metavar": "L", "help": "tokens (49 ... 65536)"},
@@ -104,6 +106,14 @@ _BENCH_SCAN = {
     "--memory-limit": {"type": int, "metavar": "BYTES", "help": "that a call may take (what is "
                        "free on the device; of RAM two thirds of that)"},
 }  # fmt: skip
+_BENCH_THROUGHPUT = {
+    "--models": {"nargs": "+", "metavar": "NAME", "help": "of timm (femto, tiny, yardsticks)"},
+    "--batch-size": {"type": int, "metavar": "B", "help": "images per call (8)"},
+    "--image-size": {"type": int, "metavar": "PIXELS", "help": "height and width (224)"},
+    "--compiled": {"action": argparse.BooleanOptionalAction,
+                   "help": "torch.compile takes part (it does)"},
+}  # fmt: skip
+_BENCH_OWN = {"conv": {}, "scan": _BENCH_SCAN, "throughput": _BENCH_THROUGHPUT}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,16 +196,19 @@ def _add_measuring_verbs(verbs) -> None:
     analyse.add_argument("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="for curves")
     analyse.add_argument("--out", type=Path, metavar="PNG", help="(QUESTION.png)")
     bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
-    bench.add_argument("question", choices=("conv", "scan"),
+    bench.add_argument("question", choices=tuple(_BENCH_OWN),
                        help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM "
-                       "against convolution and attention, as sequences grow")  # fmt: skip
+                       "against convolution and attention, as sequences grow; throughput: whole "
+                       "models against timm's")  # fmt: skip
     bench.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there")
     bench.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="to measure (JAX's default)")
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
     bench.add_argument("--rounds", type=int, metavar="COUNT", help="turns of each contender")
-    for name, options in _BENCH_SCAN.items():
-        bench.add_argument(name, **options)
+    for question, options in _BENCH_OWN.items():
+        group = bench.add_argument_group(f"of {question} only") if options else bench
+        for name, option in options.items():
+            group.add_argument(name, default=None, **option)
 
 
 def _verb(verbs, name: str, summary: str, epilog: str, run) -> argparse.ArgumentParser:
@@ -360,11 +373,15 @@ def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
-    own = [name[2:].replace("-", "_") for name in _BENCH_SCAN]
-    given = {name: getattr(arguments, name) for name in ("device", "dtype", "rounds", *own)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if arguments.question == "conv" and (foreign := sorted(given.keys() & own)):
-        arguments.parser.error(f"conv takes no {', '.join(foreign)}; scan does")
+    question, given = arguments.question, {}
+    for owner, options in {None: ("--device", "--dtype", "--rounds"), **_BENCH_OWN}.items():
+        for option in options:
+            value = getattr(arguments, name := option[2:].replace("-", "_"))
+            if value is None:
+                continue
+            if owner not in (None, question):
+                arguments.parser.error(f"{question} takes no {option}; {owner} does")
+            given[name] = value
     out = arguments.out
     if out:  # a benchmark is too long to fail at its end
         if out.suffix != ".json" or out.is_dir():
@@ -372,9 +389,9 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(f"--out: the folder {out.parent} is not writable; take another")
-    from mambaout_jax.benchmarks import conv, scan
+    from mambaout_jax.benchmarks import conv, scan, throughput
 
-    benchmark = {"conv": conv, "scan": scan}[arguments.question]
+    benchmark = {"conv": conv, "scan": scan, "throughput": throughput}[question]
     result = benchmark.run(**(benchmark.QUICK if arguments.quick else {}) | given)
     benchmark.print_table(result)
     for file in benchmark.save(result, out) if out else ():

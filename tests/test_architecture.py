@@ -40,7 +40,7 @@ ONLY = {
 }
 
 # Imported inside functions: optional or slow, and not everybody's.
-LAZY = {"mamba_ssm", "matplotlib", "sklearn", "tensorboardX", "torch", "wandb"}
+LAZY = {"mamba_ssm", "matplotlib", "sklearn", "tensorboardX", "timm", "torch", "wandb"}
 
 MAX_FILE, MAX_KERNEL_FILE = 400, 500
 MAX_FUNCTION, MAX_LOOP = 60, 150

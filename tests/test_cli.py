@@ -224,6 +224,6 @@ def test_bench_fails_before_it_measures(capsys, tmp_path, monkeypatch):
 
 
 def test_bench_takes_no_arguments_of_another_question(capsys):
-    words = "conv takes no state_size, widths; scan does"
+    words = "conv takes no --widths; scan does"
     assert words in exits(capsys, "bench", "conv", "--widths", "96", "--state-size=1")
     assert "invalid choice: 'npu'" in exits(capsys, "bench", "scan", "--device=npu")

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many images per second, against timm in the same process?
+
+Inference, and a training step with AdamW, of the same weights on the same images: ours compiled by
+XLA, timm's eager and by torch.compile, channels last. They take turns, so that a busy machine slows
+all alike. timm's yardsticks have no contender here; they show where the family stands.
+
+Needs PyTorch and timm, which the package itself does not.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mambaout_jax.benchmarks.timing import (
+    environment,
+    find_device,
+    interleaved_milliseconds,
+    speedup,
+    summary,
+)
+from mambaout_jax.models import create_model, list_models
+from mambaout_jax.weights.convert import from_torch
+
+MODELS = ("mambaout_femto", "mambaout_tiny")
+YARDSTICKS = ("convnext_tiny", "vit_small_patch16_224")
+QUICK = {"models": ("test_mambaout",), "image_size": 64, "rounds": 2, "compiled": False}
+
+_CLASSES = 1000
+_LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 0.05
+_MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}  # of logits, in their standard deviation
+
+
+def run(
+    *,
+    models: Sequence[str] = (*MODELS, *YARDSTICKS),
+    batch_size: int = 8,
+    image_size: int = 224,
+    dtype: str = "float32",
+    rounds: int = 5,
+    compiled: bool = True,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Times models against timm's.
+
+    Args:
+        models: names of timm; those that are ours too are compared.
+        batch_size: images per call.
+        image_size: pixels, height and width.
+        dtype: of the computation on both sides; parameters are float32.
+        rounds: turns of each contender.
+        compiled: whether torch.compile takes part; it takes minutes to compile on a CPU.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default. timm runs on the same, but for "tpu".
+
+    Returns:
+        A JSON-able dict: `environment`, the arguments, and `rows`, one per model and pass, with
+        `images_per_second` and `milliseconds` of each contender, the `speedup` of ours over timm's
+        (round by round: median, min, max), and of ours `compile_seconds` and `temp_bytes`.
+
+    Raises:
+        ValueError: PyTorch or timm is not installed, there is no such device, or the logits differ.
+    """
+    place, peer = find_device(device), _torch_device(device)
+    rows = []
+    with jax.default_device(place):
+        for name in models:
+            theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
+            ours = _Ours(name, theirs, dtype) if name in list_models() else None
+            for passed in ("inference", "training"):
+                calls = theirs.calls(passed)
+                plan = {"compile_seconds": None, "temp_bytes": None}
+                if ours is not None:
+                    calls = {"ours": ours.call(passed, plan), **calls}
+                times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
+                rows.append({"model": name, "pass": passed} | _row(times, batch_size) | plan)
+    return {
+        "environment": environment(place) | _torch_versions(),
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "dtype": dtype,
+        "rounds": rounds,
+        "rows": rows,
+    }
+
+
+def save(result: dict[str, Any], path: Path) -> list[Path]:
+    """Writes what `run` returned as JSON; the paths of the files."""
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return [path]
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Prints what `run` returned: images per second, and ours over each of timm's."""
+    where = result["environment"]
+    print(
+        f"{where['device']} ({where['platform']}), jax {where['jax']}, torch {where['torch']}, "
+        f"timm {where['timm']}; {result['dtype']}, batch {result['batch_size']}, "
+        f"{result['image_size']} pixels; images/s, medians"
+    )
+    for row in result["rows"]:
+        speeds = "  ".join(
+            f"{name} {speed['median']:.1f}" for name, speed in row["images_per_second"].items()
+        )
+        ratios = "  ".join(
+            "ours / {}: {median:.2f}x ({min:.2f}-{max:.2f})".format(name, **ratio)
+            for name, ratio in row["speedup"].items()
+        )
+        print(f"{row['model']:24}{row['pass']:11}{speeds}  {ratios}")
+
+
+def _row(times: dict[str, list[float]], batch_size: int) -> dict[str, Any]:
+    """Speeds, times and ratios of contenders, from their milliseconds per call."""
+    speeds = {
+        name: summary([1e3 * batch_size / value for value in values])
+        for name, values in times.items()
+    }
+    ratios = {
+        name: speedup(values, times["ours"])
+        for name, values in times.items()
+        if "ours" in times and name != "ours"
+    }
+    milliseconds = {name: summary(values) for name, values in times.items()}
+    return {"images_per_second": speeds, "milliseconds": milliseconds, "speedup": ratios}
+
+
+class _Ours:
+    """Our side: compiled calls on timm's weights, images and labels."""
+
+    def __init__(self, name: str, theirs: "_Timm", dtype: str):
+        self._images = jnp.asarray(theirs.images)
+        self._labels = jnp.asarray(theirs.labels)
+        self._model = create_model(
+            name, dtype=jnp.dtype(dtype), drop_path=0.0, image_size=theirs.images.shape[1]
+        )
+        self._variables = jax.device_put(
+            from_torch(name, theirs.state_dict(), image_size=theirs.images.shape[1])
+        )
+        logits, expected = jax.jit(self._model.apply)(self._variables, self._images), theirs.logits
+        difference = float(np.abs(logits - expected).max() / expected.std())
+        if not difference <= _MAX_DIFFERENCE[dtype]:
+            raise ValueError(
+                f"the logits of {name} differ from timm's by {difference:.2g} standard deviations; "
+                "the two sides do not compute the same"
+            )
+
+    def call(self, passed: str, plan: dict[str, Any]) -> Callable[[], Any]:
+        """A compiled call; what compiling took is written into `plan`."""
+        if passed == "inference":
+            function, arguments = self._model.apply, (self._variables, self._images)
+            compiled = _compile(function, arguments, plan)
+            return functools.partial(compiled, *arguments)
+        optimizer = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        state = [jax.tree.map(jnp.copy, self._variables), None]
+        state[1] = optimizer.init(state[0])
+
+        def loss(variables, images, labels):
+            logits = self._model.apply(variables, images, train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        def step(variables, moments, images, labels):
+            gradients = jax.grad(loss)(variables, images, labels)
+            updates, moments = optimizer.update(gradients, moments, variables)
+            return optax.apply_updates(variables, updates), moments
+
+        compiled = _compile(step, (*state, self._images, self._labels), plan, donate=(0, 1))
+
+        def train():
+            state[:] = compiled(*state, self._images, self._labels)
+            return state
+
+        return train
+
+
+def _compile(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    plan: dict[str, Any],
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    start = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    plan["compile_seconds"] = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    plan["temp_bytes"] = None if memory is None else memory.temp_size_in_bytes
+    return compiled
+
+
+class _Timm:
+    """timm's side, channels last.
+
+    Attributes:
+        images: float32 (B, H, W, 3).
+        labels: (B,).
+        logits: what the model makes of the images.
+    """
+
+    def __init__(
+        self, name: str, batch_size: int, image_size: int, dtype: str, compiled: bool, device: str
+    ):
+        timm, torch = _import_peers()
+        rng = np.random.default_rng(0)
+        self.images = rng.standard_normal((batch_size, image_size, image_size, 3), np.float32)
+        self.labels = rng.integers(_CLASSES, size=batch_size)
+        torch.manual_seed(0)
+        sized = {"img_size": image_size} if "vit" in name or "deit" in name else {}
+        model = timm.create_model(name, drop_path_rate=0.0, **sized)
+        self._torch, self._device, self._compiled = torch, device, compiled
+        self._model = model.to(device, memory_format=torch.channels_last)
+        self._dtype = getattr(torch, dtype)
+        self._x = torch.from_numpy(self.images).permute(0, 3, 1, 2).to(device)
+        self._x = self._x.contiguous(memory_format=torch.channels_last)
+        self._labels = torch.from_numpy(self.labels).to(device)
+        with torch.inference_mode():
+            self.logits = self._forward(self._model.eval(), self._x).float().cpu().numpy()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {name: value.cpu().numpy() for name, value in self._model.state_dict().items()}
+
+    def calls(self, passed: str) -> dict[str, Callable[[], Any]]:
+        """By name, a call of each contender."""
+        models = {"timm": self._model}
+        if self._compiled:
+            models["timm compiled"] = self._torch.compile(self._model)
+        make = self._inference if passed == "inference" else self._training
+        return {name: make(model) for name, model in models.items()}
+
+    def _forward(self, model: Any, images: Any) -> Any:
+        enabled = self._dtype != self._torch.float32
+        with self._torch.autocast(self._device, dtype=self._dtype, enabled=enabled):
+            return model(images)
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    def _inference(self, model: Any) -> Callable[[], None]:
+        def infer():
+            model.eval()
+            with self._torch.inference_mode():
+                self._forward(model, self._x)
+            self._wait()
+
+        return infer
+
+    def _training(self, model: Any) -> Callable[[], None]:
+        optimizer = self._torch.optim.AdamW(
+            model.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
+        )
+        cross_entropy = self._torch.nn.functional.cross_entropy
+
+        def train():
+            model.train()
+            optimizer.zero_grad(set_to_none=True)
+            cross_entropy(self._forward(model, self._x), self._labels).backward()
+            optimizer.step()
+            self._wait()
+
+        return train
+
+
+def _import_peers() -> tuple[Any, Any]:
+    try:
+        import timm
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"bench throughput compares with timm, and {error}; pip install torch timm"
+        ) from error
+    return timm, torch
+
+
+def _torch_device(device: str | None) -> str:
+    _, torch = _import_peers()
+    platform = find_device(device).platform
+    return "cuda" if platform == "gpu" and torch.cuda.is_available() else "cpu"
+
+
+def _torch_versions() -> dict[str, Any]:
+    timm, torch = _import_peers()
+    return {
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "torch_threads": torch.get_num_threads(),
+    }
