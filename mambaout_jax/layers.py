@@ -192,12 +192,13 @@ class JoinDense(nn.Module):
         widths = [part.shape[-1] for part in parts]
         kernel = self.param("kernel", normal_init, (sum(widths), self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        *parts, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
+        promoted = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
+        *inputs, kernel, bias = promoted
         y = bias[None]
-        for part, end in zip(parts, itertools.accumulate(widths), strict=True):
+        for part, end in zip(inputs, itertools.accumulate(widths), strict=True):
             width = part.shape[-1]
             y = y + matmul(part.reshape(-1, width), kernel[end - width : end])  # (tokens, F)
-        return y.reshape(*parts[0].shape[:-1], self.features)
+        return y.reshape(*inputs[0].shape[:-1], self.features)
 
 
 class DepthwiseConv(nn.Module):

@@ -6,6 +6,7 @@ file, a key of the catalog, a hub repository.
 """
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -181,18 +182,19 @@ def assessment_config(
         ValueError: nothing says what the data are.
     """
     config_path = Path(source) / "config.json"
-    if config is None and config_path.is_file():
-        config = load_config(config_path)
-    elif config is None and folder is None:
+    chosen: Config = copy.deepcopy(config)
+    if chosen is None and config_path.is_file():
+        chosen = load_config(config_path)
+    elif chosen is None and folder is None:
         raise ValueError(f"{source} is no training run; give the labelled images with --data DIR")
-    elif config is None:
-        config, how = default_config(), describe_source(source)
-        config.data.image_size, config.data.crop_fraction = how.image_size, how.crop_fraction
-        config.data.crop_mode, config.data.interpolation = how.crop_mode, how.interpolation
-        config.data.mean, config.data.std = how.mean, how.std
+    elif chosen is None:
+        chosen, how = default_config(), describe_source(source)
+        chosen.data.image_size, chosen.data.crop_fraction = how.image_size, how.crop_fraction
+        chosen.data.crop_mode, chosen.data.interpolation = how.crop_mode, how.interpolation
+        chosen.data.mean, chosen.data.std = how.mean, how.std
     if folder is not None:
-        config.data.source, config.data.path = "folder", str(folder)
-    return config
+        chosen.data.source, chosen.data.path = "folder", str(folder)
+    return chosen
 
 
 def configured_preprocessing(config: Config, source: str | Path) -> Preprocessing:

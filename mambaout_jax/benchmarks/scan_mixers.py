@@ -86,7 +86,8 @@ def measure_mixers(
     for pass_name in PASSES:
         contenders = {}
         for name in settings.mixers:
-            function = _pass(pass_name, _mixer(name, width, settings).apply)
+            mixer: Any = _mixer(name, width, settings)
+            function = _pass(pass_name, mixer.apply)
             estimate = _estimate(previous.get((name, pass_name)), batch, length)
             arguments = (parameters[name], x), dy
             contenders[name] = Contender(function, arguments, estimate, least.get(name, 0))
@@ -122,7 +123,8 @@ def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[
     for pass_name in PASSES:
         contenders = {}
         for name in PORTABLE_SCANS:
-            function = _pass(pass_name, functools.partial(selective_scan, implementation=name))
+            scan: Any = functools.partial(selective_scan, implementation=name)
+            function = _pass(pass_name, scan)
             contenders[name] = Contender(function, ((u, delta, A, B, C), dy))
         what = "scan B={} L={} D={} N={} ".format(*shape) + pass_name
         result = _race(contenders, what, settings)

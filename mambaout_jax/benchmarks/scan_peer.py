@@ -57,7 +57,7 @@ def bound_microseconds(B: int, L: int, D: int, N: int) -> dict[str, dict[str, fl
     return bounds
 
 
-def cuda_peer(device: jax.Device, rounds: int) -> dict[str, Any]:
+def cuda_peer(device: Any, rounds: int) -> dict[str, Any]:
     """Times the "pallas" scan against `selective_scan_fn` of mamba_ssm.
 
     Args:
@@ -100,7 +100,7 @@ def print_peer(peer: dict[str, Any]) -> None:
 
 
 def _compare(
-    torch: Any, peer: Callable, shape: tuple[int, ...], device: jax.Device, rounds: int
+    torch: Any, peer: Callable, shape: tuple[int, ...], device: Any, rounds: int
 ) -> list[dict[str, Any]]:
     (B, L, D, N), generator = shape, np.random.default_rng(0)
     sizes = {"u": (B, L, D), "delta": (B, L, D), "B": (B, L, N), "C": (B, L, N), "dy": (B, L, D)}

@@ -109,7 +109,8 @@ def _add_legend(figure: Any, rows: list[dict[str, Any]]) -> None:
     handles = []
     for mixer in mixers:
         color, line = _STYLES[mixer]
-        handles.append(Line2D([], [], color=color, linestyle=line, linewidth=2))
+        style: Any = line
+        handles.append(Line2D([], [], color=color, linestyle=style, linewidth=2))
     labels = [mixer.replace("_", " ") for mixer in mixers]
     handles.append(Line2D([], [], color=INK, marker="x", markersize=5, linestyle="none"))
     labels.append("not measured")

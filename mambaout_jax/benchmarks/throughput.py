@@ -9,6 +9,7 @@ Needs PyTorch and timm, which the package itself does not.
 """
 
 import functools
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ class _Ours:
         state[1] = optimizer.init(state[0])
 
         def loss(variables, images, labels):
-            logits = self._model.apply(variables, images, train=True)
+            logits: Any = self._model.apply(variables, images, train=True)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         def step(variables, moments, images, labels):
@@ -268,13 +269,11 @@ class _Timm:
 
 def _import_peers() -> tuple[Any, Any]:
     try:
-        import timm
-        import torch
+        return importlib.import_module("timm"), importlib.import_module("torch")
     except ImportError as error:
         raise ValueError(
             f"bench throughput compares with timm, and {error}; pip install torch timm"
         ) from error
-    return timm, torch
 
 
 def _torch_device(device: str | None) -> str:

@@ -57,7 +57,7 @@ class Race(NamedTuple):
     milliseconds: dict[str, list[float]]
 
 
-def environment(device: jax.Device | None = None) -> dict[str, Any]:
+def environment(device: Any = None) -> dict[str, Any]:
     """The machine and the versions that numbers belong to; None: JAX's default device."""
     if device is None:
         device = jax.devices()[0]
@@ -74,7 +74,7 @@ def environment(device: jax.Device | None = None) -> dict[str, Any]:
     }
 
 
-def find_device(platform: str | None) -> jax.Device:
+def find_device(platform: str | None) -> Any:
     """The first device of a platform, "cpu", "gpu" or "tpu"; None: JAX's default device.
 
     Raises:
@@ -92,7 +92,7 @@ def find_device(platform: str | None) -> jax.Device:
         ) from error
 
 
-def free_memory(device: jax.Device) -> int:
+def free_memory(device: Any) -> int:
     """Bytes that a measurement may take: what is free, and two thirds of it on CPUs, where the
     rest of the machine lives in the same memory.
 

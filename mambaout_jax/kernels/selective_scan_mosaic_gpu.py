@@ -51,7 +51,7 @@ def forward(u, delta, a, b, c, state, *, reverse):
 def _forward_kernel(reverse, u, delta, a, b, c, state, y, last, entries, h_buffer):
     N, T = a.shape[0], b.shape[4]
     order = range(T)[::-1] if reverse else range(T)
-    _, batch, channels = _position()
+    batch, channels = _position()[1:]
 
     @pl.loop(0, N)
     def _(n):

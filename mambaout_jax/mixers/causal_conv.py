@@ -29,5 +29,7 @@ class CausalConv(nn.Module):
         bias = self.param("bias", uniform_fan_in_init(K), (D,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (K - 1, 0), (0, 0)))
-        taps = (kernel[k][None] * padded[:, k : k + L] for k in range(K))  # each (B, L, D)
-        return sum(taps, start=bias[None, None])
+        y = bias[None, None]
+        for k in range(K):
+            y = y + kernel[k][None] * padded[:, k : k + L]  # (B, L, D)
+        return y

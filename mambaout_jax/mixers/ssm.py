@@ -6,7 +6,7 @@ between its norm and its residual connection: projections, convolution, SSM and 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -94,7 +94,7 @@ class SSM(nn.Module):
     ) -> Float[Array, "B L D"]:
         """Mixes tokens; with `z` the result is gated by silu(z)."""
         chosen = Selection(self.state_size, self.dt_rank, self.dtype, name="selection")(u)
-        return selective_scan(
+        y: Any = selective_scan(
             u,
             *chosen,
             z=z,
@@ -102,6 +102,7 @@ class SSM(nn.Module):
             reverse=self.reverse,
             implementation=self.implementation,
         )
+        return y
 
 
 class MapSSM(nn.Module):
@@ -124,7 +125,7 @@ class MapSSM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        paths, size, y = paths_of(self.routes), x.shape[1:3], jnp.zeros_like(x)
+        paths, size, y = paths_of(self.routes), (x.shape[1], x.shape[2]), jnp.zeros_like(x)
         for reverse in (False, True):
             sequences, chosen, orders = [], [], []
             for number, path in enumerate(paths):
@@ -147,7 +148,7 @@ class MapSSM(nn.Module):
     ) -> list[Array]:
         """Scans P sequences of D channels as one of P · D channels in P groups."""
         delta, A, B, C, D = zip(*chosen, strict=True)
-        y = selective_scan(
+        y: Any = selective_scan(
             jnp.concatenate(sequences, axis=-1),
             jnp.concatenate(delta, axis=-1),
             jnp.concatenate(A),

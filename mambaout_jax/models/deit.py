@@ -15,6 +15,7 @@ Initial values are those of DeiT's own code; timm starts the class token nearer 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -230,7 +231,8 @@ class TokenHead(nn.Module):
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
         dtype = compute_dtype(self.dtype)
-        x = LayerNorm(dtype=dtype, name="norm")(features.token)
+        token: Any = features.token  # the backbone always has one
+        x = LayerNorm(dtype=dtype, name="norm")(token)
         if self.num_classes == 0:
             return x
         return Dense(self.num_classes, dtype=dtype, name="classifier")(x)

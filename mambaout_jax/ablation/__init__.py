@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's hypothesis as an experiment: length and visibility of a task vary, one at a time, and
+blocks that differ in the token mixer alone are trained on it.
+
+`tasks` makes the data, `model` is what is trained, `grid` trains it, `report` shows what came out.
+"""
