@@ -2,6 +2,7 @@
 """The README tells the truth: its commands run, its paths exist, its code computes what it says."""
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -156,6 +157,18 @@ def test_python_code_computes_what_its_comments_say(on_the_hub):
     ):
         for leaf in one:
             np.testing.assert_array_equal(one[leaf], other[leaf])
+
+
+def test_table_of_speed_is_made_from_the_measurements():
+    measured = json.loads((ROOT / "experiments" / "results" / "throughput_cpu.json").read_text())
+    rows = dict(re.findall(r"^\| (\w+) \| ([\d.–| ]+) \|$", TEXT, re.MULTILINE))
+    assert rows.keys() == {row["model"] for row in measured["rows"]}
+    for row in measured["rows"]:
+        cells = rows[row["model"]].split(" | ")[3 * (row["pass"] == "training") :][:3]
+        speeds, ratios = row["images_per_second"], row["speedup"]
+        ours = f"{speeds['ours']['median']:.1f}" if "ours" in speeds else "–"
+        ratio = f"{ratios['timm']['median']:.2f}" if ratios else "–"
+        assert cells == [ours, f"{speeds['timm']['median']:.1f}", ratio]
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.]+\.\w+)\)", TEXT))))
