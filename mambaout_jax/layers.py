@@ -69,7 +69,7 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
-        return layer_norm(x, scale, bias)
+        return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias))
 
 
 class StridedConv(nn.Module):

@@ -14,11 +14,9 @@ differ in visibility alone.
 Initial values are those of DeiT's own code; timm starts the class token nearer to zero.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
@@ -34,6 +32,7 @@ from mambaout_jax.layers import (
     height_and_width,
     normal_init,
     resize_positions,
+    uniform_fan_in_init,
 )
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 
@@ -58,15 +57,6 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
             f"nearest heights are {heights}, the nearest widths {widths}: resize or pad the images"
         )
     return height // patch_size, width // patch_size
-
-
-def uniform_init(limit: float) -> Callable[..., Array]:
-    """Initial values between -limit and limit: PyTorch's of a convolution."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
 
 
 class TransformerBlock(nn.Module):
@@ -182,7 +172,7 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "B _ C"]:
         """Patches row by row, then the class token, each with its position added."""
         batch, *_, in_chans = jnp.shape(images)
-        init = uniform_init((self.patch_size**2 * in_chans) ** -0.5)
+        init = uniform_fan_in_init(self.patch_size**2 * in_chans)
         patches = nn.Conv(
             self.dim,
             (self.patch_size, self.patch_size),
