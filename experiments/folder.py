@@ -32,7 +32,7 @@ def get_config(start: str = "mambaout_femto"):
     config.data.num_threads = 8
     config.augment.scale = (0.25, 1.0)  # small data sets learn little from crops of a tenth
     config.loss.label_smoothing = 0.1
-    config.ema.decay = 0.99
+    config.ema.decay = 0.9  # a run may have few updates, and an average must not lag behind it
     config.evaluation.batch_size = 64
     if start in list_models():
         return from_scratch(config, start)
