@@ -162,7 +162,7 @@ def _scan_sequential(u, delta, A, B, C, initial_state, reverse):
         u, delta, B, C = (x.reshape(x.shape[0], G, -1) for x in xs)  # (B, G, D/G) or (B, G, N)
         decay, drive = _coefficients(u, delta, A, B)
         h = decay * h + drive
-        return h, _sum_states(_per_state(C) * h)
+        return h, _read_out(C, h)
 
     xs = tuple(jnp.moveaxis(x, 1, 0) for x in (u, delta, B, C))  # (L, B, ...)
     h, y = lax.scan(token, h, xs, reverse=reverse)  # y (L, B, G, D/G)
@@ -231,7 +231,7 @@ def _chunked_values(u, delta, A, B, C, initial_state, reverse):
         u_t, delta_t, B_t, C_t = (_read(x, t, G) for x in (u, delta, B, C))
         decay, drive = _coefficients(u_t, delta_t, A, B_t)
         h = decay * h + drive
-        return h, _write(y, t, _sum_states(_per_state(C_t) * h))
+        return h, _write(y, t, _read_out(C_t, h))
 
     def chunk(carry, first):
         stop = jnp.minimum(first + length, L)
@@ -272,7 +272,7 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         decay, _ = _coefficients(u_t, delta_t, A, B_t)
         dh = decay * g
         dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
-        dinput = _sum_states(_per_state(B_t) * g)  # of δ_t u_t
+        dinput = _read_out(B_t, g)  # of δ_t u_t
         dA = dA + dexponent * delta_t[:, None]
         du = _write(du, t, dinput * delta_t)
         ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent) + dinput * u_t)
@@ -280,22 +280,25 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         return dh, dA, du, ddelta, dB
 
     def chunk(carry, xs):
-        *carry, dC = carry
+        *carry, before, dC = carry
         first, h = xs
         count = jnp.minimum(length, L - first)
-        before = jnp.zeros((length, *h.shape), h.dtype)  # the state before each step
         rebuild = functools.partial(rebuild_token, first=first)
         _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
 
         def differentiate(i, carry):
             return differentiate_token(count - 1 - i, carry, first, before)
 
-        return (*lax.fori_loop(0, count, differentiate, tuple(carry)), dC), None
+        return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, dC), None
 
     # dA has one sum per image, so that a batch which is spread over devices stays where it is.
-    zeros = tuple(jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
+    dA, du, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
+    # The states before the steps of a chunk. All chunks use one buffer: zeroing a new one for each
+    # costs as much as the recurrence itself.
+    before = jnp.zeros((length, *dh.shape), dh.dtype)
+    carry = (dh, dA, du, ddelta, dB, before, dC)
     xs = (jnp.arange(0, L, length), entering)
-    (dh, dA, du, ddelta, dB, dC), _ = lax.scan(chunk, (dh, *zeros), xs, reverse=True)
+    (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
 
 
@@ -341,6 +344,11 @@ def _per_state(weights):
 def _sum_states(x):
     """(..., N, G, D/G) → (..., G, D/G). XLA:CPU runs a reduction of this axis 10 times slower."""
     return sum(jnp.unstack(x, axis=-3))
+
+
+def _read_out(weights, h):
+    """Σ_n weights h of (B, G, N) and (B, N, G, D/G) → (B, G, D/G)."""
+    return jnp.einsum("bgn,bngd->bgd", weights, h, precision=lax.Precision.HIGHEST)
 
 
 def _sum_channels(h, x):
