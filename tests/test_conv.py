@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The convolution benchmark: what it reports is what it measured."""
 
+import functools
 import json
+import types
 
+import jax
+import numpy as np
 import pytest
 
 from mambaout_jax.benchmarks import conv
@@ -14,7 +18,7 @@ def result():
     return conv.run(**conv.QUICK)
 
 
-def test_rows_hold_both_contenders_and_their_ratio(result):
+def test_rows_hold_the_contenders_and_their_ratios(result):
     result = json.loads(json.dumps(result))
     assert [(row["shape"], row["pass"]) for row in result["rows"]] == [
         ([2, 14, 14, 384], "forward"),
@@ -23,18 +27,41 @@ def test_rows_hold_both_contenders_and_their_ratio(result):
         ([2, 7, 7, 576], "forward+backward"),
     ]
     for row in result["rows"]:
-        lax, shift = row["milliseconds"]["lax"], row["milliseconds"]["shift"]
-        assert lax["min"] / shift["max"] <= row["speedup"]["median"] <= lax["max"] / shift["min"]
-        assert row["difference"] < 1e-4  # the contenders compute the same thing
+        assert row["difference"].keys() == row["milliseconds"].keys() - {"lax"}
+        assert max(row["difference"].values()) < 1e-4  # the contenders compute the same thing
+        for name, ratio in row["speedup"].items():
+            other, shift = row["milliseconds"][name], row["milliseconds"]["shift"]
+            assert other["min"] / shift["max"] <= ratio["median"] <= other["max"] / shift["min"]
 
 
 def test_table_prints_the_medians(result, capsys):
     conv.print_table(result)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(result["rows"])
+    assert len(lines) == 1 + len(result["rows"])
     first = result["rows"][0]
-    assert f"{first['speedup']['median']:.1f}x" in lines[2]
-    assert lines[2].startswith("2x14x14x384")
+    assert f"shift over lax: {first['speedup']['lax']['median']:.1f}x" in lines[1]
+    assert lines[1].startswith("2x14x14x384")
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.001])
+def test_a_peer_is_raced_only_where_it_computes_the_same(monkeypatch, factor):
+    def peer(torch, place, x, kernel, dy, pass_name):
+        implementation = functools.partial(conv._FUNCTIONS[pass_name], implementation="lax")
+        results = [factor * np.asarray(y) for y in jax.tree.leaves(implementation(x, kernel, dy))]
+        return lambda: None, lambda: results
+
+    monkeypatch.setattr(conv, "find_torch", lambda: types.SimpleNamespace(__version__="2.0"))
+    monkeypatch.setattr(conv, "_torch_call", peer)
+    arguments = {"stages": ((5, 3),), "batch_size": 2, "rounds": 2}
+    if factor != 1:
+        with pytest.raises(ValueError, match=r"\['torch'\] differ from lax by"):
+            conv.run(**arguments)
+        return
+    result = conv.run(**arguments)
+    assert result["environment"]["torch"] == "2.0"
+    for row in result["rows"]:
+        assert row["milliseconds"].keys() == {"lax", "shift", "torch"}
+        assert row["speedup"].keys() == {"lax", "torch"}
 
 
 def test_verb_measures_prints_and_writes(result, capsys, monkeypatch, tmp_path):
@@ -46,5 +73,5 @@ def test_verb_measures_prints_and_writes(result, capsys, monkeypatch, tmp_path):
     assert given == conv.QUICK | {"rounds": 3, "dtype": "bfloat16"}
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("shape")
+    assert lines[1].startswith("2x14x14x384")
     assert lines[-1] == str(out)

@@ -86,3 +86,18 @@ def test_quickstart_reads_98_percent_of_the_digits_on_one_device(tmp_path):
     assert last["step"] == 660
     assert last["eval/top1"] >= 98
     assert f"eval/top1 {last['eval/top1']:.4g}" in result.stdout.strip().split("\n")[-1]
+
+
+@pytest.mark.slow
+def test_gpu_suite_keeps_what_it_measured_and_counts_what_failed(tmp_path):
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+    }
+    (tmp_path / "timm.py").write_text('raise ImportError("timm stays away")')
+    command = ["bash", "experiments/gpu_suite.sh", str(tmp_path / "out"), "cpu", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "timm stays away; pip install torch timm" in done.stderr
+    assert "== throughput FAILED" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"conv.json", "scan.json"}

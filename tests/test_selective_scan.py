@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective scan: values, all gradients, and what becomes of it in compiled programs."""
 
+import contextlib
 import functools
 import json
 from pathlib import Path
@@ -13,12 +14,22 @@ import numpy as np
 import oracles
 import pytest
 from hypothesis import strategies
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mambaout_jax.kernels import selective_scan as module
+from mambaout_jax.kernels import selective_scan_pallas
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 
 FOLDER = Path(__file__).parent / "goldens" / "mamba"
 PORTABLE = ("sequential", "associative", "chunked")  # of which "auto" is one
+# "pallas" is interpreted on CPUs, for seconds; other files test its kernels in every run.
+EVERY = (
+    *PORTABLE,
+    pytest.param("pallas for cuda", marks=pytest.mark.slow),
+    pytest.param("pallas for tpu", marks=pytest.mark.slow),
+)
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 # (B, L, D, N), groups (0: no such axis), optional arrays, softplus, reverse
 CASES = {
@@ -79,10 +90,26 @@ def assert_close(actual, expected, epsilon, rounding=0.0):
     assert np.all(error <= epsilon * np.abs(expected).max() + rounding * np.abs(expected))
 
 
+@contextlib.contextmanager
+def runnable(implementation):
+    """Gives the word for the argument; inside, kernels of other platforms are interpreted."""
+    word, _, platform = implementation.partition(" for ")
+    modes = {"cuda": force_gpu_interpret_mode, "tpu": pltpu.force_tpu_interpret_mode}
+    with contextlib.ExitStack() as stack:
+        if platform:
+            interpreted = functools.partial(selective_scan_pallas._scan, chunk=4, platform=platform)
+            stack.enter_context(modes[platform]())
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+                module, "scan_pallas", interpreted
+            )
+        yield word
+
+
 def assert_matches_oracle(arrays, options, cotangents, implementation):
     dtype = arrays["u"].dtype.name
-    function = functools.partial(value_and_gradients, **options, implementation=implementation)
-    y, state, gradients = jax.jit(function)(arrays, cotangents)
+    with runnable(implementation) as word:
+        function = functools.partial(value_and_gradients, **options, implementation=word)
+        y, state, gradients = jax.jit(function)(arrays, cotangents)
     expected_y, expected_state, expected = reference(arrays, cotangents, **options)
     assert y.dtype == dtype
     assert state.dtype == jnp.promote_types(dtype, jnp.float32)
@@ -94,14 +121,15 @@ def assert_matches_oracle(arrays, options, cotangents, implementation):
         assert_close(gradient, expected[name], EPSILON[dtype], ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("implementation", PORTABLE)
+@pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("case", CASES)
 def test_selective_scan_matches_oracle(rng, case, implementation):
-    with jax.enable_x64(True):
-        assert_matches_oracle(*draw(rng, CASES[case], "float64"), implementation)
+    dtype = "float64" if implementation in PORTABLE else "float32"  # the most that it takes
+    with jax.enable_x64(dtype == "float64"):
+        assert_matches_oracle(*draw(rng, CASES[case], dtype), implementation)
 
 
-@pytest.mark.parametrize("implementation", PORTABLE)
+@pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_selective_scan_keeps_at_least_float32_inside(rng, dtype, implementation):
     # Without D: the gradient of u has a part from the skip, which is rounded on its own.
@@ -114,6 +142,7 @@ def test_selective_scan_stays_accurate_over_long_sequences(rng):
     assert_matches_oracle(*draw(rng, case, "float32"), "chunked")
 
 
+@pytest.mark.parametrize("implementation", PORTABLE)
 @hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
     shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
@@ -122,25 +151,27 @@ def test_selective_scan_stays_accurate_over_long_sequences(rng):
     softplus=strategies.booleans(),
     reverse=strategies.booleans(),
 )
-def test_selective_scan_chunked_matches_oracle_at_any_shape(
-    shape, groups, optional, softplus, reverse
+def test_selective_scan_matches_oracle_at_any_shape(
+    implementation, shape, groups, optional, softplus, reverse
 ):
     batch, L, width, N = shape
     case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
     with jax.enable_x64(True):
         drawn = draw(np.random.default_rng(0), case, "float64")
-        assert_matches_oracle(*drawn, "chunked")
+        assert_matches_oracle(*drawn, implementation)
 
 
+@pytest.mark.parametrize("implementation", EVERY)
 @pytest.mark.parametrize("index", range(5))
-def test_selective_scan_equals_the_reference_implementation(index):
+def test_selective_scan_equals_the_reference_implementation(index, implementation):
     golden, softplus = read_golden(index)
     arrays = {name: golden[name] for name in ("u", "delta", "A", "B", "C", *OPTIONAL[:3])}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     cotangents = (golden["w"], np.zeros_like(golden["last_state"]))
     options = {"delta_softplus": softplus, "reverse": False}
-    function = functools.partial(value_and_gradients, **options, implementation="chunked")
-    ours = jax.jit(function)(arrays, cotangents)
+    with runnable(implementation) as word:
+        function = functools.partial(value_and_gradients, **options, implementation=word)
+        ours = jax.jit(function)(arrays, cotangents)
     # The oracle, too: every implementation is compared with it.
     for y, state, gradients in (ours, reference(arrays, cotangents, **options)):
         assert_close(y, golden["y"], 5e-6)

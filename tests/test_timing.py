@@ -31,15 +31,29 @@ def test_contenders_take_turns_and_times_are_per_call(monkeypatch):
 
     monkeypatch.setattr(timing.time, "perf_counter", clock)
     calls = {"a": call("a", 2.0), "b": call("b", 0.5)}
-    times = timing.interleaved_milliseconds(calls, rounds=3, calls_per_round=2)
+    times = timing.interleaved_milliseconds(calls, rounds=3, calls_per_round=2, untimed=False)
     assert times == {"a": [2000.0] * 3, "b": [500.0] * 3}
     assert order == ["a", "b"] + ["a", "a", "b", "b"] * 3  # a warm-up of each, then turns
 
     order.clear()
     counts = {"a": 1, "b": 3}
-    times = timing.interleaved_milliseconds(calls, rounds=2, calls_per_round=counts)
+    times = timing.interleaved_milliseconds(
+        calls, rounds=2, calls_per_round=counts, untimed={"a": False, "b": True}
+    )
     assert times == {"a": [2000.0] * 2, "b": [500.0] * 2}
-    assert order == ["a", "b"] + ["a", "b", "b", "b"] * 2
+    assert order == ["a", "b"] + ["a", "b", "b", "b", "b"] * 2
+
+
+def test_turns_begin_with_a_call_that_does_not_count(monkeypatch):
+    now, durations = 0.0, iter([9.0, 9.0, 1.0, 9.0, 3.0])  # warm-up; untimed, timed, twice
+
+    def run():
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    times = timing.interleaved_milliseconds({"a": run}, rounds=2, calls_per_round=1)
+    assert times == {"a": [1000.0, 3000.0]}
 
 
 def test_contenders_need_a_round():

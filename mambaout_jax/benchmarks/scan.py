@@ -10,7 +10,6 @@ that the chunked scan is held against.
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,21 +29,28 @@ from mambaout_jax.benchmarks.scan_mixers import (
 )
 from mambaout_jax.benchmarks.scan_peer import cuda_peer, print_peer
 from mambaout_jax.benchmarks.scan_plot import draw
-from mambaout_jax.benchmarks.timing import Limits, environment, find_device, free_memory
+from mambaout_jax.benchmarks.timing import (
+    Limits,
+    environment,
+    find_device,
+    free_memory,
+    save_json,
+)
 from mambaout_jax.mixers.ssm import STATE_SIZE
 
+WIDTHS = (96, 192, 384, 576)  # of the four stages of MambaOut-Tiny and -Small
 LENGTHS = (49, 196, 784, 3136, 12544, 65536)  # maps of 7, 14, 28, 56, 112 and 256 tokens a side
 BARS = ((8, 196, 384, 16), (2, 3136, 96, 16), (8, 196, 384, 1), (2, 3136, 96, 1))  # B, L, D, N
 
 # Arguments of `run`, to see that it runs.
-QUICK = {"lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
+QUICK = {"widths": WIDTHS[:1], "lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
 
 _TOKENS_PER_CALL = {"cpu": 2 * 3136, "accelerator": 64 * 3136}
 
 
 def run(
     *,
-    widths: Sequence[int] = (96,),
+    widths: Sequence[int] = WIDTHS,
     lengths: Sequence[int] = LENGTHS,
     mixers: Sequence[str] | None = None,
     state_size: int = STATE_SIZE,
@@ -137,7 +143,7 @@ def save(result: dict[str, Any], path: Path) -> list[Path]:
         The paths of the three.
     """
     table, figure = path.with_suffix(".csv"), path.with_suffix(".png")
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    save_json(result, path)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, result["rows"][0])
         writer.writeheader()

@@ -10,10 +10,8 @@ Needs PyTorch and timm, which the package itself does not.
 
 import functools
 import importlib
-import json
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,19 +23,35 @@ from mambaout_jax.benchmarks.timing import (
     environment,
     find_device,
     interleaved_milliseconds,
+    save_json,
     speedup,
     summary,
 )
+from mambaout_jax.benchmarks.torch_peer import torch_device
 from mambaout_jax.models import create_model, list_models
 from mambaout_jax.weights.convert import from_torch
 
-MODELS = ("mambaout_femto", "mambaout_tiny")
+MODELS = (
+    "mambaout_femto",
+    "mambaout_kobe",
+    "mambaout_tiny",
+    "mambaout_small",
+    "mambaout_small_rw",
+    "mambaout_base",
+    "mambaout_base_short_rw",
+    "mambaout_base_tall_rw",
+    "mambaout_base_wide_rw",
+    "mambaout_base_plus_rw",
+)
 YARDSTICKS = ("convnext_tiny", "vit_small_patch16_224")
 QUICK = {"models": ("test_mambaout",), "image_size": 64, "rounds": 2, "compiled": False}
 
+_PLAN = ("compile_seconds", "temp_bytes", "torch_compile_seconds", "torch_peak_bytes")
 _CLASSES = 1000
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 0.05
 _MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}  # of logits, in their standard deviation
+
+save = save_json
 
 
 def run(
@@ -64,20 +78,23 @@ def run(
     Returns:
         A JSON-able dict: `environment`, the arguments, and `rows`, one per model and pass, with
         `images_per_second` and `milliseconds` of each contender, the `speedup` of ours over timm's
-        (round by round: median, min, max), and of ours `compile_seconds` and `temp_bytes`.
+        (round by round: median, min, max); `compile_seconds` and `temp_bytes` of ours,
+        `torch_compile_seconds`, the first call of timm compiled, and `torch_peak_bytes`, all
+        memory of an eager call, which only GPUs tell. None where it is not known.
 
     Raises:
         ValueError: PyTorch or timm is not installed, there is no such device, or the logits differ.
     """
-    place, peer = find_device(device), _torch_device(device)
+    place = find_device(device)
+    peer = torch_device(_import_peers()[1], place)
     rows = []
     with jax.default_device(place):
         for name in models:
             theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
             ours = _Ours(name, theirs, dtype) if name in list_models() else None
             for passed in ("inference", "training"):
-                calls = theirs.calls(passed)
-                plan = {"compile_seconds": None, "temp_bytes": None}
+                plan: dict[str, Any] = dict.fromkeys(_PLAN)
+                calls = theirs.calls(passed, plan)
                 if ours is not None:
                     calls = {"ours": ours.call(passed, plan), **calls}
                 times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
@@ -90,12 +107,6 @@ def run(
         "rounds": rounds,
         "rows": rows,
     }
-
-
-def save(result: dict[str, Any], path: Path) -> list[Path]:
-    """Writes what `run` returned as JSON; the paths of the files."""
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    return [path]
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -225,13 +236,20 @@ class _Timm:
     def state_dict(self) -> dict[str, np.ndarray]:
         return {name: value.cpu().numpy() for name, value in self._model.state_dict().items()}
 
-    def calls(self, passed: str) -> dict[str, Callable[[], Any]]:
-        """By name, a call of each contender."""
-        models = {"timm": self._model}
-        if self._compiled:
-            models["timm compiled"] = self._torch.compile(self._model)
+    def calls(self, passed: str, plan: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+        """By name, a call of each contender; what they took to begin with goes into `plan`."""
         make = self._inference if passed == "inference" else self._training
-        return {name: make(model) for name, model in models.items()}
+        calls = {"timm": make(self._model)}
+        if self._device == "cuda":
+            self._torch.cuda.reset_peak_memory_stats()
+            calls["timm"]()
+            plan["torch_peak_bytes"] = self._torch.cuda.max_memory_allocated()
+        if self._compiled:
+            calls["timm compiled"] = make(self._torch.compile(self._model))
+            start = time.perf_counter()
+            calls["timm compiled"]()
+            plan["torch_compile_seconds"] = time.perf_counter() - start
+        return calls
 
     def _forward(self, model: Any, images: Any) -> Any:
         enabled = self._dtype != self._torch.float32
@@ -274,12 +292,6 @@ def _import_peers() -> tuple[Any, Any]:
         raise ValueError(
             f"bench throughput compares with timm, and {error}; pip install torch timm"
         ) from error
-
-
-def _torch_device(device: str | None) -> str:
-    _, torch = _import_peers()
-    platform = find_device(device).platform
-    return "cuda" if platform == "gpu" and torch.cuda.is_available() else "cpu"
 
 
 def _torch_versions() -> dict[str, Any]:

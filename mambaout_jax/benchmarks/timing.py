@@ -7,6 +7,7 @@ too large or too slow: what is not measured has a row that says why.
 
 import functools
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -20,6 +21,7 @@ import jax
 
 # A turn of quick calls lasts about so long: many times the cost of reading the clock.
 _TURN_SECONDS, _MAX_CALLS = 0.02, 20
+_QUICK_SECONDS = 0.3  # shorter calls begin their turns with one that does not count
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -74,6 +76,12 @@ def environment(device: Any = None) -> dict[str, Any]:
     }
 
 
+def save_json(result: dict[str, Any], path: Path) -> list[Path]:
+    """Writes what a benchmark returned; the paths of the files, which is one."""
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    return [path]
+
+
 def find_device(platform: str | None) -> Any:
     """The first device of a platform, "cpu", "gpu" or "tpu"; None: JAX's default device.
 
@@ -117,6 +125,7 @@ def interleaved_milliseconds(
     *,
     rounds: int,
     calls_per_round: int | Mapping[str, int],
+    untimed: bool | Mapping[str, bool] = True,
 ) -> dict[str, list[float]]:
     """Times A, B, A, B, ... after one warm-up of each.
 
@@ -125,6 +134,9 @@ def interleaved_milliseconds(
         rounds: how often each has its turn.
         calls_per_round: calls in a row per turn, of all or by name; only the last is waited for,
             so that the cost of dispatching overlaps as it does in a training loop.
+        untimed: whether a turn begins with a call that does not count, of all or by name. A quick
+            call right after one that gave much memory back to the system was seen to take 2.5 times
+            as long as the next one.
 
     Returns:
         Name → milliseconds per call, one number per round.
@@ -136,11 +148,15 @@ def interleaved_milliseconds(
         raise ValueError(f"rounds={rounds}: each contender needs at least 1")
     if isinstance(calls_per_round, int):
         calls_per_round = dict.fromkeys(calls, calls_per_round)
+    if isinstance(untimed, bool):
+        untimed = dict.fromkeys(calls, untimed)
     for call in calls.values():
         jax.block_until_ready(call())
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if untimed[name]:
+                jax.block_until_ready(call())
             start = time.perf_counter()
             for _ in range(calls_per_round[name]):
                 result = call()
@@ -178,7 +194,12 @@ def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) ->
         for name in calls
     }
     try:
-        times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=counts)
+        times = interleaved_milliseconds(
+            calls,
+            rounds=rounds,
+            calls_per_round=counts,
+            untimed={name: rows[name]["call_seconds"] < _QUICK_SECONDS for name in calls},
+        )
     except Exception as error:  # whose it is nobody knows: each of them ran before
         for name in calls:
             rows[name] |= _failure(error)
