@@ -6,6 +6,7 @@ The verbs import what they need themselves, so that `mambaout --help` is quick.
 
 import argparse
 import difflib
+import importlib
 import json
 import logging
 import os
@@ -16,86 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mambaout_jax import __version__
-from mambaout_jax.config import load_config
-from mambaout_jax.config_file import override, read_config, split_argument
-
-_OVERRIDES = """
-Any setting of the config file can be set from the command line:
-  --config.batch_size=128  --config.optimizer.learning_rate=1e-3  --config.augment.scale="(0.3, 1)"
-A duration in epochs gives way to one in updates: --config.schedule.total_steps=100
-All settings with their meaning: mambaout_jax/config.py
-"""
-
-_TRAIN = f"""
-examples:
-  mambaout train --config experiments/quickstart.py
-  mambaout train --config experiments/quickstart.py --workdir /tmp/run --config.seed=1
-  mambaout train --config experiments/quickstart.py --dry-run
-
-The same command again goes on where the last one stopped, or was stopped. SIGTERM and Ctrl-C save
-first and exit with code 75.
-{_OVERRIDES}"""
-
-_EVALUATE = f"""
-examples:
-  mambaout evaluate --workdir runs/quickstart
-  mambaout evaluate --workdir runs/quickstart --config.evaluation.batch_size=64
-  mambaout evaluate --workdir runs/quickstart --figures pictures/
-  mambaout evaluate --weights mambaout_tiny.in1k --data imagenet/val --figures pictures/
-{_OVERRIDES}"""
-
-
-_PREDICT = """
-examples:
-  mambaout predict --weights runs/folder photo.jpg
-  mambaout predict --weights mambaout_tiny.in1k photos/ --grid predictions.png
-  mambaout predict --weights hf_hub:timm/mambaout_femto.in1k photo.jpg --json
-  mambaout predict --weights weights.safetensors --model mambaout_tiny photo.jpg
-
-Weights are a run's working directory, a weight file (.safetensors, .pth), a name of the table that
-`mambaout models` prints, or a repository of the hub.
-"""
-
-_MODELS = """
-examples:
-  mambaout models
-  mambaout models "*_rw"
-"""
-
-_CONVERT = """
-examples:
-  mambaout convert mambaout_tiny.pth mambaout_tiny.safetensors
-  mambaout convert runs/folder folder_timm.safetensors --naming timm
-
-Without --naming the output has this project's names, with it PyTorch's.
-"""
-
-_ANALYSE = """
-examples:
-  mambaout analyse curves runs/quickstart --out curves.png
-  mambaout analyse curves runs/a runs/b runs/c
-  mambaout analyse blocks --out blocks.png
-"""
-
-_BENCH = """
-examples:
-  mambaout bench conv
-  mambaout bench conv --quick
-  mambaout bench conv --out experiments/results/conv.json
-  mambaout bench scan --quick
-  mambaout bench scan --out experiments/results/scan.json
-  mambaout bench scan --widths 96 384 --lengths 196 3136 --mixers conv chunked attention
-  mambaout bench scan --device gpu --dtype bfloat16
-  mambaout bench throughput --out experiments/results/throughput.json
-  mambaout bench throughput --models mambaout_base convnext_base --batch-size 2
-
-Beside FILE.json scan writes FILE.csv and FILE.png. On a GPU it also compares with mamba_ssm's CUDA
-kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and timm.
-"""
+from mambaout_jax.cli_examples import EXAMPLES
+from mambaout_jax.config import Config
+from mambaout_jax.config_file import load_config, override, read_config, split_argument
 
 # Of one question only; without an argument the benchmark's own `run` decides.
 _BENCH_SCAN = {
-    "--widths": {"type": int, "nargs": "+", "metavar": "D", "help": "channels (96)"},
+    "--widths": {"type": int, "nargs": "+", "metavar": "D", "help": "channels (96 ... 576)"},
     "--lengths": {"type": int, "nargs": "+", "metavar": "L", "help": "tokens (49 ... 65536)"},
     "--mixers": {"nargs": "+", "metavar": "MIXER",
                  "help": "conv, sequential, associative, chunked, pallas, attention, "
@@ -107,13 +35,20 @@ _BENCH_SCAN = {
                        "free on the device; of RAM two thirds of that)"},
 }  # fmt: skip
 _BENCH_THROUGHPUT = {
-    "--models": {"nargs": "+", "metavar": "NAME", "help": "of timm (femto, tiny, yardsticks)"},
+    "--models": {"nargs": "+", "metavar": "NAME", "help": "of timm (all MambaOut, yardsticks)"},
     "--batch-size": {"type": int, "metavar": "B", "help": "images per call (8)"},
     "--image-size": {"type": int, "metavar": "PIXELS", "help": "height and width (224)"},
     "--compiled": {"action": argparse.BooleanOptionalAction,
                    "help": "torch.compile takes part (it does)"},
 }  # fmt: skip
-_BENCH_OWN = {"conv": {}, "scan": _BENCH_SCAN, "throughput": _BENCH_THROUGHPUT}
+_BENCH_INPUT = {
+    "--data": {"metavar": "DIR", "help": "a folder of class folders of JPEG files (64 are made)"},
+    "--images": {"type": int, "metavar": "COUNT", "help": "of each contender per turn (512)"},
+    "--images-per-second": {"type": float, "metavar": "R",
+                            "help": "that a training run wants, to count cores for (10000)"},
+}  # fmt: skip
+_BENCH_OWN = {"conv": {}, "scan": _BENCH_SCAN, "throughput": _BENCH_THROUGHPUT,
+              "input": _BENCH_INPUT}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mambaout-jax {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    train = _verb(verbs, "train", "train a model, or go on with a run", _TRAIN, _train)
+    train = _verb(verbs, "train", "train a model, or go on with a run", _train)
     train.add_argument("--config", metavar="FILE[:ARG]", required=True,
                        help="Python file with get_config(); ARG is handed to it")  # fmt: skip
     train.add_argument("--workdir", type=Path, metavar="DIR",
@@ -151,8 +86,9 @@ def _parser() -> argparse.ArgumentParser:
                        help="print the resolved recipe and what it costs, and stop")  # fmt: skip
     train.add_argument("--show-batch", type=Path, metavar="PNG",
                        help="draw the first batch as the model will see it, and stop")  # fmt: skip
-    evaluate = _verb(verbs, "evaluate", "evaluate a run, or weights on a folder of images",
-                     _EVALUATE, _evaluate)  # fmt: skip
+    evaluate = _verb(
+        verbs, "evaluate", "evaluate a run, or weights on a folder of images", _evaluate
+    )
     what = evaluate.add_mutually_exclusive_group(required=True)
     what.add_argument("--workdir", type=Path, metavar="DIR", help="of the run")
     what.add_argument("--weights", metavar="SOURCE", help="file, published name or hub repository")
@@ -160,13 +96,20 @@ def _parser() -> argparse.ArgumentParser:
                           help="labelled images, a sub-folder per class")  # fmt: skip
     evaluate.add_argument("--figures", type=Path, metavar="DIR",
                           help="for confusion matrix, table per class, mistakes")  # fmt: skip
+    evaluate.add_argument("--suite", type=Path, metavar="DIR",
+                          help="ImageNet's test sets: imagenet, real.json, imagenet-v2, -a, -r, "
+                          "-sketch, -c, those that are there")  # fmt: skip
+    evaluate.add_argument("--suites", metavar="NAMES",
+                          help="only these, of val,real,v2,a,r,sketch,c")  # fmt: skip
+    evaluate.add_argument("--json", type=Path, metavar="FILE",
+                          help="write the numbers of the suites there")  # fmt: skip
     evaluate.add_argument("--config", metavar="FILE[:ARG]",
                           help="other settings than those of the run")  # fmt: skip
     for verb in (train, evaluate):
         verb.add_argument("--distributed", nargs="?", const="", metavar="HOST:PORT,COUNT,INDEX",
                           help="join the other processes of this run: found by itself on Slurm, "
                           "Open MPI, Cloud TPU and Kubernetes, else as given")  # fmt: skip
-    predict = _verb(verbs, "predict", "name what images show", _PREDICT, _predict)
+    predict = _verb(verbs, "predict", "name what images show", _predict)
     predict.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
     predict.add_argument("--weights", metavar="SOURCE", required=True)
     predict.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
@@ -174,32 +117,51 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=5, metavar="K", help="classes to name (5)")
     predict.add_argument("--json", action="store_true", help="one JSON object per image")
     predict.add_argument("--grid", type=Path, metavar="PNG", help="draw images with predictions")
-    models = _verb(verbs, "models", "list the models and their published weights", _MODELS, _models)
+    models = _verb(verbs, "models", "list the models and their published weights", _models)
     models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN")
-    convert = _verb(verbs, "convert", "convert weights between PyTorch's names and ours", _CONVERT,
-                    _convert)  # fmt: skip
+    convert = _verb(verbs, "convert", "convert weights between PyTorch's names and ours", _convert)
     convert.add_argument("source", metavar="SOURCE", help="what `predict --weights` takes")
     convert.add_argument("out", type=Path, metavar="OUT.safetensors")
     convert.add_argument("--model", metavar="NAME", help="where the weights do not tell it")
     convert.add_argument("--naming", metavar="NAMING", help="of the output: timm, official")
+    _add_prepare_verb(verbs)
     _add_measuring_verbs(verbs)
     return parser
 
 
-def _add_measuring_verbs(verbs) -> None:
-    analyse = _verb(
-        verbs, "analyse", "draw what runs have measured, or what is compared", _ANALYSE, _analyse
+def _add_prepare_verb(verbs) -> None:
+    prepare = _verb(
+        verbs, "prepare", "write a data set in the form that training reads best", _prepare
     )
+    prepare.add_argument("dataset", choices=("imagenet",))
+    prepare.add_argument("--train-tar", type=Path, metavar="FILE",
+                         help="ILSVRC2012_img_train.tar")  # fmt: skip
+    prepare.add_argument("--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar")
+    prepare.add_argument("--folder", type=Path, metavar="DIR",
+                         help="instead of archives: train/ and val/ with a sub-folder per "
+                         "synset (val/ may also hold the images themselves)")  # fmt: skip
+    prepare.add_argument("--out", type=Path, metavar="DIR", required=True,
+                         help="as large as the archives")  # fmt: skip
+    prepare.add_argument("--val-labels", type=Path, metavar="FILE",
+                         help="synset of each validation image, one a line (those of "
+                         "tensorflow_datasets)")  # fmt: skip
+    prepare.add_argument("--partial", action="store_true",
+                         help="accept fewer images than ImageNet has")  # fmt: skip
+    prepare.add_argument("--processes", type=int, metavar="COUNT", help="(one per core)")
+
+
+def _add_measuring_verbs(verbs) -> None:
+    analyse = _verb(verbs, "analyse", "draw what runs have measured, or what is compared", _analyse)
     analyse.add_argument("question", choices=("curves", "blocks"),
                          help="curves: losses, accuracy, learning rate of runs; "
                          "blocks: the Gated CNN block beside the Mamba block")  # fmt: skip
     analyse.add_argument("workdirs", nargs="*", type=Path, metavar="WORKDIR", help="for curves")
     analyse.add_argument("--out", type=Path, metavar="PNG", help="(QUESTION.png)")
-    bench = _verb(verbs, "bench", "measure speed against a named peer", _BENCH, _bench)
+    bench = _verb(verbs, "bench", "measure speed against a named peer", _bench)
     bench.add_argument("question", choices=tuple(_BENCH_OWN),
                        help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM "
                        "against convolution and attention, as sequences grow; throughput: whole "
-                       "models against timm's")  # fmt: skip
+                       "models against timm's; input: the loader against timm's")  # fmt: skip
     bench.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
     bench.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there")
     bench.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="to measure (JAX's default)")
@@ -211,9 +173,9 @@ def _add_measuring_verbs(verbs) -> None:
             group.add_argument(name, default=None, **option)
 
 
-def _verb(verbs, name: str, summary: str, epilog: str, run) -> argparse.ArgumentParser:
+def _verb(verbs, name: str, summary: str, run) -> argparse.ArgumentParser:
     verb = verbs.add_parser(name, help=summary, description=summary.capitalize() + ".",
-                            epilog=epilog, allow_abbrev=False,
+                            epilog=EXAMPLES[name], allow_abbrev=False,
                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     verb.set_defaults(run=run, parser=verb)
     return verb
@@ -282,38 +244,38 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _join(arguments)
     from mambaout_jax.train.evaluate import evaluate
     from mambaout_jax.train.loop import format_metrics
+    from mambaout_jax.train.suites import SUITES, report_suites, suite_config
 
-    if arguments.weights or arguments.figures or arguments.data:
-        return _assess(arguments, overrides)
-    if arguments.config:
-        config = read_config(arguments.config)
-    else:
-        config = load_config(arguments.workdir / "config.json")
-    config = override(config, overrides)
+    source, images = arguments.weights or arguments.workdir, arguments.data or arguments.figures
+    config = read_config(arguments.config) if arguments.config else None
+    wrong = images if arguments.suite else arguments.suites or arguments.json
+    if wrong:
+        arguments.parser.error("--suites and --json go with --suite; --data and --figures do not")
+    if arguments.suite:
+        names = arguments.suites.split(",") if arguments.suites else SUITES
+        how = suite_config(source, overrides, config)
+        report_suites(source, how, arguments.suite, names, arguments.json)
+        return 0
+    if arguments.weights or images:
+        return _assess(arguments, source, config, overrides)
+    config = override(config or load_config(arguments.workdir / "config.json"), overrides)
     print(format_metrics(evaluate(config, arguments.workdir)))
     return 0
 
 
-def _assess(arguments: argparse.Namespace, overrides: list[str]) -> int:
+def _assess(arguments, source: str | Path, config: Config | None, overrides: list[str]) -> int:
+    from mambaout_jax import predict
     from mambaout_jax.data.sources import open_source
-    from mambaout_jax.predict import (
-        assess,
-        assessment_config,
-        configured_preprocessing,
-        draw_assessment,
-        make_predictor,
-    )
     from mambaout_jax.train.loop import format_metrics
 
-    source = arguments.weights or arguments.workdir
-    config = read_config(arguments.config) if arguments.config else None
-    config = override(assessment_config(source, arguments.data, config), overrides)
-    data = open_source(config.data, "validation")
-    predictor = make_predictor(source, preprocessing=configured_preprocessing(config, source))
-    assessment = assess(predictor, config, data)
+    chosen = override(predict.assessment_config(source, arguments.data, config), overrides)
+    data = open_source(chosen.data, "validation")
+    how = predict.configured_preprocessing(chosen, source)
+    predictor = predict.make_predictor(source, preprocessing=how)
+    assessment = predict.assess(predictor, chosen, data)
     print(format_metrics(assessment.metrics))
     if arguments.figures:
-        for file in draw_assessment(assessment, predictor, data, arguments.figures):
+        for file in predict.draw_assessment(assessment, predictor, data, arguments.figures):
             print(file)
     return 0
 
@@ -355,6 +317,22 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _prepare(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.data.prepare import prepare_imagenet
+
+    try:
+        prepared = prepare_imagenet(
+            arguments.out, train_tar=arguments.train_tar, val_tar=arguments.val_tar,
+            folder=arguments.folder, val_labels=arguments.val_labels, partial=arguments.partial,
+            processes=arguments.processes,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 75
+    print(prepared)
+    return 0
+
+
 def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
     from mambaout_jax.analysis.diagram import draw_blocks
     from mambaout_jax.analysis.figures import draw_curves
@@ -381,6 +359,8 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
                 continue
             if owner not in (None, question):
                 arguments.parser.error(f"{question} takes no {option}; {owner} does")
+            if question == "input" and option in ("--device", "--dtype"):
+                arguments.parser.error(f"input takes no {option}: it measures the host")
             given[name] = value
     out = arguments.out
     if out:  # a benchmark is too long to fail at its end
@@ -389,9 +369,7 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(f"--out: the folder {out.parent} is not writable; take another")
-    from mambaout_jax.benchmarks import conv, scan, throughput
-
-    benchmark = {"conv": conv, "scan": scan, "throughput": throughput}[question]
+    benchmark = importlib.import_module(f"mambaout_jax.benchmarks.{question}")
     result = benchmark.run(**(benchmark.QUICK if arguments.quick else {}) | given)
     benchmark.print_table(result)
     for file in benchmark.save(result, out) if out else ():

@@ -10,9 +10,7 @@ anything is built.
 """
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -25,10 +23,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 TASKS = ("classification",)
-SOURCES = ("digits", "folder")
+SOURCES = ("digits", "folder", "imagenet")
 CROP_MODES = ("center", "squash")
 CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
+DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
 
 # fmt: off
@@ -39,12 +38,14 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
+    "augment.rand_augment_layers", "augment.rand_augment_deviation", "schedule.cooldown_epochs",
     "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate",
     "optimizer.learning_rate_batch_size", "optimizer.weight_decay", "optimizer.clip_norm",
 )
 _SHARES = (
     "data.validation_fraction", "data.max_corrupt_fraction", "augment.flip_probability",
-    "augment.mix_probability", "augment.cutmix_share", "augment.erase_probability",
+    "augment.rand_augment_probability", "augment.color_jitter", "augment.mix_probability",
+    "augment.cutmix_share", "augment.erase_probability",
     "loss.label_smoothing", "ema.decay",
 )
 # fmt: on
@@ -77,8 +78,10 @@ def default_config() -> Config:
 
 def _set_data(config: Config) -> None:
     config.data = ConfigDict()
-    config.data.source = "folder"  # "digits": embedded; "folder": images in class sub-folders
-    config.data.path = ""  # root of source="folder"
+    # "digits": embedded; "folder": images in class sub-folders of `path`; "imagenet": ImageNet-1k,
+    # of which `path` holds such folders or what `mambaout prepare` or TensorFlow Datasets wrote.
+    config.data.source = "folder"
+    config.data.path = ""
     config.data.image_size = 224  # pixels, height and width
     config.data.channels = 3  # 1: greyscale, 3: RGB
     config.data.mean = IMAGENET_MEAN  # per channel, of pixel values in [0, 1]
@@ -87,6 +90,8 @@ def _set_data(config: Config) -> None:
     config.data.crop_fraction = 1.0  # evaluation: side of the central crop over the resized side
     config.data.crop_mode = "center"  # evaluation: "center" keeps proportions, "squash" does not
     config.data.interpolation = "bicubic"  # evaluation, and training unless it is drawn
+    # Of training images; evaluation is always Pillow's. "opencv": faster, about a grey level off.
+    config.data.decoder = "pillow"
     config.data.num_threads = 16  # that decode, in this process
     config.data.num_workers = 0  # processes that decode; 0: threads of this process only
     config.data.prefetch_batches = 4  # batches made ahead
@@ -99,12 +104,18 @@ def _set_data(config: Config) -> None:
     config.augment.shift_pixels = 4  # shift: largest translation along each axis, zeros come in
     config.augment.random_interpolation = False  # draw bilinear or bicubic for each crop
     config.augment.flip_probability = 0.5  # horizontal
+    config.augment.rand_augment_layers = 0  # operations drawn per image, with replacement; 0: off
+    config.augment.rand_augment_magnitude = 9.0  # 0 to 10, the mean of each operation's
+    config.augment.rand_augment_deviation = 0.5  # of the magnitude, normal
+    config.augment.rand_augment_probability = 0.5  # that a drawn operation is applied
+    config.augment.color_jitter = 0.0  # largest change of brightness, contrast, saturation; 0: off
     config.augment.mixup_alpha = 0.0  # of Beta(alpha, alpha); 0: off
     config.augment.cutmix_alpha = 0.0  # likewise
     config.augment.mix_probability = 1.0  # that a group of examples is mixed at all
     config.augment.cutmix_share = 0.5  # of the mixed groups, where mixup and cutmix are both on
     config.augment.mix_group_size = 0  # examples that share one mixing weight; 0: a micro-batch
-    config.augment.erase_probability = 0.0  # random erasing with normal noise, after mixing
+    config.augment.erase_probability = 0.0  # random erasing with normal noise
+    config.augment.erase_after_mixing = True  # False: noise is mixed, too
 
 
 def _set_training(config: Config) -> None:
@@ -127,14 +138,22 @@ def _set_training(config: Config) -> None:
         (r"/(cls_token|pos_embed)$", False),
         (r"/(A_log|D)$", False),  # of an SSM: rates, not weights
     )
+    # The rate of each layer over that of the next one towards the head; 1: the same for all.
+    config.optimizer.layer_decay = 1.0
+    config.optimizer.freeze = ()  # regular expressions: parameters found by one are not trained
 
     config.schedule = ConfigDict()  # linear warm-up, then a half cosine
-    config.schedule.total_epochs = 300.0
+    config.schedule.total_epochs = 300.0  # until the cosine ends
     config.schedule.total_steps = config_dict.placeholder(int)
     config.schedule.warmup_epochs = 20.0  # counted inside the total
     config.schedule.warmup_steps = config_dict.placeholder(int)
+    config.schedule.cooldown_epochs = 0.0  # at the final rate, on top of the total
+    config.schedule.cooldown_steps = config_dict.placeholder(int)
+    # The cosine begins where the warm-up ends; False: at update 0, its start hidden by the warm-up.
+    config.schedule.warmup_prefix = True
+    config.schedule.per_epoch = False  # hold the rate that an epoch's first update has
     config.schedule.warmup_learning_rate = 1e-6  # at update 0, not scaled
-    config.schedule.final_learning_rate = 1e-5  # after the last update, not scaled
+    config.schedule.final_learning_rate = 1e-5  # where the cosine ends, not scaled
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # per update, of parameters and batch statistics; 0: no average is kept
@@ -165,7 +184,8 @@ class Resolved:
 
     Attributes:
         steps_per_epoch: updates that see as many examples as the training set has, rounded down.
-        total_steps, warmup_steps: of the schedule.
+        total_steps: of the run, with its cool-down.
+        warmup_steps, cooldown_steps: the first and the last of them.
         evaluate_every, checkpoint_every, log_every: updates between two.
         micro_batch_size: examples of one forward and backward pass, over all devices.
         learning_rate: peak, after scaling by the batch size.
@@ -174,6 +194,7 @@ class Resolved:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    cooldown_steps: int
     evaluate_every: int
     checkpoint_every: int
     log_every: int
@@ -199,6 +220,7 @@ def resolve(config: Config, num_examples: int) -> Resolved:
     steps_per_epoch = num_examples // config.batch_size
     total = _steps(config.schedule, "total", steps_per_epoch)
     warmup = _steps(config.schedule, "warmup", steps_per_epoch)
+    cooldown = _steps(config.schedule, "cooldown", steps_per_epoch)
     if total < 1 or warmup > total:
         raise ValueError(
             f"the schedule has {total} updates of which {warmup} warm up; it needs at least one "
@@ -209,8 +231,9 @@ def resolve(config: Config, num_examples: int) -> Resolved:
     scale = config.batch_size / reference if reference else 1.0
     return Resolved(
         steps_per_epoch=steps_per_epoch,
-        total_steps=total,
+        total_steps=total + cooldown,
         warmup_steps=warmup,
+        cooldown_steps=cooldown,
         evaluate_every=max(1, _steps(config.evaluation, "every", steps_per_epoch)),
         checkpoint_every=max(1, _steps(config.checkpoint, "every", steps_per_epoch)),
         log_every=config.log.every_steps,
@@ -240,6 +263,7 @@ def validate(config: Config, device_count: int) -> None:
     _one_of(config, "data.channels", (1, 3))
     _one_of(config, "data.crop_mode", CROP_MODES)
     _one_of(config, "data.interpolation", INTERPOLATIONS)
+    _one_of(config, "data.decoder", DECODERS)
     _one_of(config, "augment.crop", CROPS)
     for name in _POSITIVE:
         _within(config, name, 1, math.inf)
@@ -247,6 +271,7 @@ def validate(config: Config, device_count: int) -> None:
         _within(config, name, 0, math.inf)
     for name in _SHARES:
         _within(config, name, 0, 1)
+    _within(config, "augment.rand_augment_magnitude", 0, 10)
     for name in ("scale", "ratio"):
         pair = config.augment[name]
         if (
@@ -257,11 +282,11 @@ def validate(config: Config, device_count: int) -> None:
             raise ValueError(
                 f"augment.{name}={pair!r} must be two numbers above 0, the smaller one first"
             )
-    if not 0 < config.data.crop_fraction <= 1:
-        raise ValueError(
-            f"data.crop_fraction={config.data.crop_fraction} is out of range; it must be above 0 "
-            "and at most 1"
-        )
+    for name in ("data.crop_fraction", "optimizer.layer_decay"):
+        if not 0 < _value(config, name) <= 1:
+            raise ValueError(
+                f"{name}={_value(config, name)} is out of range; it must be above 0 and at most 1"
+            )
     if config.model.drop_path is not None:
         _within(config, "model.drop_path", 0, 1)
     for name in ("mean", "std"):
@@ -271,10 +296,11 @@ def validate(config: Config, device_count: int) -> None:
                 f"data.{name}={value} has {len(value)} values for data.channels="
                 f"{config.data.channels}; give one value per channel"
             )
-    if config.data.source == "folder" and not config.data.path:
+    if config.data.source in ("folder", "imagenet") and not config.data.path:
         raise ValueError(
-            "data.source='folder' needs the folder: set --config.data.path=DIR, where DIR holds "
-            "one sub-folder of images per class, or train/ and val/ with such sub-folders"
+            f"data.source={config.data.source!r} needs the folder: set --config.data.path=DIR, "
+            "where DIR holds train/ and val/ with one sub-folder of images per class, for 'folder' "
+            "also such sub-folders alone, for 'imagenet' also what `mambaout prepare` wrote"
         )
     _validate_batch(config, device_count)
 
@@ -305,61 +331,6 @@ def _validate_batch(config: Config, device_count: int) -> None:
             f"evaluation.batch_size={config.evaluation.batch_size} does not divide into "
             f"{device_count} devices; set --config.evaluation.batch_size={up}"
         )
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Writes all settings as JSON; a kill in between leaves the old file whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    temporary.replace(path)
-
-
-def load_config(path: Path) -> Config:
-    """The settings that `save_config` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds a setting that is not known here.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; the folder should be the --workdir of a training run"
-        )
-    config = default_config()
-    config.model.options.unlock()
-    try:
-        config.update(_tuples(json.loads(path.read_text())))
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not fit this version's settings: {error}") from error
-    return config.lock()
-
-
-def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by dotted name, as (old value, new value)."""
-    before, after = _flat(old), _flat(new)
-    return {
-        name: (before.get(name), after.get(name))
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
-    }
-
-
-def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key in config:
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _tuples(value: Any) -> Any:
-    """JSON has lists only; settings are tuples."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _value(config: Config, name: str):

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config files, `experiments/*.py`, and the settings that a command line changes in them."""
+"""Config files, `experiments/*.py`, what a command line changes in them, and saved settings."""
 
+import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from mambaout_jax.config import Config
+from mambaout_jax.config import Config, default_config
 
 
 def read_config(file: str) -> Config:
@@ -65,3 +67,58 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings look like --config.key=value")
     return values["config"].value
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes all settings as JSON; a kill in between leaves the old file whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def load_config(path: Path) -> Config:
+    """The settings that `save_config` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds a setting that is not known here.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; the folder should be the --workdir of a training run"
+        )
+    config = default_config()
+    config.model.options.unlock()
+    try:
+        config.update(_tuples(json.loads(path.read_text())))
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not fit this version's settings: {error}") from error
+    return config.lock()
+
+
+def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by dotted name, as (old value, new value)."""
+    before, after = _flat(old), _flat(new)
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only; settings are tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -22,7 +22,8 @@ from PIL import Image
 
 from mambaout_jax.analysis.confusion import confusion_matrix, write_per_class_csv
 from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
-from mambaout_jax.config import Config, default_config, load_config
+from mambaout_jax.config import Config, default_config
+from mambaout_jax.config_file import load_config
 from mambaout_jax.data.loader import evaluation_batches
 from mambaout_jax.data.sources import IMAGE_SUFFIXES, Source, read_image
 from mambaout_jax.data.transforms import evaluation_view
@@ -70,7 +71,8 @@ class Predictor:
 
     def view(self, path: Path) -> UInt8[np.ndarray, "H W C"]:
         """One image file, prepared."""
-        return self.prepare(read_image(path, self.channels))
+        image: Any = read_image(path, self.channels)
+        return self.prepare(image)
 
     def prepare(self, image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
         """What the model sees of an image."""

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
-    {"config", "kernels", "checkpoint"},
+    {"config", "kernels", "checkpoint", "imagenet_classes", "cli_examples"},
     {"layers", "config_file"},
     {"mixers"},
     {"backbone"},
@@ -34,13 +34,16 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY = {
     "kernels": {"kernels"},
     "config": set(),
+    "imagenet_classes": set(),
+    "cli_examples": set(),
     "config_file": {"config"},
     "checkpoint": set(),
-    "data": {"config", "data"},
+    "data": {"config", "data", "imagenet_classes"},
 }
 
 # Imported inside functions: optional or slow, and not everybody's.
-LAZY = {"mamba_ssm", "matplotlib", "sklearn", "tensorboardX", "timm", "torch", "wandb"}
+LAZY = {"array_record", "cv2", "mamba_ssm", "matplotlib", "sklearn", "tensorboardX",
+        "tensorflow_datasets", "timm", "torch", "wandb"}  # fmt: skip
 
 MAX_FILE, MAX_KERNEL_FILE = 400, 500
 MAX_FUNCTION, MAX_LOOP = 60, 150

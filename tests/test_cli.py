@@ -15,7 +15,7 @@ from mambaout_jax.cli import main
 from mambaout_jax.train.loop import describe
 
 TINY = tiny_run.__file__
-VERBS = ("train", "evaluate", "predict", "models", "convert", "analyse", "bench")
+VERBS = ("train", "evaluate", "predict", "models", "convert", "prepare", "analyse", "bench")
 
 
 def fails(capsys, *arguments):

@@ -3,14 +3,8 @@
 
 import pytest
 
-from mambaout_jax.config import (
-    changed_settings,
-    default_config,
-    load_config,
-    resolve,
-    save_config,
-    validate,
-)
+from mambaout_jax.config import default_config, resolve, validate
+from mambaout_jax.config_file import changed_settings, load_config, save_config
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from hub_server import serve
 from tiny_run import get_config
 
 from mambaout_jax.checkpoint import Checkpointer
-from mambaout_jax.config import save_config
+from mambaout_jax.config_file import save_config
 from mambaout_jax.models import create_model, deit, find_variant
 from mambaout_jax.train.state import TrainState
 from mambaout_jax.weights import catalog, load

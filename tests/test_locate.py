@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from tiny_run import get_config
 
-from mambaout_jax.config import save_config
+from mambaout_jax.config_file import save_config
 from mambaout_jax.weights.catalog import imagenet_classes
 from mambaout_jax.weights.load import describe_source
 from mambaout_jax.weights.locate import locate, model_options

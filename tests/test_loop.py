@@ -23,7 +23,7 @@ from runs import (
 from tiny_run import get_config
 
 from mambaout_jax.checkpoint import Checkpointer
-from mambaout_jax.config import load_config
+from mambaout_jax.config_file import load_config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sources import open_source
 from mambaout_jax.train import loop, mesh

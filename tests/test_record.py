@@ -13,7 +13,8 @@ import jax
 import pytest
 
 from mambaout_jax import __version__
-from mambaout_jax.config import default_config, load_config
+from mambaout_jax.config import default_config
+from mambaout_jax.config_file import load_config
 from mambaout_jax.train import record
 from mambaout_jax.train.record import check_same_run, git_revision, record_run
 

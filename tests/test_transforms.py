@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crops and views against closed forms, numpy slices and sizes worked out by hand."""
+"""Crops and views against closed forms, numpy slices, sizes worked out by hand, and timm's."""
 
 import collections
+import json
 import math
+import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from test_rand_augment import from_timm
 
-from mambaout_jax.config import default_config
+from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
+from mambaout_jax.data import opencv
+from mambaout_jax.data.rand_augment import NAMES
 from mambaout_jax.data.transforms import (
     EvaluationView,
     TrainingView,
+    color_jitter,
     evaluation_view,
     random_resized_crop_box,
     shift,
@@ -229,3 +237,135 @@ def test_squash_resizes_both_sides_alike(rng):
     expected = image.resize((20, 20), Image.Resampling.BICUBIC).crop((2, 2, 18, 18))
     view = evaluation_view(image, 16, crop_fraction=0.8, crop_mode="squash")
     np.testing.assert_array_equal(view, np.asarray(expected))
+
+
+class Replay(np.random.Generator):
+    """A generator whose draws are given, in lists by the name of the function that draws."""
+
+    def __init__(self, **draws):
+        super().__init__(np.random.PCG64())
+        self.draws = {name: list(values) for name, values in draws.items()}
+
+    def uniform(self, *arguments):
+        return self.draws["uniform"].pop(0)
+
+    def integers(self, *arguments):
+        return self.draws["integers"].pop(0)
+
+    def random(self):
+        return self.draws["random"].pop(0)
+
+    def normal(self, *arguments):
+        return self.draws["normal"].pop(0)
+
+    def permutation(self, *arguments):
+        return self.draws["permutation"].pop(0)
+
+
+def replayed(draws):
+    """What the training view draws, from what timm's transform drew for the same view."""
+    uniform = draws["uniform"]
+    integers = [*draws["corner"], INTERPOLATIONS.index(draws["interpolation"])]
+    random, normal = [0.0 if draws["flip"] else 0.9], []
+    for drawn in draws["operations"]:
+        random.append(0.9 if drawn is None else 0.1)
+        if drawn is not None:
+            operation = from_timm(*drawn)
+            random.append(0.1 if operation.negative else 0.9)
+            normal.append(operation.magnitude)
+            interpolation = INTERPOLATIONS.index(operation.interpolation)
+            integers += [NAMES.index(operation.name), interpolation]
+    return Replay(uniform=uniform, integers=integers, random=random, normal=normal)
+
+
+def test_training_view_is_timms_on_its_draws():
+    config = default_config()
+    config.data.image_size, config.data.mean = 24, IMAGENET_MEAN
+    config.augment.random_interpolation = True
+    config.augment.rand_augment_layers = 2
+    view = TrainingView(config)
+    with np.load(Path(__file__).parent / "goldens" / "recipe" / "views.npz") as arrays:
+        image, outputs = Image.fromarray(arrays["image"]), arrays["outputs"]
+        draws = json.loads(str(arrays["draws"]))
+    assert len(draws) == 24
+    seen = collections.Counter()
+    for drawn, want in zip(draws, outputs, strict=True):
+        rng = replayed(drawn)
+        example = {"image": image, "label": 0, "replaced": False}
+        np.testing.assert_array_equal(view.random_map(example, rng)["image"], want)
+        assert not any(rng.draws.values())
+        seen[drawn["flip"], drawn["interpolation"]] += 1
+        seen[sum(operation is not None for operation in drawn["operations"])] += 1
+    assert len(seen) == 4 + 3  # flips and interpolations; no, one and two operations
+
+
+def grey(pixels):
+    return (pixels * (0.299, 0.587, 0.114)).sum(-1, keepdims=True)
+
+
+JITTERS = (
+    lambda x, factor: factor * x,
+    lambda x, factor: grey(x).mean() + factor * (x - grey(x).mean()),
+    lambda x, factor: grey(x) + factor * (x - grey(x)),
+)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_color_jitter_changes_brightness_contrast_and_saturation(rng, order):
+    image = noise(rng, 12, 9)
+    factors = (0.7, 1.2, 0.8)
+    got = color_jitter(image, 0.4, Replay(permutation=[order], uniform=factors))
+    want = np.asarray(image, np.float64)
+    for kind, factor in zip(order, factors, strict=True):
+        want = np.clip(JITTERS[kind](want, factor), 0, 255)
+    np.testing.assert_allclose(np.asarray(got), want, atol=3)  # each step rounds
+
+
+def test_training_view_jitters_each_image_on_its_own(rng):
+    image = Image.new("RGB", (16, 16), (100, 100, 100))
+    config = crop_config("none", color_jitter=0.4)
+    levels = [int(view_of(config, image, seed)[0, 0, 0]) for seed in range(400)]
+    assert min(levels) >= 59
+    assert max(levels) <= 140
+    # Of a grey image only brightness changes; it is uniform, rounded down.
+    deviation = 80 / math.sqrt(12)
+    assert abs(np.mean(levels) - 99.5) < 4 * deviation / math.sqrt(400)
+    assert abs(np.std(levels) - deviation) < 4 * deviation / math.sqrt(400)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("as_array", [True, False])
+def test_training_view_crops_by_opencv(rng, mode, as_array):
+    image = noise(rng, 50, 40, mode)
+    pixels = np.asarray(image).reshape(40, 50, -1)
+    config = crop_config("random_resized", scale=(0.2, 0.6))
+    config.data.decoder = "opencv"
+    if mode == "L":
+        config.data.update(channels=1, mean=(0.5,), std=(0.5,))
+    for seed in range(5):
+        left, top, right, bottom = random_resized_crop_box(
+            50, 40, scale=(0.2, 0.6), ratio=(3 / 4, 4 / 3), rng=np.random.default_rng(seed)
+        )
+        side = min(right - left, bottom - top)
+        shrinks = cv2.INTER_AREA if side >= 24 else cv2.INTER_LINEAR
+        how = shrinks if side >= 16 else cv2.INTER_CUBIC
+        want = cv2.resize(pixels[top:bottom, left:right], (16, 16), interpolation=how)
+        got = view_of(config, pixels if as_array else image, seed)
+        np.testing.assert_array_equal(got, want.reshape(16, 16, -1))
+
+
+def test_training_view_takes_decoded_arrays_without_opencv(rng):
+    image = noise(rng, 50, 40)
+    for crop in ("random_resized", "none", "shift"):
+        config = crop_config(crop)
+        want = view_of(config, image, 3)
+        np.testing.assert_array_equal(view_of(config, np.asarray(image), 3), want)
+
+
+def test_training_view_tells_at_once_that_opencv_is_missing(monkeypatch):
+    config = crop_config("random_resized")
+    config.data.decoder = "opencv"
+    opencv._cv2.cache_clear()
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install"):
+        TrainingView(config)

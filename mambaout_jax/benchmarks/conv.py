@@ -107,7 +107,7 @@ def _forward_backward(x, kernel, dy, *, implementation):
     return y, *vjp(dy)
 
 
-_FUNCTIONS = dict(zip(PASSES, (_forward, _forward_backward), strict=True))
+_FUNCTIONS: dict[str, Callable] = dict(zip(PASSES, (_forward, _forward_backward), strict=True))
 
 
 def _race(

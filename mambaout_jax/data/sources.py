@@ -2,35 +2,27 @@
 """Where examples come from: random-access sequences of decoded images and labels."""
 
 import hashlib
-import io
 import logging
 import os
-import struct
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
 
 from mambaout_jax.config import Config
 from mambaout_jax.data.embedded import Digits
+from mambaout_jax.data.image_files import (
+    IMAGE_SUFFIXES,
+    VALIDATION_FOLDERS,
+    UnreadableImageError,
+    images_by_class,
+    is_image,
+    read_image,
+)
+from mambaout_jax.data.imagenet import open_imagenet
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 SPLITS = ("train", "validation")
-VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 MAX_REPLACEMENTS = 10
-
-# EXIF orientation -> what turns the image upright; 1 is upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 _logger = logging.getLogger("mambaout_jax")
 
@@ -39,8 +31,9 @@ _logger = logging.getLogger("mambaout_jax")
 class Source(Protocol):
     """A random-access sequence of examples, safe to read from many threads and to pickle.
 
-    `source[i]` is `{"image": PIL.Image.Image, "label": int}`; the image's mode is "L" or "RGB". One
-    that cannot be decoded raises `UnreadableImageError`.
+    `source[i]` is `{"image": Decoded, "label": int}`: a Pillow image of mode "L" or "RGB", or where
+    OpenCV has decoded it pixels (H, W, C). One that cannot be decoded raises
+    `UnreadableImageError`.
     """
 
     class_names: tuple[str, ...]
@@ -51,28 +44,31 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> dict: ...
 
 
-class UnreadableImageError(ValueError):
-    """An image that cannot be decoded; the message names the file and the reason."""
-
-
 def open_source(data: Config, split: str) -> Source:
     """Opens the split of the data set that `config.data` names.
+
+    `data.decoder` counts for training images only: evaluation is Pillow's.
 
     Args:
         data: the section `data` of a config.
         split: "train" or "validation".
 
     Raises:
-        ValueError, FileNotFoundError: the split, the source or the folder cannot be used; the
-            message says what to change.
+        ValueError, FileNotFoundError, ModuleNotFoundError: the split, the source or the folder
+            cannot be used; the message says what to change.
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not known; allowed are {SPLITS}")
+    decoder = data.decoder if split == "train" else "pillow"
     if data.source == "digits":
         return Digits(split, data.channels)
     if data.source == "folder":
-        return ImageFolder(data.path, split, data.validation_fraction, data.channels)
-    raise ValueError(f"data.source={data.source!r} is not known; allowed are 'digits', 'folder'")
+        return ImageFolder(data.path, split, data.validation_fraction, data.channels, decoder)
+    if data.source == "imagenet":
+        return open_imagenet(data.path, split, data.channels, decoder)
+    raise ValueError(
+        f"data.source={data.source!r} is not known; allowed are 'digits', 'folder', 'imagenet'"
+    )
 
 
 class ImageFolder:
@@ -91,6 +87,7 @@ class ImageFolder:
         split: "train" or "validation".
         validation_fraction: held out of each class, where `root` has no split of its own.
         channels: 1 decodes to greyscale, 3 to RGB (`read_image`).
+        decoder: of `read_image`.
 
     Attributes:
         files: paths of the images, relative to `root`, with "/" on every system.
@@ -101,9 +98,16 @@ class ImageFolder:
             differ, or a class or a split would be empty.
     """
 
-    def __init__(self, root: str | Path, split: str, validation_fraction: float, channels: int = 3):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        validation_fraction: float,
+        channels: int = 3,
+        decoder: str = "pillow",
+    ):
         self._root = Path(root).expanduser()
-        self._channels = channels
+        self._channels, self._decoder = channels, decoder
         if not self._root.exists():
             raise FileNotFoundError(
                 f"data.path={root} does not exist; set --config.data.path to a folder that holds "
@@ -138,13 +142,13 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        image = read_image(self._root / self.files[index], self._channels)
+        image = read_image(self._root / self.files[index], self._channels, self._decoder)
         return {"image": image, "label": int(self._labels[index])}
 
 
 def _given_split(root: Path, validation_folder: str) -> dict[str, dict[str, list[str]]]:
-    train = _images_by_class(root, root / "train")
-    validation = _images_by_class(root, root / validation_folder)
+    train = images_by_class(root, root / "train")
+    validation = images_by_class(root, root / validation_folder)
     if train.keys() != validation.keys():
         raise ValueError(
             f"train/ and {validation_folder}/ of {root} have different classes: only in train/: "
@@ -157,7 +161,7 @@ def _given_split(root: Path, validation_folder: str) -> dict[str, dict[str, list
 
 
 def _made_split(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
-    by_class = _images_by_class(root, root)
+    by_class = images_by_class(root, root)
     _check_classes(root, by_class)
     train, validation = {}, {}
     for name, files in by_class.items():
@@ -175,37 +179,10 @@ def _made_split(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
     return {"train": train, "validation": validation}
 
 
-def _images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
-    """Class name to sorted image paths, relative to root and with "/" on every system."""
-    return {
-        name: _images_below(root, folder / name)
-        for name in sorted(os.listdir(folder))
-        if not name.startswith(".") and (folder / name).is_dir()
-    }
-
-
-def _images_below(root: Path, folder: Path) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(parent).relative_to(root).as_posix()
-        found += [f"{prefix}/{name}" for name in names if _is_image(name)]
-    return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    # os.walk would leave out a folder that it may not read, and its images with it.
-    raise error
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def _check_classes(folder: Path, by_class: dict[str, list[str]]) -> None:
     """Raises what is wrong with the classes to train on."""
     if not by_class:
-        lie_directly = any(_is_image(name) for name in os.listdir(folder))
+        lie_directly = any(is_image(name) for name in os.listdir(folder))
         found = "images lie directly in it" if lie_directly else "nor images"
         raise ValueError(
             f"{folder} has no sub-folders ({found}); put the images of each class into a "
@@ -261,95 +238,3 @@ class ReplaceUnreadable:
             f"{MAX_REPLACEMENTS + 1} examples in a row are unreadable, the last: {last}; check "
             "that the data set is complete and its disk reachable"
         )
-
-
-def read_image(path: str | Path, channels: int) -> Image.Image:
-    """Reads and decodes one image file.
-
-    - It is turned upright by its EXIF orientation. Evaluation pipelines of published weights ignore
-      EXIF, but ImageNet has next to no such file, and the owner of a phone's photos expects this.
-      A broken EXIF block counts as upright.
-    - Transparent pixels are laid over white. CMYK is converted by Pillow's formula, without colour
-      profiles. 16-bit greyscale is scaled to 8 bits, not clipped. Of an animation the first frame
-      counts.
-
-    Args:
-        path: of the file; its content, not its suffix, decides the format.
-        channels: 1 for mode "L" (ITU-R 601 luma), 3 for mode "RGB".
-
-    Raises:
-        UnreadableImageError: names the path and the reason.
-    """
-    try:
-        content = Path(path).read_bytes()
-        if not content:
-            raise ValueError("the file is empty")
-        try:
-            return _decode(content, channels)
-        except UnidentifiedImageError:
-            raise ValueError(f"no image format starts with {content[:16]!r}") from None
-    # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
-    except Exception as error:
-        raise UnreadableImageError(f"cannot read {path}: {error}") from error
-
-
-class _Jpeg(JpegImageFile):
-    """A JPEG file whose EXIF block Pillow does not parse.
-
-    It would on opening, for the print resolution, and warn of broken blocks.
-    """
-
-    def getexif(self) -> Image.Exif:
-        return Image.Exif()
-
-
-def _decode(content: bytes, channels: int) -> Image.Image:
-    file = io.BytesIO(content)
-    image = _Jpeg(file) if content.startswith(b"\xff\xd8\xff") else Image.open(file)
-    image.load()
-    transpose = _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
-    image = _eight_bits(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-    return image if transpose is None else image.transpose(transpose)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("float pixels have no defined white; save the image with 8 or 16 bits")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"greyscale values from {values.min()} to {values.max()} are beyond 16 bits; save the "
-            "image with 8 or 16 bits"
-        )
-    return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 = 257 * 255
-
-
-def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory of an EXIF block; 1 where it is absent or broken.
-
-    Read here because Pillow parses every tag of the block and warns of those that are broken.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
-    if not order:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(count):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value
-    except struct.error:  # an offset beyond the end of the block
-        pass
-    return 1

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image to `image_size` x `image_size` uint8 pixels: the evaluation view and random crops.
+"""One image to `image_size` x `image_size` uint8 pixels: the evaluation view and random views.
 
-Everything is Pillow, so that the evaluation view equals that of torchvision and timm bit for bit.
-Sizes are in pixels; a box is (left, top, right, bottom).
+Pillow does it, so that the evaluation view equals that of torchvision and timm bit for bit; the
+crops of the training view can be OpenCV's. Sizes are in pixels; a box is (left, top, right,
+bottom).
 """
 
 import math
@@ -10,9 +11,11 @@ import math
 import grain
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageEnhance
 
-from mambaout_jax.config import Config
+from mambaout_jax.config import INTERPOLATIONS, Config
+from mambaout_jax.data import opencv, rand_augment
+from mambaout_jax.data.image_files import Decoded
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -128,56 +131,108 @@ class EvaluationView(grain.transforms.Map):
 
 
 class TrainingView(grain.transforms.RandomMap):
-    """Random crop and flip by `config.augment`: {image, label, replaced} → the same.
+    """Random crop, flip, RandAugment and colour jitter: {image, label, replaced} → the same.
+
+    This is the order of timm. The image that comes in is a Pillow image, or pixels (H, W, C) as
+    `opencv.decode` returns them; `data.decoder` says who resizes random crops.
 
     Args:
-        config: reads `augment`, `data.image_size`, `data.interpolation` and, for the crops "shift"
-            and "none", which start from the evaluation view, `data.crop_fraction`.
+        config: reads `augment`, `data.image_size`, `data.interpolation`, `data.decoder`,
+            `data.mean` (the colour that RandAugment fills with) and, for the crops "shift" and
+            "none", which start from the evaluation view, `data.crop_fraction`.
+
+    Raises:
+        ModuleNotFoundError: `data.decoder` is "opencv", and it is not installed.
     """
 
     def __init__(self, config: Config):
         # Plain values: a Config costs microseconds per access, here once per example.
         self._size = config.data.image_size
-        self._interpolation = config.data.interpolation
         self._crop_fraction = config.data.crop_fraction
         self._crop_mode = config.data.crop_mode
         self._augment = config.augment.to_dict()
+        one = (config.data.interpolation,)
+        self._interpolations = INTERPOLATIONS if config.augment.random_interpolation else one
+        self._rand_augment = {
+            name: self._augment[f"rand_augment_{name}"]
+            for name in ("layers", "magnitude", "deviation", "probability")
+        }
+        fill: tuple[int, ...] = tuple(min(255, round(255 * value)) for value in config.data.mean)
+        self._fill = fill if config.data.channels == 3 else fill[0]
+        self._opencv = config.data.decoder == "opencv"
+        if self._opencv:
+            opencv.check_installed()
 
     def random_map(self, example: dict, rng: np.random.Generator) -> dict:
-        """PIL image, int and bool → uint8 (image_size, image_size, C), int32 and bool."""
+        """Image, int and bool → uint8 (image_size, image_size, C), int32 and bool."""
         image = self._crop(example["image"], rng)
         if rng.random() < self._augment["flip_probability"]:
-            image = image[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        operations = rand_augment.draw(
+            rng, **self._rand_augment, interpolations=self._interpolations
+        )
+        warp = opencv.warp if self._opencv else rand_augment.warp
+        image = rand_augment.apply(image, operations, self._fill, warp)
+        if self._augment["color_jitter"]:
+            image = color_jitter(image, self._augment["color_jitter"], rng)
         return {
-            "image": image,
+            "image": _pixels(image),
             "label": np.int32(example["label"]),
             "replaced": np.bool_(example["replaced"]),
         }
 
-    def _crop(self, image: Image.Image, rng: np.random.Generator) -> UInt8[np.ndarray, "H W C"]:
-        augment, interpolation = self._augment, self._interpolation
-        if augment["random_interpolation"]:
-            interpolation = ("bilinear", "bicubic")[rng.integers(2)]
+    def _crop(self, image: Decoded, rng: np.random.Generator) -> Image.Image:
+        augment = self._augment
         if augment["crop"] == "random_resized":
-            box = random_resized_crop_box(
-                *image.size, scale=augment["scale"], ratio=augment["ratio"], rng=rng
-            )
-            size = (self._size, self._size)
-            return _pixels(image.crop(box).resize(size, RESAMPLING[interpolation]))
+            return self._random_resized_crop(image, rng)
         view = evaluation_view(
-            image,
+            _image(image),
             self._size,
             crop_fraction=self._crop_fraction,
             crop_mode=self._crop_mode,
-            interpolation=interpolation,
+            interpolation=self._draw_interpolation(rng),
         )
-        if augment["crop"] == "none":
-            return view
-        reach = augment["shift_pixels"]
-        down, right = rng.integers(-reach, reach, size=2, endpoint=True)
-        return shift(view, int(down), int(right))
+        if augment["crop"] == "shift":
+            reach = augment["shift_pixels"]
+            down, right = rng.integers(-reach, reach, size=2, endpoint=True)
+            view = shift(view, int(down), int(right))
+        return _image(view)
+
+    def _random_resized_crop(self, image: Decoded, rng: np.random.Generator) -> Image.Image:
+        size = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+        box = random_resized_crop_box(
+            *size, scale=self._augment["scale"], ratio=self._augment["ratio"], rng=rng
+        )
+        interpolation = self._draw_interpolation(rng)
+        if self._opencv:
+            return _image(opencv.crop_and_resize(_pixels(image), box, self._size, interpolation))
+        side = self._size
+        return _image(image).crop(box).resize((side, side), RESAMPLING[interpolation])
+
+    def _draw_interpolation(self, rng: np.random.Generator) -> str:
+        return self._interpolations[rng.integers(len(self._interpolations))]
 
 
-def _pixels(image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
+def color_jitter(image: Image.Image, reach: float, rng: np.random.Generator) -> Image.Image:
+    """Changes brightness, contrast and saturation in random order, as torchvision does.
+
+    Args:
+        image: of mode "L" or "RGB".
+        reach: each factor is uniform between 1 - reach and 1 + reach.
+        rng: the source of randomness.
+    """
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for kind in rng.permutation(3):
+        image = kinds[kind](image).enhance(rng.uniform(1 - reach, 1 + reach))
+    return image
+
+
+def _pixels(image: Decoded) -> UInt8[np.ndarray, "H W C"]:
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
+
+
+def _image(image: Decoded) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation of whole batches on the device, inside jit.
 
-uint8 images come in; normalisation, mixup or cutmix, and random erasing follow, in this order. All
-draws are keyed by places in the global batch, so that splitting a batch over devices or, between
-groups that mix, into micro-batches changes nothing.
-"""
+uint8 images come in; normalisation, mixup or cutmix, and random erasing follow, in this order (a
+setting puts erasing before mixing). All draws are keyed by places in the global batch, so that
+splitting a batch over devices or, between groups that mix, into micro-batches changes nothing.
 
-from typing import Any
+What is drawn and what is done with it are functions apart; on the same draws the latter give what
+timm's `Mixup` and `RandomErasing` do.
+"""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mambaout_jax.config import Config
 from mambaout_jax.tasks.classification import soft_targets
@@ -19,6 +20,8 @@ from mambaout_jax.tasks.classification import soft_targets
 _ERASE_AREA = (0.02, 1 / 3)
 _ERASE_RATIO = (0.3, 1 / 0.3)
 _ERASE_TRIES = 10
+
+Box = tuple[Float[Array, "2"], Float[Array, "2"]]  # first corner and end, (row, column)
 
 
 def normalise(
@@ -49,11 +52,19 @@ def augment_batch(
     augment, place = config.augment, batch["place"]
     images = normalise(batch["image"], config.data.mean, config.data.std)
     targets = soft_targets(batch["label"], num_classes, config.loss.label_smoothing)
+
+    def erased(images):
+        if not augment.erase_probability:
+            return images
+        return erase(erase_key, images, place, augment.erase_probability)
+
+    if not augment.erase_after_mixing:
+        images = erased(images)
     if (augment.mixup_alpha or augment.cutmix_alpha) and augment.mix_probability:
         group_size = augment.mix_group_size or images.shape[0]
         images, targets = mix(mix_key, images, targets, place, group_size, augment)
-    if augment.erase_probability:
-        images = erase(erase_key, images, place, augment.erase_probability)
+    if augment.erase_after_mixing:
+        images = erased(images)
     return {"image": images, "target": targets}
 
 
@@ -77,26 +88,58 @@ def mix(
 
     def mix_group(images, targets, place):
         # No two groups share a first place, also where micro-batches interleave in the batch.
-        use_cutmix, weight, inside = _draw_mixing(
-            jax.random.fold_in(key, place[0]), images.shape[1:3], config
-        )
-        other = images[::-1]
-        blended = weight * images + (1 - weight) * other
-        pasted = jnp.where(inside[None, :, :, None], other, images)
-        return (
-            jnp.where(use_cutmix, pasted, blended),
-            weight * targets + (1 - weight) * targets[::-1],
-        )
+        draws = _draw_mixing(jax.random.fold_in(key, place[0]), images.shape[1:3], config)
+        return mix_with_mirror(images, targets, *draws)
 
     grouped = [x.reshape(groups, group_size, *x.shape[1:]) for x in (images, targets, place)]
     mixed_images, mixed_targets = jax.vmap(mix_group)(*grouped)
     return mixed_images.reshape(images.shape), mixed_targets.reshape(targets.shape)
 
 
+def mix_with_mirror(
+    images: Float[Array, "B H W C"],
+    targets: Float[Array, "B num_classes"],
+    use_cutmix: Bool[Array, ""],
+    weight: Float[Array, ""],
+    box: Box,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B num_classes"]]:
+    """Mixes example i of a group with example B - 1 - i.
+
+    Args:
+        use_cutmix: paste the other image's `box`, else blend the images.
+        weight: of an example itself, as drawn. With cutmix it becomes the share of its image that
+            is truly left, as the border may have cut the box.
+        box: first corner and end, (row, column).
+    """
+    inside = _rectangle((images.shape[1], images.shape[2]), *box)
+    weight = jnp.where(use_cutmix, 1 - inside.mean(), weight)
+    other = images[::-1]
+    pasted = jnp.where(inside[None, :, :, None], other, images)
+    blended = weight * images + (1 - weight) * other
+    mixed_targets = weight * targets + (1 - weight) * targets[::-1]
+    return jnp.where(use_cutmix, pasted, blended), mixed_targets
+
+
+def cutmix_box(size: tuple[int, int], weight: Float[Array, ""], centre: Float[Array, "2"]) -> Box:
+    """The rectangle with (1 - weight) of the image's area around a centre, cut at the border.
+
+    Half a side is rounded down, as in the paper and in the timm (0.6) of MambaOut; later versions
+    of timm keep the last row and column of odd sides.
+
+    Args:
+        size: H and W of the image in pixels.
+        weight: of the image into which it is pasted.
+        centre: row and column.
+    """
+    sides = jnp.asarray(size, jnp.float32)
+    half = jnp.floor(sides * jnp.sqrt(1 - weight)) // 2
+    return jnp.maximum(centre - half, 0), jnp.minimum(centre + half, sides)
+
+
 def _draw_mixing(
     key: Key[Array, ""], size: tuple[int, int], config: Config
-) -> tuple[Array, Float[Array, ""], Array]:
-    """Whether to cut, the weight of an example itself, and the pixels that come from the other."""
+) -> tuple[Bool[Array, ""], Float[Array, ""], Box]:
+    """Whether to cut, the weight of an example itself, and the box that comes from the other."""
     keys = jax.random.split(key, 5)
     if config.mixup_alpha and config.cutmix_alpha:
         use_cutmix = jax.random.bernoulli(keys[0], config.cutmix_share)
@@ -105,18 +148,8 @@ def _draw_mixing(
     alpha = jnp.where(use_cutmix, config.cutmix_alpha or 1.0, config.mixup_alpha or 1.0)
     weight = jax.random.beta(keys[1], alpha, alpha)
     weight = jnp.where(jax.random.bernoulli(keys[2], config.mix_probability), weight, 1.0)
-
-    # A rectangle with (1 - weight) of the area around a uniform centre; where it is cut off by the
-    # border the weight becomes what is truly left.
-    height, width = size
-    share = jnp.sqrt(1 - weight)
-    half = jnp.floor(jnp.asarray([height, width]) * share) // 2
-    centre = jnp.floor(jax.random.uniform(keys[3], (2,)) * jnp.asarray([height, width]))
-    low = jnp.maximum(centre - half, 0)
-    high = jnp.minimum(centre + half, jnp.asarray([height, width]))
-    inside = _rectangle(size, low, high)
-    cut_weight = 1 - inside.mean()
-    return use_cutmix, jnp.where(use_cutmix, cut_weight, weight), inside
+    centre = jnp.floor(jax.random.uniform(keys[3], (2,)) * jnp.asarray(size))
+    return use_cutmix, weight, cutmix_box(size, weight, centre)
 
 
 def erase(
@@ -138,27 +171,40 @@ def erase(
     return jax.vmap(erase_one)(images, place)
 
 
-def _draw_rectangle(
-    key: Key[Array, ""], size: tuple[int, int]
-) -> tuple[Float[Array, "2"], Float[Array, "2"]]:
-    """First corner and end of the first of ten drawn rectangles that fits, else an empty one."""
-    height, width = size
+def _draw_rectangle(key: Key[Array, ""], size: tuple[int, int]) -> Box:
     area_key, ratio_key, corner_key = jax.random.split(key, 3)
     tries = (_ERASE_TRIES,)
-    area = height * width * jax.random.uniform(area_key, tries, minval=_ERASE_AREA[0],
-                                               maxval=_ERASE_AREA[1])  # fmt: skip
+    area = jax.random.uniform(area_key, tries, minval=_ERASE_AREA[0], maxval=_ERASE_AREA[1])
     ratio = jnp.exp(jax.random.uniform(ratio_key, tries, minval=jnp.log(_ERASE_RATIO[0]),
                                        maxval=jnp.log(_ERASE_RATIO[1])))  # fmt: skip
+    return erase_box(size, area, ratio, jax.random.uniform(corner_key, (2,)))
+
+
+def erase_box(
+    size: tuple[int, int],
+    area: Float[Array, "tries"],
+    ratio: Float[Array, "tries"],
+    corner: Float[Array, "2"],
+) -> Box:
+    """The first rectangle that is smaller than the image, else an empty one.
+
+    Args:
+        size: H and W of the image in pixels.
+        area: share of the image.
+        ratio: height over width.
+        corner: place of the first corner among those that fit, row and column in [0, 1).
+    """
+    limits = jnp.asarray([size], jnp.float32)
+    area = limits.prod() * area
     sides = jnp.round(jnp.stack((jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)), axis=-1))
-    limits = jnp.asarray([[height, width]])
     fits = jnp.all(sides < limits, axis=-1)  # (tries,)
     side = jnp.where(fits.any(), sides[jnp.argmax(fits)], 0.0)  # (2,)
-    low = jnp.floor(jax.random.uniform(corner_key, (2,)) * (limits[0] - side + 1))
+    low = jnp.floor(corner * (limits[0] - side + 1))
     return low, low + side
 
 
-def _rectangle(size: tuple[int, int], low: Any, high: Any) -> Array:
-    """(H, W) bool, True from corner `low` to before corner `high`."""
+def _rectangle(size: tuple[int, int], low: Array, high: Array) -> Bool[Array, "H W"]:
+    """True from corner `low` to before corner `high`."""
     rows, columns = jnp.arange(size[0]), jnp.arange(size[1])
     return ((rows >= low[0]) & (rows < high[0]))[:, None] & (
         (columns >= low[1]) & (columns < high[1])

@@ -1,48 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW and its schedule, as one flat optax chain."""
+"""AdamW and its schedule, as one flat optax chain; layers that learn slower, and frozen ones."""
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from mambaout_jax.config import Config, Resolved
 
 
 def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
-    """Learning rate of update 0, 1, ...: linear warm-up, then a half cosine.
+    """Learning rate of update 0, 1, ...: linear warm-up, half a cosine, then the final rate.
 
     Args:
         config: the section `schedule`.
         resolved: durations in updates and the peak rate.
     """
     peak, final = resolved.learning_rate, config.final_learning_rate
-    warmup, total = resolved.warmup_steps, resolved.total_steps
-    decay = optax.cosine_decay_schedule(
-        peak, max(1, total - warmup), alpha=final / peak if peak else 0.0
-    )
-    if warmup == 0:
-        return decay
-    rise = optax.linear_schedule(config.warmup_learning_rate, peak, warmup)
-    return optax.join_schedules((rise, decay), (warmup,))
+    rise_from, warmup = config.warmup_learning_rate, resolved.warmup_steps
+    end = resolved.total_steps - resolved.cooldown_steps
+    start = warmup if config.warmup_prefix else 0
+    hold = resolved.steps_per_epoch if config.per_epoch else 1
+
+    def schedule(step: ArrayLike) -> jax.Array:
+        t = jnp.asarray(step) // hold * hold
+        progress = jnp.clip((t - start) / max(1, end - start), 0, 1)
+        # cos²(x / 2) is (1 + cos x) / 2 without its cancellation near the final rate.
+        cosine = final + (peak - final) * jnp.cos(jnp.pi / 2 * progress) ** 2
+        rise = rise_from + (peak - rise_from) * t / max(1, warmup)
+        return jnp.where(t < warmup, rise, cosine)
+
+    return schedule
 
 
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay (Loshchilov and Hutter 2019).
 
+    With `layer_decay` below 1 the rate of a parameter, and with it its weight decay, is multiplied
+    by layer_decay^(last layer - its layer); see `layer_depths`. What `freeze` names has no moments,
+    does not count in the norm that is clipped, and keeps its bits.
+
     Args:
         config: the section `optimizer`.
         schedule: update count to learning rate.
+
+    Raises (when the optimiser meets the parameters):
+        ValueError: as `decay_mask`, `layer_depths`, `frozen_mask`.
     """
-    return optax.chain(
+    steps = [
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(
             config.weight_decay, mask=lambda params: decay_mask(params, config.decay_rules)
         ),
         optax.scale_by_learning_rate(schedule),
-    )
+    ]
+    if config.layer_decay != 1:
+        steps.append(_scale_by_layer(config.layer_decay))
+    trained = optax.chain(*steps)
+    if not config.freeze:
+        return trained
+
+    def labels(params):
+        mask = frozen_mask(params, config.freeze)
+        return jax.tree.map(lambda frozen: "frozen" if frozen else "trained", mask)
+
+    return optax.partition({"trained": trained, "frozen": _stay()}, labels)
 
 
 def decay_mask(params: Any, rules: tuple[tuple[str, bool], ...]) -> Any:
@@ -70,3 +99,97 @@ def decay_mask(params: Any, rules: tuple[tuple[str, bool], ...]) -> Any:
             "add a (regular expression, True or False) for them in the config file"
         )
     return flax.traverse_util.unflatten_dict(mask, sep="/")
+
+
+def layer_depths(params: Any) -> Any:
+    """The layer of each parameter, counted from the image.
+
+    Layer 0 is what stands before the first block. Each block is a layer of its own, together with
+    the downsampling in front of it. All that is outside the backbone is the last layer. For
+    MambaOut these are the groups of timm's `param_groups_layer_decay`, for a transformer those of
+    BEiT (Bao et al. 2022), whose final norm belongs to the head.
+
+    Args:
+        params: nested dicts, {"backbone": ..., "head": ...}.
+
+    Raises:
+        ValueError: a part of the backbone of which the name does not tell where it stands.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    places = {path: place for path in flat if (place := _place(path)) is not None}
+    unknown = [path for path in flat if path not in places]
+    if unknown:
+        raise ValueError(
+            f"optimizer.layer_decay cannot tell to which layer these parameters belong: {unknown}; "
+            "set it to 1, or name a part of the backbone as those of models/mambaout.py are"
+        )
+    depths = {place: depth for depth, place in enumerate(sorted(set(places.values())))}
+    return flax.traverse_util.unflatten_dict(
+        {path: depths[place] for path, place in places.items()}, sep="/"
+    )
+
+
+def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
+    """Which parameters are frozen: those in whose path one of the patterns is found.
+
+    Args:
+        params: nested dicts.
+        patterns: regular expressions; paths look like "/backbone/stage_0_block_00/fc1/kernel".
+
+    Raises:
+        ValueError: a pattern that is no regular expression or is found nowhere, or nothing is left
+            to train.
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    mask = dict.fromkeys(flat, False)
+    for pattern in patterns:
+        try:
+            found = [path for path in flat if re.search(pattern, f"/{path}")]
+        except re.error as error:
+            raise ValueError(f"optimizer.freeze: {pattern!r} is no pattern: {error}") from error
+        if not found:
+            raise ValueError(
+                f"optimizer.freeze: {pattern!r} is found in no parameter; their paths look like "
+                f"{[f'/{path}' for path in list(flat)[:: max(1, len(flat) // 4)]]}"
+            )
+        mask.update(dict.fromkeys(found, True))
+    if all(mask.values()):
+        raise ValueError(
+            f"optimizer.freeze={tuple(patterns)} leaves no parameter to train; '/backbone/' would "
+            "leave the head"
+        )
+    return flax.traverse_util.unflatten_dict(mask, sep="/")
+
+
+def _place(path: str) -> tuple[float, int] | None:
+    """What sorts the layers of a network: its stage and block; None where the name tells none."""
+    if not path.startswith("backbone/"):
+        return math.inf, 0
+    if re.match(r"backbone/(stem|patch_embed|cls_token|pos_embed)(/|$)", path):
+        return -1, 0
+    if block := re.match(r"backbone/(?:stage_(\d+)_)?block_(\d+)/", path):
+        return int(block[1] or 0), int(block[2])
+    if downsample := re.match(r"backbone/downsample_(\d+)/", path):
+        return int(downsample[1]), 0
+    return None
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    """Multiplies updates by decay^(last layer - layer)."""
+
+    def scale(updates, _):
+        depths = layer_depths(updates)
+        last = max(jax.tree.leaves(depths))
+        return jax.tree.map(
+            lambda depth, update: optax.tree.scale(decay ** (last - depth), update),
+            depths, updates,
+        )  # fmt: skip
+
+    return optax.stateless(scale)
+
+
+def _stay() -> optax.GradientTransformation:
+    """Updates that change no bit: x + 0 would turn -0 into 0."""
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda update: jnp.full_like(update, -0.0), updates)
+    )

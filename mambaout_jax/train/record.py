@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 
 from mambaout_jax import __version__
-from mambaout_jax.config import Config, changed_settings, load_config, save_config
+from mambaout_jax.config import Config
+from mambaout_jax.config_file import changed_settings, load_config, save_config
 
 _LOG = logging.getLogger("mambaout_jax")
 

@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 import jax.numpy as jnp
 import safetensors
 
-from mambaout_jax.config import Config, load_config
+from mambaout_jax.config import Config
+from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models
 from mambaout_jax.weights.catalog import CATALOG, Preprocessing, Weights, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
