@@ -178,6 +178,7 @@ def test_dry_run_prints_the_recipe_and_leaves_no_trace(capsys, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--config", TINY]) == 0

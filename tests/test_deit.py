@@ -283,6 +283,7 @@ def test_what_cannot_be_is_named(variables):
         create_model(NAME, atention="causal")
 
 
+@pytest.mark.slow
 def test_it_trains_on_digits_by_config(tmp_path):
     config = get_config()
     config.model.name = NAME

@@ -107,6 +107,7 @@ def test_fine_tuning_a_weight_file_beats_training_from_scratch(photos, run, tmp_
     assert tuned["eval/loss"] < scratch["eval/loss"] - 0.05
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_its_weights_are_gone(photos, run, tmp_path):
     source, _ = run
     copy = shutil.copytree(source, tmp_path / "copy")
@@ -117,6 +118,7 @@ def test_a_run_goes_on_when_its_weights_are_gone(photos, run, tmp_path):
     assert train(config, tmp_path / "run")["step"] == 3
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_the_same_over_a_sharded_mesh(photos, run, tmp_path):
     workdir, _ = run
     settings = (*steps(2), "--config.augment.scale=(1.0, 1.0)")
@@ -142,6 +144,7 @@ def test_dry_run_tells_where_a_run_starts(photos, run):
     assert "a fresh initialisation" in describe(tiny(photos, *steps(2)))
 
 
+@pytest.mark.slow
 def test_other_normalisation_than_that_of_the_weights_is_told(photos, run, tmp_path, caplog):
     workdir, _ = run
     config = tiny(photos, *STILL, "--config.data.mean=(0.5, 0.5, 0.5)", start=workdir)

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from runs import checkpoints, final_state, timeless_metrics
+from runs import final_state, timeless_metrics
 
 from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.cli import main
@@ -31,6 +31,7 @@ from mambaout_jax.config_file import changed_settings, load_config, override, re
 from mambaout_jax.imagenet_classes import SYNSETS
 from mambaout_jax.models import create_model
 from mambaout_jax.train.evaluate import evaluate
+from mambaout_jax.train.loop import format_metrics
 
 ROOT = Path(__file__).parent.parent
 RECIPE = f"{ROOT / 'experiments' / 'imagenet' / 'mambaout.py'}:mambaout_femto"
@@ -68,13 +69,16 @@ def start(*arguments):
 
 def output(process, code=0):
     """Waits for the process, which must end with this code, and returns what it printed."""
-    out, err = process.communicate(timeout=600)
+    try:
+        out, err = process.communicate(timeout=600)
+    finally:
+        process.kill()  # what has ended stays ended
     assert process.returncode == code, err
     return out
 
 
 def interrupt(process, workdir, step, number):
-    """Sends the signal once the checkpoint of `step` is complete, and the run is further."""
+    """Sends the signal once the checkpoint of `step` is complete, which the run is not."""
     deadline = time.monotonic() + 600
     while not (workdir / "checkpoints" / str(step)).exists():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -109,14 +113,8 @@ def write_with_tfds(folders, out):
 
             def _generate_examples(self, name):
                 for path in sorted((folders / name).glob("*/*")):
-                    yield (
-                        path.name,
-                        {
-                            "image": path.read_bytes(),
-                            "label": path.parent.name,
-                            "file_name": path.name,
-                        },
-                    )
+                    synset, image = path.parent.name, path.read_bytes()
+                    yield path.name, {"image": image, "label": synset, "file_name": path.name}
 
     Imagenet2012(data_dir=out, file_format="array_record").download_and_prepare()
     return out
@@ -186,6 +184,7 @@ def test_dry_run_tells_the_three_epochs(data, capsys):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ROUTES)
 def test_first_batch_is_drawn(data, tmp_path, capsys, route):
     sheet = tmp_path / "sheet.png"
@@ -238,7 +237,7 @@ def test_three_epochs_of_the_recipe_on_every_route(data, trained, route):
         np.repeat([1e-6, half_way, 1e-5], UPDATES),  # one rate per epoch
         rtol=2e-6,
     )
-    assert evaluations[-1]["eval/loss"] < evaluations[0]["eval/loss"] / 2  # of 1000 classes 4 stay
+    assert evaluations[-1]["eval/loss"] < evaluations[0]["eval/loss"] / 2
 
 
 @pytest.mark.slow
@@ -262,13 +261,16 @@ def test_folders_and_tensorflow_datasets_train_to_the_same_bits(trained):
 
 
 @pytest.mark.slow
-def test_one_checkpoint_is_evaluated_alike_on_every_route(data, trained):
+def test_one_checkpoint_is_evaluated_alike_on_every_route(data, trained, capsys):
     workdir = trained("prepared")
     config = load_config(workdir / "config.json")
     want = {"step": 3 * UPDATES, **timeless_metrics(workdir)[-1]}
     for route in ROUTES:
-        there = override(config, [f"--config.data.path={data[route]}"])
-        assert evaluate(there, workdir) == pytest.approx(want, rel=1e-5)
+        there = f"--config.data.path={data[route]}"
+        found = evaluate(override(config, [there]), workdir)
+        assert found == pytest.approx(want, rel=1e-5)
+        assert main(["evaluate", "--workdir", str(workdir), there]) == 0
+        assert capsys.readouterr().out == f"{format_metrics(found)}\n"
 
 
 @pytest.mark.slow
@@ -287,7 +289,7 @@ def test_interrupted_run_ends_as_if_nothing_had_happened(
     process = start(*command)
     interrupt(process, workdir, step, number)
     output(process, code)
-    newest = checkpoints(workdir)[-1]
+    newest = read_checkpoint(workdir / "checkpoints").step
     assert step <= newest < 3 * UPDATES
     said = output(start(*command))
     assert f"going on from {workdir / 'checkpoints' / str(newest)}\n" in said

@@ -81,6 +81,7 @@ def test_there_is_a_matched_variant_of_every_size():
     ]
 
 
+@pytest.mark.slow
 def test_remat_and_the_scan_implementation_change_no_gradient(rng):
     images = rng.standard_normal((1, 16, 16, 3), np.float32)
     fields = {**SMALL, **SSM, "routes": "bidirectional", "num_classes": 3, "drop_path": 0.0}

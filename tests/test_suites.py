@@ -267,6 +267,7 @@ def test_sums_follow_competitors_answers_and_mask():
     }
 
 
+@pytest.mark.slow
 def test_devices_and_batches_change_nothing(root, weights, results, tmp_path):
     # `results` are of 8 devices.
     for devices, batch in (("1", "5"), ("4", "4")):

@@ -97,7 +97,7 @@ def test_first_update_of_each_layer_is_the_rate_times_decay_to_its_depth(weights
 
 def test_frozen_parts_keep_their_bits_and_the_rest_moves(weights, photos, tmp_path):
     freeze = "--config.optimizer.freeze=('/stem/', '/stage_[01]_', '/downsample_1/norm/')"
-    train(recipe(weights, photos, *steps(4), freeze), tmp_path)
+    train(recipe(weights, photos, *steps(4), freeze, "--config.ema.decay=0.9"), tmp_path)
     old, new = before(weights), parameters(tmp_path)
     equal = {path for path, leaf in new.items() if leaf.tobytes() == old[path].tobytes()}
     assert equal == {
@@ -105,12 +105,15 @@ def test_frozen_parts_keep_their_bits_and_the_rest_moves(weights, photos, tmp_pa
         if part(path) in ("stem", "stage_0_block_00", "stage_1_block_00")
         or "downsample_1/norm" in path
     }  # fmt: skip
+    average = flatten_dict(read_checkpoint(tmp_path / "checkpoints").state["ema"], sep="/")
+    assert all(average[f"params/{path}"].tobytes() == old[path].tobytes() for path in equal)
     # Adam's two moments, of what is trained and of nothing else.
     state = read_checkpoint(tmp_path / "checkpoints").state["opt_state"]
     moments = sum(np.size(leaf) for leaf in flatten_dict(state).values() if np.ndim(leaf))
     assert moments == 2 * sum(leaf.size for path, leaf in new.items() if path not in equal)
 
 
+@pytest.mark.slow
 def test_a_run_with_frozen_parts_goes_on_as_if_it_had_not_stopped(weights, photos, tmp_path):
     settings = (*steps(4), "--config.optimizer.freeze=/stage_0_", "--config.checkpoint.keep=4",
                 "--config.checkpoint.every_steps=2")  # fmt: skip
@@ -122,6 +125,7 @@ def test_a_run_with_frozen_parts_goes_on_as_if_it_had_not_stopped(weights, photo
         np.testing.assert_array_equal(leaf, parameters(tmp_path / "resumed")[path])
 
 
+@pytest.mark.slow
 def test_fine_tuning_at_another_size_gets_better_than_it_begins(weights, photos, tmp_path):
     # Update 1 is at rate 0: what is measured after it is where the run begins.
     settings = (*steps(20), "--config.optimizer.learning_rate=4e-3",

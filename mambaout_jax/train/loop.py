@@ -25,6 +25,7 @@ from mambaout_jax.analysis.figures import draw_image_grid
 from mambaout_jax.checkpoint import Checkpointer
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
+from mambaout_jax.data.sources import Source
 from mambaout_jax.train.batch_augment import augment_batch
 from mambaout_jax.train.evaluate import make_evaluator
 from mambaout_jax.train.mesh import put_batch, state_shardings
@@ -84,7 +85,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         else:
             start, interval = restored.step, _Interval(**restored.meta["interval"])
             state, replaced = restored.state, restored.meta["replaced"]
-            _check_same_data(len(setup.train), restored.meta["examples"], workdir)
+            _check_same_data(_identity(setup.train), restored.meta["data"], workdir)
         if is_main:
             record_run(config, workdir, setup.train.class_names)
         writer = stack.enter_context(
@@ -147,7 +148,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 meta = {
                     "interval": dataclasses.asdict(interval),
                     "replaced": reader.replaced,
-                    "examples": len(setup.train),
+                    "data": _identity(setup.train),
                 }
                 with progress.paused():
                     checkpointer.save(step, state, meta)
@@ -360,13 +361,18 @@ def _first_state(
     return jax.jit(lambda x: x, out_shardings=shardings)(state.started_from(variables))
 
 
-def _check_same_data(now: int, before: int, workdir: Path) -> None:
+def _identity(source: Source) -> str:
+    """How many examples of what kind: each kind of source has an order of its own."""
+    return f"{len(source)} training examples ({type(source).__name__})"
+
+
+def _check_same_data(now: str, before: str, workdir: Path) -> None:
     """Update k reads examples by their numbers, which mean others once the set has changed."""
     if now != before:
         raise ValueError(
-            f"{workdir} holds a run on {before} training examples, and there are {now} now; bring "
-            "the data back to go on with that run, or train into another --workdir, from its "
-            "weights with --config.model.pretrained"
+            f"{workdir} holds a run on {before}, and there are {now} now; bring the data back to "
+            "go on with that run, or train into another --workdir, from its weights with "
+            "--config.model.pretrained"
         )
 
 

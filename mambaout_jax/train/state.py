@@ -44,7 +44,8 @@ class TrainState(flax.struct.PyTreeNode):
         ema = self.ema
         if ema is not None:
             new = {"params": params, **collections}
-            ema = optax.incremental_update(new, ema, 1 - ema_decay)
+            # In this form the average of what stays the same stays the same to the bit.
+            ema = jax.tree.map(lambda old, now: old + (1 - ema_decay) * (now - old), ema, new)
         return TrainState(self.step + 1, params, collections, opt_state, ema)
 
     def started_from(self, variables: dict[str, Any]) -> "TrainState":

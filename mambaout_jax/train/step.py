@@ -14,6 +14,7 @@ from mambaout_jax.config import Config
 from mambaout_jax.tasks.task import Task
 from mambaout_jax.train.batch_augment import augment_batch, normalise
 from mambaout_jax.train.mesh import batch_sharding, replicated
+from mambaout_jax.train.optimizer import frozen_mask
 from mambaout_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -48,6 +49,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         augment, dropout = step_keys(config.seed, state.step)
+        frozen = frozen_mask(state.params, config.optimizer.freeze)
 
         def micro_step(carry: tuple[Any, Any], micro: tuple[jax.Array, Batch]) -> Any:
             gradients, collections = carry
@@ -56,6 +58,10 @@ def make_train_step(
             def loss(params):
                 # Gathered whole, so that a split parameter never leads XLA to split activations.
                 params = jax.lax.with_sharding_constraint(params, replicated(mesh))
+                # No backward pass for what is not trained.
+                params = jax.tree.map(
+                    lambda leaf, stop: jax.lax.stop_gradient(leaf) if stop else leaf, params, frozen
+                )
                 inputs = augment_batch(augment, micro_batch, config, num_classes)
                 key = jax.random.fold_in(dropout, number)
                 return task.loss(model, params, collections, inputs, key)
