@@ -8,6 +8,7 @@ images stay float64 all the way through.
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 from mambaout_jax.kernels.gelu import gelu
 from mambaout_jax.kernels.layer_norm import layer_norm
-from mambaout_jax.kernels.matmul import matmul
+from mambaout_jax.kernels.matmul import join_matmul, matmul, split_matmul
 
 # timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
 # plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
@@ -148,10 +149,7 @@ class Dense(nn.Module):
 
 
 class SplitDense(nn.Module):
-    """`Dense` whose result is wanted in parts: one matrix product for each.
-
-    Cutting up one wide result costs a pass over memory for every part, and putting their gradients
-    together again costs more. The parameters are those of one `Dense`.
+    """`Dense` whose result is wanted in parts. The parameters are those of one `Dense`.
 
     Attributes:
         features: channels of each part.
@@ -163,21 +161,20 @@ class SplitDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> list[Float[Array, "... _"]]:
-        total, ends = sum(self.features), itertools.accumulate(self.features)
+        total = sum(self.features)
         kernel = self.param("kernel", normal_init, (x.shape[-1], total), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (total,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        tokens = x.reshape(-1, x.shape[-1])
-        parts = []
-        for width, end in zip(self.features, ends, strict=True):
-            columns = slice(end - width, end)
-            part = matmul(tokens, kernel[:, columns]) + bias[None, columns]
-            parts.append(part.reshape(*x.shape[:-1], width))
-        return parts
+        parts: Any = split_matmul(x.reshape(-1, x.shape[-1]), kernel, self.features)
+        biases = jnp.split(bias[None], list(itertools.accumulate(self.features[:-1])), axis=1)
+        return [
+            (part + bias).reshape(*x.shape[:-1], part.shape[1])
+            for part, bias in zip(parts, biases, strict=True)
+        ]
 
 
 class JoinDense(nn.Module):
-    """`Dense` of inputs that would have to be concatenated first: a sum of matrix products.
+    """`Dense` of inputs that belong side by side. The parameters are those of one `Dense`.
 
     Attributes:
         features: channels that come out.
@@ -189,15 +186,12 @@ class JoinDense(nn.Module):
 
     @nn.compact
     def __call__(self, *parts: Float[Array, "... _"]) -> Float[Array, "... F"]:
-        widths = [part.shape[-1] for part in parts]
-        kernel = self.param("kernel", normal_init, (sum(widths), self.features), jnp.float32)
+        width = sum(part.shape[-1] for part in parts)
+        kernel = self.param("kernel", normal_init, (width, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        promoted = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
-        *inputs, kernel, bias = promoted
-        y = bias[None]
-        for part, end in zip(inputs, itertools.accumulate(widths), strict=True):
-            width = part.shape[-1]
-            y = y + matmul(part.reshape(-1, width), kernel[end - width : end])  # (tokens, F)
+        *inputs, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
+        tokens = tuple(part.reshape(-1, part.shape[-1]) for part in inputs)
+        y = join_matmul(tokens, kernel) + bias[None]
         return y.reshape(*inputs[0].shape[:-1], self.features)
 
 

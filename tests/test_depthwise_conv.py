@@ -24,6 +24,9 @@ CASES = {  # maps (B, H, W, C) and kernel sides
     "pointwise": ((2, 5, 4, 3), (1, 1)),
     "uneven-tiles": ((1, 13, 31, 2), (3, 3)),
     "groups-of-kernel-rows": ((1, 12, 20, 2), (11, 9)),
+    "colliding-maps": ((2, 5, 6, 128), (3, 5)),  # more channels than asked for in memory
+    "colliding-gradients": ((1, 4, 3, 256), (5, 3)),
+    "colliding-groups-of-rows": ((1, 5, 6, 128), (9, 11)),
 }
 EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-6}
 ROUNDING = {"float64": 0.0, "float32": 0.0, "bfloat16": 2.0**-8}  # of a result, relative

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix product and both gradients against numpy, for few and for many tokens."""
+"""The matrix products and both gradients against numpy, for few and for many tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,30 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mambaout_jax.kernels.matmul import matmul
+from mambaout_jax.kernels.matmul import join_matmul, matmul, split_matmul
 
 
-def gradients(x, weight, dy):
-    y, vjp = jax.vjp(matmul, x, weight)
+def split(x, weight):
+    half, total = weight.shape[1] // 2, weight.shape[1]
+    parts = split_matmul(x, weight, (half, 0, total - half))
+    assert [part.shape[1] for part in parts] == [half, 0, total - half]
+    return jnp.concatenate(parts, axis=1)
+
+
+def join(x, weight):
+    return join_matmul((x[:, :1], x[:, 1:1], x[:, 1:]), weight)
+
+
+PRODUCTS = {"whole": matmul, "split": split, "join": join}
+
+
+@pytest.fixture(params=PRODUCTS)
+def product(request):
+    return PRODUCTS[request.param]
+
+
+def gradients(product, x, weight, dy):
+    y, vjp = jax.vjp(product, x, weight)
     return y, *vjp(dy)
 
 
@@ -22,33 +41,37 @@ def expected(x, weight, dy):
 
 @pytest.mark.parametrize("tokens", [1, 37, 4096, 4097])  # halves from 4096 on, where even
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-14), ("float32", 1e-5)])
-def test_matmul_and_its_gradients_match_numpy(rng, tokens, dtype, tolerance):
+def test_products_and_their_gradients_match_numpy(rng, product, tokens, dtype, tolerance):
     shapes = ((tokens, 5), (5, 3), (tokens, 3))
     with jax.enable_x64(dtype == "float64"):
         arrays = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
-        got = [np.asarray(array) for array in jax.jit(gradients)(*arrays)]
-    for ours, truth in zip(got, expected(*arrays), strict=True):
+        got = [
+            np.asarray(array) for array in jax.jit(gradients, static_argnums=0)(product, *arrays)
+        ]
+        inference = np.asarray(jax.jit(product)(*arrays[:2]))
+    y, dx, dweight = expected(*arrays)
+    for ours, truth in zip((inference, *got), (y, y, dx, dweight), strict=True):
         assert ours.dtype == dtype
         assert np.abs(ours - truth).max() <= tolerance * np.abs(truth).max()
 
 
-def test_matmul_adds_up_bfloat16_in_float32(rng):
+def test_products_add_up_bfloat16_in_float32(rng, product):
     shapes = ((8192, 4), (4, 6), (8192, 6))
     arrays = [jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in shapes]
-    _, _, dweight = jax.jit(gradients)(*arrays)
+    _, _, dweight = jax.jit(gradients, static_argnums=0)(product, *arrays)
     truth = expected(*arrays)[2]
     assert dweight.dtype == jnp.bfloat16
     assert np.abs(np.asarray(dweight, np.float64) - truth).max() <= 2**-7 * np.abs(truth).max()
 
 
-def test_matmul_moves_no_tokens_between_devices(rng):
+def test_products_move_no_tokens_between_devices(rng, product):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     tokens = NamedSharding(mesh, PartitionSpec("data"))
     shapes = ((8192, 16), (16, 24), (8192, 24))
     x, weight, dy = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
     x, dy = jax.device_put(x, tokens), jax.device_put(dy, tokens)
     weight = jax.device_put(weight, NamedSharding(mesh, PartitionSpec()))
-    compiled = jax.jit(gradients).lower(x, weight, dy).compile()
+    compiled = jax.jit(gradients, static_argnums=0).lower(product, x, weight, dy).compile()
     text = compiled.as_text()
     assert "all-reduce" in text
     for collective in ("all-gather", "all-to-all", "collective-permute"):

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix product of tokens and weights, with a weight gradient that is fast on CPUs.
+"""Matrix products of tokens and weights, with a weight gradient that is fast on CPUs.
 
 XLA:CPU takes up to twice as long for xᵀ dy as for the other two products of a linear layer. As
 (dyᵀ x)ᵀ, and for many tokens in two halves which its threads share, it runs at their speed: 4.7 →
 2.7, 8.2 → 5.6, 8.6 → 5.7 and 10.6 → 6.0 ms for 392, 1568, 6272 and 25088 tokens of MambaOut-Tiny's
 stages.
+
+A product that is wanted in parts (or whose input comes in parts) is one product in inference. In
+training it is one per part: as one, its gradients would have to be put together in a pass over the
+tokens, which costs more than the copies of the weight's parts.
 """
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +39,76 @@ def _matmul_fwd(x, weight):
 
 def _matmul_bwd(residuals, dy):
     x, weight = residuals
-    dweight = lax.platform_dependent(x, dy, cpu=_weight_gradient_cpu, default=_weight_gradient)
-    return dy @ weight.T, dweight
+    return dy @ weight.T, _weight_gradient(x, dy)
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def split_matmul(
+    x: Float[Array, "T I"], weight: Float[Array, "I O"], widths: tuple[int, ...]
+) -> tuple[Float[Array, "T _"], ...]:
+    """x @ weight, cut into parts of so many columns, for reverse mode only.
+
+    Args:
+        x: tokens.
+        weight: in the dtype of `x`; the gradients have that dtype too.
+        widths: columns of each part; they add up to O.
+    """
+    return _cut(x @ weight, widths, axis=1)
+
+
+def _split_fwd(x, weight, widths):
+    return tuple(x @ part for part in _cut(weight, widths, axis=1)), (x, weight)
+
+
+def _split_bwd(widths, residuals, dys):
+    x, weight = residuals
+    dx = sum(dy @ part.T for dy, part in zip(dys, _cut(weight, widths, axis=1), strict=True))
+    return dx, jnp.concatenate([_weight_gradient(x, dy) for dy in dys], axis=1)
+
+
+split_matmul.defvjp(_split_fwd, _split_bwd)
+
+
+@jax.custom_vjp
+def join_matmul(
+    parts: tuple[Float[Array, "T _"], ...], weight: Float[Array, "I O"]
+) -> Float[Array, "T O"]:
+    """concatenate(parts, axis=1) @ weight, for reverse mode only.
+
+    Args:
+        parts: channels of the tokens, I in all.
+        weight: in the dtype of `parts`; the gradients have that dtype too.
+    """
+    return jnp.concatenate(parts, axis=1) @ weight
+
+
+def _join_fwd(parts, weight):
+    return sum(part @ rows for part, rows in _rows_of(parts, weight)), (parts, weight)
+
+
+def _join_bwd(residuals, dy):
+    parts, weight = residuals
+    dparts = tuple(dy @ rows.T for _, rows in _rows_of(parts, weight))
+    return dparts, jnp.concatenate([_weight_gradient(part, dy) for part in parts], axis=0)
+
+
+join_matmul.defvjp(_join_fwd, _join_bwd)
+
+
+def _rows_of(parts, weight):
+    rows = _cut(weight, tuple(part.shape[1] for part in parts), axis=0)
+    return zip(parts, rows, strict=True)
+
+
+def _cut(x, widths, axis):
+    return tuple(jnp.split(x, list(itertools.accumulate(widths[:-1])), axis=axis))
+
+
 def _weight_gradient(x, dy):
-    return x.T @ dy
+    return lax.platform_dependent(x, dy, cpu=_weight_gradient_cpu, default=lambda x, dy: x.T @ dy)
 
 
 def _weight_gradient_cpu(x, dy):
