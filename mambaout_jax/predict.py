@@ -22,6 +22,7 @@ from PIL import Image
 
 from mambaout_jax.analysis.confusion import confusion_matrix, write_per_class_csv
 from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
+from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.config import Config, default_config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.data.loader import evaluation_batches
@@ -109,7 +110,7 @@ def make_predictor(
     if names is None or len(names) != classes:
         names = tuple(f"class {i}" for i in range(classes))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=to_run_fast(jax.default_backend()))
     def run(variables, images):
         return predict(model, variables, normalise(images, preprocessing.mean, preprocessing.std))
 

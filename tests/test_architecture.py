@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
-    {"config", "kernels", "checkpoint", "imagenet_classes", "cli_examples"},
+    {"config", "kernels", "checkpoint", "compiler_options", "imagenet_classes", "cli_examples"},
     {"layers", "config_file"},
     {"mixers"},
     {"backbone"},
@@ -34,6 +34,7 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 ONLY = {
     "kernels": {"kernels"},
     "config": set(),
+    "compiler_options": set(),
     "imagenet_classes": set(),
     "cli_examples": set(),
     "config_file": {"config"},

@@ -23,12 +23,13 @@ from jax.experimental import multihost_utils
 from mambaout_jax.analysis.cost import activation_bytes, count
 from mambaout_jax.analysis.figures import draw_image_grid
 from mambaout_jax.checkpoint import Checkpointer
+from mambaout_jax.compiler_options import to_start_soon
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sources import Source
 from mambaout_jax.train.batch_augment import augment_batch
 from mambaout_jax.train.evaluate import make_evaluator
-from mambaout_jax.train.mesh import put_batch, state_shardings
+from mambaout_jax.train.mesh import platform_of, put_batch, state_shardings
 from mambaout_jax.train.metrics import MetricWriter, NullWriter, WandbSettings
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
@@ -343,8 +344,7 @@ def _initialiser(
         shapes,
         shardings,
     )
-    # It runs once, and at level 1 LLVM compiles it three times faster, to the same bits.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    options = to_start_soon(platform_of(setup.mesh))
     return jax.jit(init, out_shardings=shardings, compiler_options=options), abstract
 
 

@@ -22,6 +22,11 @@ def make_mesh(fsdp: int) -> Mesh:
     )
 
 
+def platform_of(mesh: Mesh) -> str:
+    """Of its devices, such as "cpu" or "tpu"."""
+    return mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.config import Config
 from mambaout_jax.tasks.task import Task
 from mambaout_jax.train.batch_augment import augment_batch, normalise
-from mambaout_jax.train.mesh import batch_sharding, replicated
+from mambaout_jax.train.mesh import batch_sharding, platform_of, replicated
 from mambaout_jax.train.optimizer import frozen_mask
 from mambaout_jax.train.state import TrainState
 
@@ -86,6 +87,7 @@ def make_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=to_run_fast(platform_of(mesh)),
     )
 
 
@@ -99,7 +101,8 @@ def make_evaluate_step(
         images = normalise(batch["image"], config.data.mean, config.data.std)
         return task.evaluate(model, variables, {**batch, "image": images})
 
-    return jax.jit(step, out_shardings=replicated(mesh))
+    options = to_run_fast(platform_of(mesh))
+    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def _split(batch: Batch, steps: int, mesh: Mesh) -> Batch:

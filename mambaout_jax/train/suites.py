@@ -25,13 +25,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from mambaout_jax.backbone import Classifier
+from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.config import Config, default_config, validate
 from mambaout_jax.config_file import load_config, override
 from mambaout_jax.data.loader import evaluation_batches
 from mambaout_jax.data.suites import CORRUPTIONS, SEVERITIES, SUITES, Suite, find_suites
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
 from mambaout_jax.train.batch_augment import normalise
-from mambaout_jax.train.mesh import make_mesh, put_batch, replicated
+from mambaout_jax.train.mesh import make_mesh, platform_of, put_batch, replicated
 from mambaout_jax.weights.catalog import Preprocessing, published_result
 from mambaout_jax.weights.load import describe_source, load_pretrained
 
@@ -215,7 +216,10 @@ def make_suite_evaluator(model: Classifier, variables: dict[str, Any], config: C
     # A jitted identity is the one way to place host arrays that is right with several processes.
     placed = jax.jit(lambda x: x, out_shardings=replicated(mesh))(variables)
     # Apart from the sums, so that the model is compiled once for all suites.
-    forward = jax.jit(lambda v, images: model.apply(v, normalise(images, mean, std), train=False))
+    forward = jax.jit(
+        lambda variables, images: model.apply(variables, normalise(images, mean, std), train=False),
+        compiler_options=to_run_fast(platform_of(mesh)),
+    )
     add_up = jax.jit(suite_sums, out_shardings=replicated(mesh))
 
     def evaluator(suite: Suite, config: Config) -> dict[str, float]:
