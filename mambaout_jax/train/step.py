@@ -60,9 +60,7 @@ def make_train_step(
                 # Gathered whole, so that a split parameter never leads XLA to split activations.
                 params = jax.lax.with_sharding_constraint(params, replicated(mesh))
                 # No backward pass for what is not trained.
-                params = jax.tree.map(
-                    lambda leaf, stop: jax.lax.stop_gradient(leaf) if stop else leaf, params, frozen
-                )
+                params = _stop_gradients(params, frozen)
                 inputs = augment_batch(augment, micro_batch, config, num_classes)
                 key = jax.random.fold_in(dropout, number)
                 return task.loss(model, params, collections, inputs, key)
@@ -103,6 +101,12 @@ def make_evaluate_step(
 
     options = to_run_fast(platform_of(mesh))
     return jax.jit(step, out_shardings=replicated(mesh), compiler_options=options)
+
+
+def _stop_gradients(params: Any, frozen: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, stop: jax.lax.stop_gradient(leaf) if stop else leaf, params, frozen
+    )
 
 
 def _split(batch: Batch, steps: int, mesh: Mesh) -> Batch:
