@@ -32,8 +32,8 @@ _TAPS_PER_STEP = 32
 
 # Where pixels lie a multiple of this many bytes apart, those of one window fall on few sets of the
 # first cache and drive each other out. Maps are then stored with some more channels: half the time
-# for 384 channels, a fifth for 512. The kernel's gradient suffers only at twice the distance: a third
-# of the time for 512 channels, but a fifth more for 128.
+# for 384 channels, a fifth for 512. The kernel's gradient suffers only at twice the distance: more
+# channels then take a third of the time for 512, but a fifth more time for 128.
 _COLLIDING_BYTES = {"map": 512, "gradient": 1024}
 _EXTRA_CHANNELS = 16
 
