@@ -13,10 +13,12 @@ older one that is sound takes its place, and a warning says so.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import shutil
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -197,11 +199,12 @@ class _UnreadableError(Exception):
 
 
 @contextlib.contextmanager
-def _closed_loop_ignored():
-    """Hides the traceback per leaf that follows a failed read, so that its reason stays visible.
+def _abandoned_reads_ignored():
+    """Hides the message per leaf that follows a failed read, so that its reason stays visible.
 
-    Orbax closes its event loop when the first leaf fails; every read still under way then reports
-    the closed loop, which nobody waits for, through `sys.unraisablehook`.
+    Orbax closes its event loop when the first leaf fails. Of the other reads, one under way reports
+    the closed loop through `sys.unraisablehook` and one not begun warns that it was never awaited,
+    each when it is freed: which is before this ends.
     """
     hook = sys.unraisablehook
 
@@ -211,12 +214,17 @@ def _closed_loop_ignored():
 
     sys.unraisablehook = report
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
+            try:
+                yield
+            finally:
+                gc.collect()
     finally:
         sys.unraisablehook = hook
 
 
-@_closed_loop_ignored()
+@_abandoned_reads_ignored()
 def _read_newest(
     directory: Path, targets: Callable[[Path, _Table], _Leaves]
 ) -> tuple[Restored | None, list[int]]:

@@ -3,6 +3,7 @@
 
 import binascii
 import errno
+import gc
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -336,6 +338,27 @@ def test_restore_falls_back_and_sets_the_damaged_step_aside(directory, caplog, n
     again = read_checkpoint(directory)
     assert (again.step, again.meta) == (2, {"seed": 8})
     assert_same(again.state, make_state(8))
+
+
+def test_a_failed_read_leaves_no_messages_behind(directory, monkeypatch):
+    read, messages = ocp.Checkpointer.restore, []
+
+    def leave_a_read_behind(self, path, **options):
+        if path.name == "1":
+            return read(self, path, **options)
+
+        async def read_leaf():
+            return None
+
+        cycle = [read_leaf()]
+        cycle.append(cycle)
+        raise ValueError("the first leaf is damaged")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", leave_a_read_behind)
+    monkeypatch.setattr(sys, "unraisablehook", lambda message: messages.append(message.exc_value))
+    assert read_checkpoint(directory).step == 1
+    gc.collect()
+    assert messages == []
 
 
 def test_a_step_set_aside_twice_keeps_both(directory):
