@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m mambaout_jax` is `mambaout`."""
+"""The command `mambaout`, which is also `python -m mambaout_jax`."""
 
-from mambaout_jax.cli import main
+from mambaout_jax.huge_pages import restart_with_huge_pages
 
-raise SystemExit(main())
+
+def run() -> int:
+    """The command line in a process with huge pages; its exit code."""
+    restart_with_huge_pages()
+    from mambaout_jax.cli import main  # now, so that nothing is imported twice
+
+    return main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

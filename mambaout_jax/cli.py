@@ -22,6 +22,10 @@ from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config, override, read_config, split_argument
 
 # Of one question only; without an argument the benchmark's own `run` decides.
+_BENCH_CONV = {
+    "--shapes": {"choices": ("stages", "sweep"),
+                 "help": "of MambaOut-Tiny's stages, or a sweep over maps, channels and kernels"},
+}  # fmt: skip
 _BENCH_SCAN = {
     "--widths": {"type": int, "nargs": "+", "metavar": "D", "help": "channels (96 ... 576)"},
     "--lengths": {"type": int, "nargs": "+", "metavar": "L", "help": "tokens (49 ... 65536)"},
@@ -47,7 +51,7 @@ _BENCH_INPUT = {
     "--images-per-second": {"type": float, "metavar": "R",
                             "help": "that a training run wants, to count cores for (10000)"},
 }  # fmt: skip
-_BENCH_OWN = {"conv": {}, "scan": _BENCH_SCAN, "throughput": _BENCH_THROUGHPUT,
+_BENCH_OWN = {"conv": _BENCH_CONV, "scan": _BENCH_SCAN, "throughput": _BENCH_THROUGHPUT,
               "input": _BENCH_INPUT}  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def _add_measuring_verbs(verbs) -> None:
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
     bench.add_argument("--rounds", type=int, metavar="COUNT", help="turns of each contender")
     for question, options in _BENCH_OWN.items():
-        group = bench.add_argument_group(f"of {question} only") if options else bench
+        group = bench.add_argument_group(f"of {question} only")
         for name, option in options.items():
             group.add_argument(name, default=None, **option)
 

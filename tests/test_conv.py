@@ -20,6 +20,7 @@ def result():
 
 def test_rows_hold_the_contenders_and_their_ratios(result):
     result = json.loads(json.dumps(result))
+    assert {row["kernel_side"] for row in result["rows"]} == {7}
     assert [(row["shape"], row["pass"]) for row in result["rows"]] == [
         ([2, 14, 14, 384], "forward"),
         ([2, 14, 14, 384], "forward+backward"),
@@ -40,7 +41,17 @@ def test_table_prints_the_medians(result, capsys):
     assert len(lines) == 1 + len(result["rows"])
     first = result["rows"][0]
     assert f"shift over lax: {first['speedup']['lax']['median']:.1f}x" in lines[1]
-    assert lines[1].startswith("2x14x14x384")
+    assert lines[1].startswith("2x14x14x384 by 7")
+
+
+def test_shapes_are_those_asked_for(monkeypatch):
+    monkeypatch.setattr(
+        conv, "_race", lambda name, arrays, *_: {"drawn": [a.shape for a in arrays]}
+    )
+    rows = conv.run(shapes=((5, 3, 1), (4, 2, 9)), batch_size=2)["rows"]
+    drawn = [((2, 5, 5, 3), (1, 1, 3)), ((2, 4, 4, 2), (9, 9, 2))]
+    assert [row["drawn"] for row in rows] == [[x, k, x] for x, k in drawn for _ in conv.PASSES]
+    assert len(conv.run(shapes="sweep")["rows"]) == 2 * len(conv.SHAPES["sweep"])
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.001])
@@ -52,7 +63,7 @@ def test_a_peer_is_raced_only_where_it_computes_the_same(monkeypatch, factor):
 
     monkeypatch.setattr(conv, "find_torch", lambda: types.SimpleNamespace(__version__="2.0"))
     monkeypatch.setattr(conv, "_torch_call", peer)
-    arguments = {"stages": ((5, 3),), "batch_size": 2, "rounds": 2}
+    arguments = {"shapes": ((5, 3, 7),), "batch_size": 2, "rounds": 2}
     if factor != 1:
         with pytest.raises(ValueError, match=r"\['torch'\] differ from lax by"):
             conv.run(**arguments)

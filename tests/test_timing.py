@@ -56,6 +56,25 @@ def test_turns_begin_with_a_call_that_does_not_count(monkeypatch):
     assert times == {"a": [1000.0, 3000.0]}
 
 
+def test_turns_are_planned_from_what_a_call_takes():
+    seconds = {"microseconds": 1e-6, "some": 0.003, "long": 0.02, "longest": 0.31}
+    assert timing.plan_turns(seconds) == {
+        "calls_per_round": {"microseconds": 50, "some": 7, "long": 1, "longest": 1},
+        "untimed": {"microseconds": True, "some": True, "long": True, "longest": False},
+    }
+
+
+def test_call_seconds_are_those_of_the_second_call(monkeypatch):
+    now, durations = 0.0, iter([9.0, 2.0])
+
+    def run():
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    assert timing.call_seconds(run) == 2.0
+
+
 def test_contenders_need_a_round():
     with pytest.raises(ValueError, match="rounds=0: each contender needs at least 1"):
         timing.interleaved_milliseconds({"a": X.copy}, rounds=0, calls_per_round=1)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much faster is the shift form of the depthwise convolution than XLA's own and PyTorch's?
 
-The four stages of MambaOut-Tiny at 224 pixels, 7x7 kernels; forward alone and with gradients.
-PyTorch takes part where it is installed, channels last, on the same device; so does the Pallas
-kernel on GPUs. All of ours are compiled with the options that this library gives its models.
+The four stages of MambaOut-Tiny at 224 pixels, 7x7 kernels, or a sweep over maps, channels and
+kernels, on which the choice of "auto" rests; forward alone and with gradients. PyTorch takes part
+where it is installed, channels last, on the same device; so does the Pallas kernel on GPUs, up
+to 13x13 taps. All of ours are compiled with the options that this library gives its models.
 """
 
 import functools
@@ -15,9 +16,11 @@ import jax
 import numpy as np
 
 from mambaout_jax.benchmarks.timing import (
+    call_seconds,
     environment,
     find_device,
     interleaved_milliseconds,
+    plan_turns,
     save_json,
     speedup,
     summary,
@@ -26,21 +29,28 @@ from mambaout_jax.benchmarks.torch_peer import Queued, find_torch, torch_device
 from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 
-STAGES = ((56, 96), (28, 192), (14, 384), (7, 576))  # map side, channels
-KERNEL_SIDE = 7
+SHAPES = {  # side of the map, channels, side of the kernel
+    "stages": ((56, 96, 7), (28, 192, 7), (14, 384, 7), (7, 576, 7)),
+    "sweep": (
+        *((28, 64, kernel) for kernel in (1, 3, 5, 7, 9, 11, 13, 21, 31)),
+        *((14, channels, 7) for channels in (1, 3, 8, 32, 128, 512, 1024)),
+        *((side, 96, 7) for side in (1, 2, 4, 7, 14, 56, 112)),
+        *((224, 3, 3), (56, 3, 13), (56, 8, 31), (14, 384, 31), (7, 768, 3)),
+    ),
+}
 PASSES = ("forward", "forward+backward")
-QUICK = {"stages": STAGES[2:], "batch_size": 2, "rounds": 2}  # arguments of `run`, to see it run
+QUICK = {"shapes": SHAPES["stages"][2:], "batch_size": 2, "rounds": 2}  # of `run`, to see it run
 
 _BATCH_SIZE = {"cpu": 8, "gpu": 128, "tpu": 128}
+_MAX_PALLAS_SIDE = 13  # more taps the kernel refuses
 _MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest value
-_CALLS = {"cpu": 3, "gpu": 50, "tpu": 50}  # a turn; accelerators hide the dispatch of many
 
 save = save_json
 
 
 def run(
     *,
-    stages: Sequence[tuple[int, int]] = STAGES,
+    shapes: str | Sequence[tuple[int, int, int]] = "stages",
     batch_size: int | None = None,
     dtype: str = "float32",
     rounds: int = 7,
@@ -49,14 +59,15 @@ def run(
     """Times `"shift"` against `"lax"`, `"pallas"` on GPUs, and PyTorch where it is installed.
 
     Args:
-        stages: (side, channels) of the maps.
+        shapes: "stages" or "sweep", of `SHAPES`, or others: side of the map, channels, side of the
+            kernel.
         batch_size: images per call; None: 8 on CPUs, else 128.
         dtype: of maps and kernels.
         rounds: turns of each contender; the numbers reported are medians over them.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
 
     Returns:
-        A JSON-able dict: `environment`, the arguments, and `rows`, one per stage and pass, with
+        A JSON-able dict: `environment`, the arguments, and `rows`, one per shape and pass, with
         milliseconds by contender, compile seconds of ours, `speedup`: that of shift over each other
         contender (median, min and max over rounds), and `difference`, the largest of a contender's
         results from those of lax, relative to the largest value.
@@ -71,11 +82,13 @@ def run(
     peer = None if torch is None else functools.partial(_torch_call, torch, place)
     rows = []
     with jax.default_device(place):
-        for side, channels in stages:
+        for side, channels, kernel_side in SHAPES[shapes] if isinstance(shapes, str) else shapes:
             shape = (batch_size, side, side, channels)
             for name in PASSES:
-                race = _race(name, shape, dtype, rounds, place.platform, peer)
-                rows.append({"shape": list(shape), "pass": name} | race)
+                arrays = _draw(shape, kernel_side, dtype)
+                race = _race(name, arrays, rounds, place.platform, peer)
+                row = {"shape": list(shape), "kernel_side": kernel_side, "pass": name}
+                rows.append(row | race)
     return {
         "environment": environment(place) | {"torch": torch and torch.__version__},
         "batch_size": batch_size,
@@ -96,7 +109,8 @@ def print_table(result: dict[str, Any]) -> None:
             "shift over {}: {median:.1f}x ({min:.1f}-{max:.1f})".format(name, **ratio)
             for name, ratio in row["speedup"].items()
         )
-        print(f"{'x'.join(map(str, row['shape'])):<17}{row['pass']:<18}{times}  {ratios}")
+        shape = f"{'x'.join(map(str, row['shape']))} by {row['kernel_side']}"
+        print(f"{shape:<22}{row['pass']:<18}{times}  {ratios}")
 
 
 def _forward(x, kernel, dy, *, implementation):
@@ -111,19 +125,24 @@ def _forward_backward(x, kernel, dy, *, implementation):
 _FUNCTIONS: dict[str, Callable] = dict(zip(PASSES, (_forward, _forward_backward), strict=True))
 
 
+def _draw(shape: tuple[int, ...], kernel_side: int, dtype: str) -> tuple[jax.Array, ...]:
+    """Maps, kernel and the maps' cotangent."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, dy = (jax.random.normal(key, shape, dtype) for key in keys[:2])
+    return x, jax.random.normal(keys[2], (kernel_side, kernel_side, shape[-1]), dtype), dy
+
+
 def _race(
     pass_name: str,
-    shape: tuple[int, ...],
-    dtype: str,
+    arrays: tuple[jax.Array, ...],
     rounds: int,
     platform: str,
     peer: Callable[..., tuple[Callable, Callable]] | None,
 ) -> dict[str, Any]:
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, dy = (jax.random.normal(key, shape, dtype) for key in keys[:2])
-    kernel = jax.random.normal(keys[2], (KERNEL_SIDE, KERNEL_SIDE, shape[-1]), dtype)
+    x, kernel, dy = arrays
     calls, results, compile_seconds = {}, {}, {}
-    for name in ("lax", "shift", "pallas")[: 3 if platform == "gpu" else 2]:
+    with_pallas = platform == "gpu" and kernel.shape[0] <= _MAX_PALLAS_SIDE
+    for name in ("lax", "shift", "pallas")[: 3 if with_pallas else 2]:
         start = time.perf_counter()
         function = functools.partial(_FUNCTIONS[pass_name], implementation=name)
         jitted = jax.jit(function, compiler_options=to_run_fast(platform))
@@ -136,14 +155,14 @@ def _race(
         results["torch"] = read()
     expected = results.pop("lax")
     differences = {name: _difference(expected, actual) for name, actual in results.items()}
-    if wrong := [
-        name for name, value in differences.items() if not value <= _MAX_DIFFERENCE[dtype]
-    ]:
+    limit = _MAX_DIFFERENCE[x.dtype.name]
+    if wrong := [name for name, value in differences.items() if not value <= limit]:
         raise ValueError(
-            f"at {shape}, {pass_name}, {wrong} differ from lax by {differences}, relative to the "
-            "largest value; they do not compute the same"
+            f"at {x.shape} by {kernel.shape}, {pass_name}, {wrong} differ from lax by "
+            f"{differences}, relative to the largest value; they do not compute the same"
         )
-    times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=_CALLS[platform])
+    turns = plan_turns({name: call_seconds(call) for name, call in calls.items()})
+    times = interleaved_milliseconds(calls, rounds=rounds, **turns)
     others = [name for name in calls if name != "shift"]
     return {
         "milliseconds": {name: summary(values) for name, values in times.items()},
@@ -171,7 +190,9 @@ def _torch_call(
     weight.requires_grad_(with_gradients)
 
     def compute():
-        y = torch.nn.functional.conv2d(maps, weight, padding=KERNEL_SIDE // 2, groups=x.shape[-1])
+        y = torch.nn.functional.conv2d(
+            maps, weight, padding=kernel.shape[0] // 2, groups=x.shape[-1]
+        )
         return (y, *torch.autograd.grad(y, (maps, weight), cotangent)) if with_gradients else (y,)
 
     def call():

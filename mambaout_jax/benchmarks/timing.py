@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import jax
 
 # A turn of quick calls lasts about so long: many times the cost of reading the clock.
-_TURN_SECONDS, _MAX_CALLS = 0.02, 20
-_QUICK_SECONDS = 0.3  # shorter calls begin their turns with one that does not count
+_TURN_SECONDS, _MAX_CALLS = 0.02, 50
+_QUICK_SECONDS = 0.3
 _MEMINFO = Path("/proc/meminfo")
 
 
@@ -135,9 +135,7 @@ def interleaved_milliseconds(
         rounds: how often each has its turn.
         calls_per_round: calls in a row per turn, of all or by name; only the last is waited for,
             so that the cost of dispatching overlaps as it does in a training loop.
-        untimed: whether a turn begins with a call that does not count, of all or by name. A quick
-            call right after one that gave much memory back to the system was seen to take 2.5 times
-            as long as the next one.
+        untimed: whether a turn begins with a call that does not count, of all or by name.
 
     Returns:
         Name → milliseconds per call, one number per round.
@@ -166,6 +164,27 @@ def interleaved_milliseconds(
     return times
 
 
+def call_seconds(call: Callable[[], Any]) -> float:
+    """What the second call takes; the first may have to prepare something."""
+    jax.block_until_ready(call())
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def plan_turns(seconds: Mapping[str, float]) -> dict[str, Any]:
+    """`calls_per_round` and `untimed` of `interleaved_milliseconds`, from what a call takes.
+
+    Turns of quick calls begin with one that does not count: right after a contender that gave much
+    memory back to the system, one was seen to take 2.5 times as long as the next.
+    """
+    counts = {
+        name: min(_MAX_CALLS, math.ceil(_TURN_SECONDS / value)) for name, value in seconds.items()
+    }
+    untimed = {name: value < _QUICK_SECONDS for name, value in seconds.items()}
+    return {"calls_per_round": counts, "untimed": untimed}
+
+
 def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) -> Race:
     """Compiles contenders, and times in turns those which stay within the limits.
 
@@ -190,17 +209,9 @@ def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) ->
                 calls[name] = call
         except Exception as error:  # a contender that fails must not take the others with it
             row |= _failure(error)
-    counts = {
-        name: min(_MAX_CALLS, math.ceil(_TURN_SECONDS / rows[name]["call_seconds"]))
-        for name in calls
-    }
+    turns = plan_turns({name: rows[name]["call_seconds"] for name in calls})
     try:
-        times = interleaved_milliseconds(
-            calls,
-            rounds=rounds,
-            calls_per_round=counts,
-            untimed={name: rows[name]["call_seconds"] < _QUICK_SECONDS for name in calls},
-        )
+        times = interleaved_milliseconds(calls, rounds=rounds, **turns)
     except Exception as error:  # whose it is nobody knows: each of them ran before
         for name in calls:
             rows[name] |= _failure(error)
