@@ -21,11 +21,9 @@ import numpy as np
 import optax
 
 from mambaout_jax.benchmarks.timing import (
-    call_seconds,
     environment,
     find_device,
     interleaved_milliseconds,
-    plan_turns,
     save_json,
     speedup,
     summary,
@@ -101,9 +99,7 @@ def run(
                 calls = theirs.calls(passed, plan)
                 if ours is not None:
                     calls = {"ours": ours.call(passed, plan), **calls}
-                turns = plan_turns({name: call_seconds(call) for name, call in calls.items()})
-                turns["calls_per_round"] = 1  # as timm's side waits for each
-                times = interleaved_milliseconds(calls, rounds=rounds, **turns)
+                times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
                 rows.append({"model": name, "pass": passed} | _row(times, batch_size) | plan)
     return {
         "environment": environment(place) | _torch_versions(),
