@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huge pages for programs on CPUs: training steps take a fifth to a third less time with them.
+"""Huge pages for programs on CPUs: a training step takes about a fifth less time with them.
 
 XLA asks the system for all temporary memory of a program when it runs and gives it back at its end,
 so that every step meets each page anew. Pages of 2 MiB make that 512 times fewer. The C library

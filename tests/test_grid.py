@@ -118,6 +118,7 @@ def test_a_preset_has_every_task_and_repeats_seeds(size):
     assert len(set(PRESETS[size].seeds)) >= 2
 
 
+@pytest.mark.slow
 def test_run_of_a_task_reports_each_mixer_and_why_one_is_left_out():
     preset = dataclasses.replace(
         PRESETS["tiny"], plans={"copying": PRESETS["tiny"].plans["copying"]}

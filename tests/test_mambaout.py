@@ -163,6 +163,7 @@ def test_published_drop_path_is_the_default():
     assert create_backbone("mambaout_base", drop_path=0.0).drop_path == 0.0
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_names_nor_values_nor_gradients(images):
     plain = create_model("mambaout_tiny", **SMALL, drop_path=0.5)
     remat = create_model("mambaout_tiny", **SMALL, drop_path=0.5, remat=True)

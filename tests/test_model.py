@@ -56,6 +56,7 @@ def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
     np.testing.assert_array_equal(seen, expected)
 
 
+@pytest.mark.slow
 def test_conv_on_a_map_reaches_as_far_as_its_kernels_and_the_bidirectional_ssm_everywhere(rng):
     x = rng.standard_normal((1, 7, 7, 3), np.float32)
     reach = {}

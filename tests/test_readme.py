@@ -152,6 +152,7 @@ def test_every_install_command_resolves():
         subprocess.run(command, cwd=ROOT, check=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_python_code_computes_what_its_comments_say(on_the_hub):
     namespace = {}
     for block in blocks("python"):
