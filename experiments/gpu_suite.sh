@@ -42,9 +42,11 @@ else
   part 180 step throughput --models mambaout_tiny --batch-size 128 --no-compiled
   echo "== tests"
   JAX_PLATFORMS=cuda timeout 180 python -m pytest -q -n 0 -m gpu tests || failed=$((failed + 1))
-  # The whole comparison: torch.compile and the yardsticks, then all widths and models.
+  # The whole comparison: torch.compile and the yardsticks, what "auto" should mean for the
+  # depthwise convolution, then all widths and models.
   part 600 throughput throughput --models mambaout_tiny convnext_tiny vit_small_patch16_224 \
     --batch-size 128
+  part 600 conv_sweep conv --shapes sweep --rounds 3
   part 1200 scan_all scan --rounds 3
   part 1200 throughput_all throughput --batch-size 128
 fi

@@ -52,7 +52,7 @@ def assert_close(actual, expected, epsilon, rounding=0.0):
     assert np.all(error <= epsilon * np.abs(expected).max() + rounding * np.abs(expected))
 
 
-@pytest.mark.parametrize("implementation", ["lax", "shift"])  # of which "auto" is one
+@pytest.mark.parametrize("implementation", ["lax", "shift"])  # "auto" is one of them in each pass
 @pytest.mark.parametrize("dtype", EPSILON)
 @pytest.mark.parametrize("case", CASES)
 def test_depthwise_conv_matches_oracle(rng, case, dtype, implementation):
@@ -72,6 +72,15 @@ def test_depthwise_conv_matches_scipy(rng, implementation):
     y = depthwise_conv(x, kernel, implementation=implementation)
     expected = scipy.signal.correlate2d(x[0, :, :, 0], kernel[:, :, 0], mode="same")
     assert_close(y[0, :, :, 0], expected, 1e-6)
+
+
+@pytest.mark.parametrize(("shape", "side"), [((2, 5, 4, 3), 1), ((3, 1, 1, 2), 7)])
+def test_depthwise_conv_auto_with_one_tap_matches_oracle(rng, shape, side):
+    x, dy = draw(rng, shape, "float32"), draw(rng, shape, "float32")
+    kernel = draw(rng, (side, side, shape[-1]), "float32")
+    actual = value_and_gradients(x, kernel, dy, "auto")
+    for ours, expected in zip(actual, reference(x, kernel, dy), strict=True):
+        assert_close(ours, expected, 1e-6)
 
 
 def test_depthwise_conv_shift_stays_accurate_on_large_maps(rng):
@@ -144,10 +153,20 @@ def test_depthwise_conv_keeps_a_sharded_batch_in_place(rng, implementation):
         assert collective not in program
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("cuda", 3), ("tpu", 3)])
-def test_depthwise_conv_auto_follows_the_platform_of_the_program(platform, convolutions):
-    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
-    kernel = jax.ShapeDtypeStruct((3, 3, 4), jnp.float32)
+@pytest.mark.parametrize(
+    ("platform", "shape", "side", "convolutions"),
+    [
+        ("cpu", (2, 8, 8, 4), 3, 0),
+        ("cpu", (2, 8, 8, 4), 1, 1),  # forward, of a single tap
+        ("cpu", (2, 1, 1, 4), 7, 1),  # all but one of the taps meet padding
+        ("cuda", (2, 8, 8, 4), 3, 3),
+        ("tpu", (2, 8, 8, 4), 3, 3),
+        ("tpu", (2, 8, 8, 4), 1, 3),
+    ],
+)
+def test_depthwise_conv_auto_follows_platform_and_shape(platform, shape, side, convolutions):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = jax.ShapeDtypeStruct((side, side, 4), jnp.float32)
     traced = jax.jit(value_and_gradients, static_argnums=3).trace(x, kernel, x, "auto")
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count("stablehlo.convolution") == convolutions

@@ -4,7 +4,7 @@
 XLA:CPU has no depthwise code path: it runs the forward as a grouped convolution without
 specialisation and lowers the weight gradient to a *dense* convolution, C times the work and memory.
 Written as a sum over kernel taps of shifted maps (`"shift"`), the operation and both its gradients
-become plain fused loops: forward and backward together run 33 to 50 times faster at the shapes of
+become plain fused loops: forward and backward together run 34 to 44 times faster at the shapes of
 MambaOut's stages. Kernel gradients are never formed tap by tap, which would read both maps KH * KW
 times.
 """
@@ -20,9 +20,16 @@ from mambaout_jax.kernels.depthwise_conv_pallas import conv_pallas, gradients_pa
 
 IMPLEMENTATIONS = ("auto", "lax", "shift", "pallas")
 
-# What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements;
-# benchmarks/conv.py makes them, and on a GPU or TPU its result belongs in this table.
-_FASTEST = {"cpu": "shift", "default": "lax"}
+# What "auto" means, per pass and platform of the compiled program. Only the cpu entries rest on
+# measurements: experiments/results/conv_cpu_sweep.json, where "shift" is 7 to 90 times faster than
+# "lax" forward and 3 to 90 times with gradients, at maps of 2 to 224 pixels, 1 to 1024 channels and
+# kernels of 3 to 31. Only where a single tap is left, is the forward pass of "lax", a product, no
+# slower. On a GPU or TPU the result of the same benchmark belongs in this table.
+_FASTEST = {
+    "forward": {"cpu": "shift", "default": "lax"},
+    "backward": {"cpu": "shift", "default": "lax"},
+}
+_FASTEST_WITH_ONE_TAP = _FASTEST | {"forward": {"default": "lax"}}
 
 # All taps of up to a 9x9 kernel go into one fused loop. Larger sums get slow to run and to compile
 # (10 and 20 times at 31x31), so that they are added in groups of kernel rows, each of about
@@ -61,7 +68,8 @@ def depthwise_conv(
         kernel: KH and KW are odd, of any size, also larger than the map.
         implementation: `"lax"`, XLA's grouped convolution; `"shift"`, a sum over taps with its own
             gradient, written for XLA:CPU; `"pallas"`, kernels for NVIDIA GPUs, Hopper or newer, up
-            to 13 x 13 taps, not yet run on one; `"auto"`, `"shift"` on CPUs and `"lax"` elsewhere,
+            to 13 x 13 taps, not yet run on one; `"auto"`, on CPUs what was measured to be the
+            fastest for the shape, `"shift"` for all with more than one tap, and `"lax"` elsewhere,
             where it is untested: no GPU or TPU has been measured yet. `"auto"` asks for the
             platform that the program is lowered for and not for the default device, so that the
             choice is right in ahead-of-time compilation and export, also for several platforms at
@@ -116,7 +124,7 @@ def _crop(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x, kernel, implementation):
     bodies = {"lax": _conv_lax, "shift": _conv_shift, "pallas": conv_pallas}
-    return _dispatch(implementation, bodies, x, kernel)
+    return _dispatch(implementation, "forward", bodies, x, kernel)
 
 
 def _conv_fwd(x, kernel, implementation):
@@ -125,17 +133,19 @@ def _conv_fwd(x, kernel, implementation):
 
 def _conv_bwd(implementation, residuals, dy):
     bodies = {"lax": _gradients_lax, "shift": _gradients_shift, "pallas": gradients_pallas}
-    return _dispatch(implementation, bodies, *residuals, dy)
+    return _dispatch(implementation, "backward", bodies, *residuals, dy)
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _dispatch(implementation, bodies, *args):
+def _dispatch(implementation, passed, bodies, x, kernel, *dy):
     if implementation == "auto":
-        platforms = {platform: bodies[name] for platform, name in _FASTEST.items()}
-        return lax.platform_dependent(*args, **platforms)
-    return bodies[implementation](*args)
+        taps = kernel.shape[0] * kernel.shape[1]
+        table = _FASTEST_WITH_ONE_TAP if taps == 1 else _FASTEST
+        platforms = {platform: bodies[name] for platform, name in table[passed].items()}
+        return lax.platform_dependent(x, kernel, *dy, **platforms)
+    return bodies[implementation](x, kernel, *dy)
 
 
 def _conv_lax(x, kernel):
