@@ -204,7 +204,7 @@ def _abandoned_reads_ignored():
 
     Orbax closes its event loop when the first leaf fails. Of the other reads, one under way reports
     the closed loop through `sys.unraisablehook` and one not begun warns that it was never awaited,
-    each when it is freed: which is before this ends.
+    each when it is freed: which is right after the failure, inside of this.
     """
     hook = sys.unraisablehook
 
@@ -216,10 +216,7 @@ def _abandoned_reads_ignored():
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* was never awaited", RuntimeWarning)
-            try:
-                yield
-            finally:
-                gc.collect()
+            yield
     finally:
         sys.unraisablehook = hook
 
@@ -235,6 +232,8 @@ def _read_newest(
             leaves, meta = _read(directory / str(step), targets)
         except _UnreadableError as error:
             reasons[step] = str(error)
+        if step in reasons:
+            gc.collect()  # frees the reads that the failed one left behind
             continue
         for bad, reason in reasons.items():
             _LOG.warning(

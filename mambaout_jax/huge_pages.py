@@ -44,6 +44,7 @@ def _glibc_version() -> tuple[int, ...]:
     """(0,) of another C library."""
     try:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        numbers = tuple(map(int, version.split(".")))
     except ValueError:
         return (0,)
-    return tuple(map(int, version.split("."))) if name == "glibc" else (0,)
+    return numbers if name == "glibc" else (0,)

@@ -262,7 +262,7 @@ def test_a_flipped_byte_anywhere_never_gives_wrong_values(directory, caplog):
     detected = set()
     for path in files:
         sound = path.read_bytes()
-        for offset in {*range(0, len(sound), max(1, len(sound) // 6)), len(sound) - 1}:
+        for offset in {*range(0, len(sound), max(1, len(sound) // 3)), len(sound) - 1}:
             flip(path, offset)
             caplog.clear()
             restored = read_checkpoint(directory)

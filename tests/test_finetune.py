@@ -69,6 +69,7 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_averaged_weights_of_another(photos, run, tmp_path):
     workdir, trained = run
     config = tiny(photos, *STILL, "--config.model.reset_head=False", start=workdir)
@@ -96,6 +97,7 @@ def test_a_reset_head_is_the_only_difference(photos, run, tmp_path):
     assert not fresh["bias"].any()
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_weight_file_beats_training_from_scratch(photos, run, tmp_path):
     workdir, _ = run
     _, variables = load_pretrained(workdir)

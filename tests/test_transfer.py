@@ -95,6 +95,7 @@ def test_first_update_of_each_layer_is_the_rate_times_decay_to_its_depth(weights
     assert found == set(LAYERS)
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_their_bits_and_the_rest_moves(weights, photos, tmp_path):
     freeze = "--config.optimizer.freeze=('/stem/', '/stage_[01]_', '/downsample_1/norm/')"
     train(recipe(weights, photos, *steps(4), freeze, "--config.ema.decay=0.9"), tmp_path)
