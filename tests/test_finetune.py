@@ -84,6 +84,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another(photos, run, tmp_path
         assert metrics[f"eval/{name}"] == pytest.approx(trained[f"eval_ema/{name}"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_reset_head_is_the_only_difference(photos, run, tmp_path):
     workdir, _ = run
     train(tiny(photos, *STILL, start=workdir), tmp_path)

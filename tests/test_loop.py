@@ -285,6 +285,7 @@ def test_train_refuses_to_go_on_with_another_run(finished, tmp_path):
     assert checkpoints(workdir) == [11, 22]
 
 
+@pytest.mark.slow
 def test_train_refuses_to_go_on_with_other_data(tmp_path):
     config = get_config()
     photos, counts = tmp_path / "photos", []

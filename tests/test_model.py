@@ -77,6 +77,7 @@ def test_conv_on_a_map_reaches_as_far_as_its_kernels_and_the_bidirectional_ssm_e
     assert reach["conv+ssm bidirectional"].all()
 
 
+@pytest.mark.slow
 def test_rescale_sets_the_deviation_by_fan_in_and_leaves_the_scan_alone():
     model = build("conv+ssm causal", width=64, hidden=100, depth=1)
     before = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))["params"]

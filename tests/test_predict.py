@@ -182,6 +182,7 @@ def test_convert_there_and_back(run, tmp_path, capsys, naming):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_settings_choose_and_prepare_the_data_of_an_evaluation(run, photos, tmp_path, capsys):
     workdir, _ = run
     figures = ["--figures", str(tmp_path)]

@@ -174,6 +174,7 @@ def test_bfloat16_step_keeps_parameters_and_moments_in_float32(first_state, orac
 # Micro-batches.
 
 
+@pytest.mark.slow
 def test_micro_batches_on_eight_devices_are_one_batch_on_one(first_state):
     augmented = {
         "augment.mixup_alpha": 0.8, "augment.mix_group_size": 2, "augment.erase_probability": 0.5

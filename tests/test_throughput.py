@@ -41,6 +41,7 @@ def test_inference_computes_the_logits_of_timm(ours, theirs):
     assert plan["temp_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_training_step_is_adamw(ours, theirs):
     # Adam's first update is the sign of the gradient, whatever its size.
     before = jax.device_get(ours._variables)
