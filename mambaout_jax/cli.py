@@ -6,6 +6,7 @@ The verbs import what they need themselves, so that `mambaout --help` is quick.
 
 import argparse
 import difflib
+import functools
 import importlib
 import json
 import logging
@@ -167,7 +168,9 @@ def _add_measuring_verbs(verbs) -> None:
                        "against convolution and attention, as sequences grow; throughput: whole "
                        "models against timm's; input: the loader against timm's")  # fmt: skip
     bench.add_argument("--quick", action="store_true", help="small and few, to see that it runs")
-    bench.add_argument("--out", type=Path, metavar="FILE.json", help="write the numbers there")
+    bench.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="write the numbers there, row by row"
+    )
     bench.add_argument("--device", choices=("cpu", "gpu", "tpu"), help="to measure (JAX's default)")
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="(float32)")
     bench.add_argument("--rounds", type=int, metavar="COUNT", help="turns of each contender")
@@ -355,6 +358,8 @@ def _analyse(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
+    from mambaout_jax.benchmarks.timing import save_json
+
     question, given = arguments.question, {}
     for owner, options in {None: ("--device", "--dtype", "--rounds"), **_BENCH_OWN}.items():
         for option in options:
@@ -374,6 +379,8 @@ def _bench(arguments: argparse.Namespace, _: list[str]) -> int:
         if not os.access(out.parent, os.W_OK):
             raise PermissionError(f"--out: the folder {out.parent} is not writable; take another")
     benchmark = importlib.import_module(f"mambaout_jax.benchmarks.{question}")
+    if out:  # so that whoever stops it in the middle has its first rows
+        given["keep"] = functools.partial(save_json, path=out)
     result = benchmark.run(**(benchmark.QUICK if arguments.quick else {}) | given)
     benchmark.print_table(result)
     for file in benchmark.save(result, out) if out else ():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Huge pages for programs on CPUs: a training step takes about a fifth less time with them.
+"""Huge pages for programs on CPUs: a training step takes 18 to 29 % less time with them.
 
 XLA asks the system for all temporary memory of a program when it runs and gives it back at its end,
 so that every step meets each page anew. Pages of 2 MiB make that 512 times fewer. The C library
-asks for them where a variable says so that it reads once, as the process starts.
+asks for them where a variable says so that it reads once, as the process starts. (Measured:
+experiments/results/throughput_cpu.json with them, throughput_cpu_plain.json without.)
 """
 
 import os

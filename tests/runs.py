@@ -2,9 +2,11 @@
 """What tests of whole runs ask of their working directories."""
 
 import shutil
+import time
 
 import jax
 import numpy as np
+import pytest
 
 from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.train.metrics import read_metrics
@@ -38,6 +40,17 @@ def assert_close(workdir, other, atol):
 def checkpoints(workdir):
     folders = (workdir / "checkpoints").iterdir()
     return sorted(int(path.name) for path in folders if path.name.isdigit())
+
+
+def signal_after(process, workdir, step, number):
+    """Sends a running process a signal once the checkpoint of `step`, not the run, is complete."""
+    deadline = time.monotonic() + 600
+    while not (workdir / "checkpoints" / str(step)).exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no checkpoint of step {step}: {process.communicate()}")
+        time.sleep(0.005)
+    process.send_signal(number)
 
 
 def rewind(workdir, to, step):

@@ -8,100 +8,17 @@ import json
 import logging
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 import pytest
-from flax import struct
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from checkpoint_states import flatten, make_abstract, make_mesh, make_state
 
 from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
-
-
-@struct.dataclass
-class State:
-    step: jax.Array
-    variables: Any
-    opt_state: Any
-
-
-OPTIMIZER = optax.chain(
-    optax.clip_by_global_norm(1.0),
-    optax.masked(
-        optax.add_decayed_weights(0.1), lambda params: jax.tree.map(lambda x: x.ndim == 2, params)
-    ),
-    optax.adamw(optax.linear_schedule(0.0, 1.0, 10)),
-)
-
-
-def make_mesh(data, fsdp):
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-
-
-def make_shardings(state, mesh):
-    """Splits the leading axis of kernels over "fsdp"; everything else is whole on every device."""
-
-    def sharding(x):
-        spec = PartitionSpec("fsdp") if x.ndim == 2 else PartitionSpec()
-        return NamedSharding(mesh, spec)
-
-    return jax.tree.map(sharding, state)
-
-
-def make_state(seed, mesh=None, width=16):
-    """A state of many dtypes whose optimizer has made one update from random gradients."""
-
-    def normal(key, shape, dtype=jnp.float32):
-        return jax.random.normal(jax.random.fold_in(jax.random.key(seed), key), shape, dtype)
-
-    params = {
-        "backbone": {"stem": {"kernel": normal(0, (64, width)), "bias": normal(1, (width,))}},
-        "head": {"kernel": normal(2, (width, 5), jnp.bfloat16)},
-    }
-    gradients = jax.tree.map(lambda x: x * 2 + 1, params)
-    _, opt_state = OPTIMIZER.update(gradients, OPTIMIZER.init(params), params)
-    # Orbax splits a whole array over the devices: 8 chunks, each too large to be stored inline.
-    noise = jax.random.bits(jax.random.key(seed), (16384,), jnp.uint8)
-    counts = {"seen": jnp.array([True, False]), "bytes": noise}
-    state = State(jnp.int32(seed), {"params": params, "counts": counts}, opt_state)
-    return jax.device_put(state, make_shardings(state, mesh or make_mesh(8, 1)))
-
-
-def make_abstract(state, mesh=None):
-    shardings = make_shardings(state, mesh) if mesh else jax.tree.map(lambda x: x.sharding, state)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
-def flatten(tree):
-    """Path -> (dtype, shape, bytes), by an own walk over the containers."""
-    if isinstance(tree, dict):
-        items = tree.items()
-    elif hasattr(tree, "_asdict"):
-        items = tree._asdict().items()
-    elif hasattr(tree, "__dataclass_fields__"):
-        items = [(name, getattr(tree, name)) for name in tree.__dataclass_fields__]
-    elif isinstance(tree, tuple):
-        items = enumerate(tree)
-    else:
-        x = np.asarray(tree)
-        return {"": (str(x.dtype), x.shape, x.tobytes())}
-    return {
-        f"/{name}{path}": leaf for name, child in items for path, leaf in flatten(child).items()
-    }
 
 
 def assert_same(actual, expected):
@@ -423,99 +340,3 @@ def test_a_failed_background_save_surfaces_and_names_the_last_good_one(directory
         assert checkpointer.steps() == [1, 2]
         checkpointer.save(3, make_state(3), {"seed": 3})
     assert_same(read_checkpoint(directory).state, make_state(3))
-
-
-def run_python(source, *arguments, **options):
-    command = [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)]
-    return subprocess.Popen(command, **options)
-
-
-def test_a_kill_during_a_save_leaves_the_step_before(tmp_path):
-    process = run_python(
-        """
-        import os, pathlib, signal, sys
-        import numpy as np, jax.numpy as jnp
-        from mambaout_jax.checkpoint import Checkpointer
-        directory = pathlib.Path(sys.argv[1])
-        noise = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
-        state = {"step": jnp.int32(1), "x": jnp.asarray(noise)}
-        checkpointer = Checkpointer(directory, keep=2)
-        checkpointer.save(1, {"step": jnp.int32(1)}, {})
-        checkpointer.wait()
-        checkpointer.save(2, state, {})
-        while not list(directory.glob("2.*")):
-            pass
-        os.kill(os.getpid(), signal.SIGKILL)
-        """,
-        tmp_path,
-    )
-    assert process.wait(timeout=120) == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2.orbax-checkpoint-tmp"]
-    state = {"step": jnp.int32(1)}
-    with Checkpointer(tmp_path, keep=2) as checkpointer:
-        restored = checkpointer.restore(make_abstract(state))
-        assert (restored.step, restored.state["step"]) == (1, 1)
-        assert [path.name for path in tmp_path.iterdir()] == ["1"]
-        checkpointer.save(2, {"step": jnp.int32(2)}, {})
-    assert read_checkpoint(tmp_path).state["step"] == 2
-
-
-@pytest.mark.slow
-def test_two_processes_save_check_and_fall_back_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    source = """
-        import json, pathlib, sys
-        import jax, jax.numpy as jnp, numpy as np
-        from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-        index, directory = int(sys.argv[2]), pathlib.Path(sys.argv[3])
-        jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, index)
-        from mambaout_jax.checkpoint import Checkpointer, read_checkpoint
-        mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-        shardings = {"whole": NamedSharding(mesh, P()), "split": NamedSharding(mesh, P("data"))}
-        def make(seed):
-            values = jax.random.bits(jax.random.key(seed), (64, 512), jnp.uint8)
-            return {"whole": values[0], "split": values}
-        make = jax.jit(make, static_argnums=0, out_shardings=shardings)
-        with Checkpointer(directory, keep=2) as checkpointer:
-            checkpointer.save(1, make(1), {})
-            checkpointer.save(2, make(2), {})
-            checkpointer.wait()
-            target = jax.tree.map(
-                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), make(1), shardings)
-            steps = [checkpointer.restore(target).step]
-            jax.experimental.multihost_utils.sync_global_devices("read")
-            if index == 0:
-                values = jax.random.bits(jax.random.key(2), (64, 512), jnp.uint8)
-                part = np.asarray(values).tobytes()[28000:28016]
-                for path in (directory / "2").rglob("d/*"):
-                    content = bytearray(path.read_bytes())
-                    offset = content.find(part)
-                    if offset >= 0:
-                        content[offset] ^= 1
-                        path.write_bytes(content)
-            jax.experimental.multihost_utils.sync_global_devices("damaged")
-            steps.append(read_checkpoint(directory).step)
-            restored = checkpointer.restore(target)
-            steps.append(restored.step)
-            equal = jax.jit(lambda a, b: (a["split"] == b["split"]).all())
-            assert equal(restored.state, make(1))
-            assert checkpointer.steps() == [1]
-            checkpointer.save(2, make(2), {})
-            checkpointer.wait()
-            steps.append(checkpointer.restore(target).step)
-        pathlib.Path(f"{directory}_{index}").write_text(json.dumps(steps))
-    """
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    directory = tmp_path / "run"
-    processes = [run_python(source, port, index, directory, env=environment) for index in range(2)]
-    try:
-        assert [process.wait(timeout=240) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for index in range(2):
-        assert json.loads((tmp_path / f"run_{index}").read_text()) == [2, 1, 1, 2]
-    assert sorted(path.name for path in directory.iterdir()) == ["1", "2", "unreadable"]

@@ -14,8 +14,18 @@ from mambaout_jax.cli import main
 
 
 @pytest.fixture(scope="module")
-def result():
-    return conv.run(**conv.QUICK)
+def kept():
+    """How many rows `run` has kept, after each of them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(kept):
+    return conv.run(**conv.QUICK, keep=lambda partial: kept.append(len(partial["rows"])))
+
+
+def test_rows_are_kept_as_they_come(result, kept):
+    assert kept == [1, 2, 3, 4]
 
 
 def test_rows_hold_the_contenders_and_their_ratios(result):
@@ -84,8 +94,12 @@ def test_verb_measures_prints_and_writes(result, capsys, monkeypatch, tmp_path):
     out = tmp_path / "new" / "conv.json"
     command = ["bench", "conv", "--quick", "--rounds=3", "--dtype=bfloat16", "--out", str(out)]
     assert main(command) == 0
+    keep = given.pop("keep")
     assert given == conv.QUICK | {"rounds": 3, "dtype": "bfloat16"}
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("2x14x14x384")
     assert lines[-1] == str(out)
+    keep({"rows": [1]})  # what the verb would have written after a row
+    assert json.loads(out.read_text()) == {"rows": [1]}
+    assert list(out.parent.iterdir()) == [out]

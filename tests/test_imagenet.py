@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from tfds_imagenet import FOLDERS, write_with_tfds
 
 from mambaout_jax.config import default_config, validate
 from mambaout_jax.data.image_files import UnreadableImageError
@@ -27,7 +28,6 @@ from mambaout_jax.data.sources import Source, open_source
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
 
 SPLITS = ("train", "validation")
-FOLDERS = {"train": "train", "validation": "val"}
 
 
 @pytest.fixture(scope="module")
@@ -49,41 +49,7 @@ def prepared(miniature, tmp_path_factory):
 def written_by_tfds(miniature, tmp_path_factory):
     """As TensorFlow Datasets itself prepares it: in shards, order and compression of its choice."""
     out = tmp_path_factory.mktemp("tfds")
-    builder = make_builder(miniature)(data_dir=out, file_format="array_record")
-    builder.download_and_prepare()
-    return out
-
-
-def make_builder(miniature):
-    with tfds.core.registered.skip_registration():
-
-        class Imagenet2012(tfds.core.GeneratorBasedBuilder):
-            """The examples of TensorFlow Datasets' builder, whose own one needs TensorFlow."""
-
-            VERSION = tfds.core.Version("5.0.0")
-
-            def _info(self):
-                features = {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(names=list(SYNSETS)),
-                    "file_name": tfds.features.Text(),
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
-                )
-
-            def _split_generators(self, dl_manager):
-                return {
-                    "train": self._generate_examples("train", miniature.train),
-                    "validation": self._generate_examples("val", miniature.validation),
-                }
-
-            def _generate_examples(self, folder, synsets):
-                for name, synset in synsets.items():
-                    content = (miniature.folders / folder / synset / name).read_bytes()
-                    yield name, {"image": content, "label": synset, "file_name": name}
-
-    return Imagenet2012
+    return write_with_tfds(miniature.folders, out)
 
 
 def settings(path):

@@ -15,15 +15,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import miniature_imagenet
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
-from runs import final_state, timeless_metrics
+from runs import final_state, signal_after, timeless_metrics
+from tfds_imagenet import write_with_tfds
 
 from mambaout_jax.checkpoint import read_checkpoint
 from mambaout_jax.cli import main
@@ -77,49 +76,6 @@ def output(process, code=0):
     return out
 
 
-def interrupt(process, workdir, step, number):
-    """Sends the signal once the checkpoint of `step` is complete, which the run is not."""
-    deadline = time.monotonic() + 600
-    while not (workdir / "checkpoints" / str(step)).exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"no checkpoint of step {step}: {process.communicate()}")
-        time.sleep(0.005)
-    process.send_signal(number)
-
-
-def write_with_tfds(folders, out):
-    """The class folders as TensorFlow Datasets prepares them, but in their own order."""
-    with tfds.core.registered.skip_registration():
-
-        class Imagenet2012(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("5.0.0")
-
-            def _info(self):
-                features = {
-                    "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(names=list(SYNSETS)),
-                    "file_name": tfds.features.Text(),
-                }
-                return tfds.core.DatasetInfo(
-                    builder=self,
-                    features=tfds.features.FeaturesDict(features),
-                    disable_shuffling=True,
-                )
-
-            def _split_generators(self, dl_manager):
-                splits = {"train": "train", "validation": "val"}
-                return {split: self._generate_examples(name) for split, name in splits.items()}
-
-            def _generate_examples(self, name):
-                for path in sorted((folders / name).glob("*/*")):
-                    synset, image = path.parent.name, path.read_bytes()
-                    yield path.name, {"image": image, "label": synset, "file_name": path.name}
-
-    Imagenet2012(data_dir=out, file_format="array_record").download_and_prepare()
-    return out
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Where each route finds the same images; of prepared data, what the command itself says."""
@@ -134,7 +90,7 @@ def data(tmp_path_factory):
     return {
         "folders": miniature.folders,
         "prepared": Path(said.rsplit("--config.data.path=", 1)[1].strip()),
-        "tfds": write_with_tfds(miniature.folders, folder / "tfds"),
+        "tfds": write_with_tfds(miniature.folders, folder / "tfds", in_order=True),
     }
 
 
@@ -287,7 +243,7 @@ def test_interrupted_run_ends_as_if_nothing_had_happened(
     workdir = tmp_path / "run"
     command = train_arguments(data[route], "--workdir", workdir)
     process = start(*command)
-    interrupt(process, workdir, step, number)
+    signal_after(process, workdir, step, number)
     output(process, code)
     newest = read_checkpoint(workdir / "checkpoints").step
     assert step <= newest < 3 * UPDATES

@@ -14,11 +14,23 @@ CONTENDERS = ["ours pillow", "ours opencv", "decode pillow", "decode opencv"]
 
 
 @pytest.fixture(scope="module")
-def result():
+def kept():
+    """How many rows `run` has kept, after each of them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(kept):
     without_timm = {"torch": None, "timm": None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(input_benchmark, "_versions", lambda: without_timm)
-        return input_benchmark.run(images=32, rounds=2)
+        return input_benchmark.run(
+            images=32, rounds=2, keep=lambda partial: kept.append(len(partial["rows"]))
+        )
+
+
+def test_rows_are_kept_as_they_come(result, kept):
+    assert kept == [1, 2]
 
 
 def test_rows_hold_speeds_ratios_and_cores(result):
@@ -65,5 +77,6 @@ def test_verb_passes_its_arguments(result, monkeypatch, tmp_path):
     out = tmp_path / "input.json"
     command = ["bench", "input", "--data", "photos", "--images", "64", "--out", str(out)]
     assert main([*command, "--images-per-second", "5000"]) == 0
+    assert given.pop("keep")
     assert given == {"data": "photos", "images": 64, "images_per_second": 5000.0}
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))

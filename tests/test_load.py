@@ -1,70 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every source of weights gives the model that they were of, or says why not."""
 
-import dataclasses
-import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from goldens.fill import value_of
-from hub_server import serve
 from tiny_run import get_config
+from weight_files import (
+    FILES,
+    MODEL,
+    assert_same,
+    logits,
+    random_variables,
+    torch_values,
+    write_torch_names,
+)
 
 from mambaout_jax.checkpoint import Checkpointer
 from mambaout_jax.config_file import save_config
-from mambaout_jax.models import create_model, deit, find_variant
+from mambaout_jax.models import create_model
 from mambaout_jax.train.state import TrainState
-from mambaout_jax.weights import catalog, load
-from mambaout_jax.weights.catalog import imagenet_classes
+from mambaout_jax.weights import load
 from mambaout_jax.weights.convert import model_variables, to_torch
 from mambaout_jax.weights.load import (
     convert_file,
-    describe_source,
     load_pretrained,
     read_variables,
     save_variables,
 )
 from mambaout_jax.weights.locate import model_options
 
-FILES = Path(__file__).parent / "goldens" / "torch_files"
-MODEL = {"depths": (1, 1), "dims": (8, 16)}
-
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random variables of a mambaout_tiny with `MODEL` and three classes."""
-    rng = np.random.default_rng(0)
-    shapes = model_variables(create_model("mambaout_tiny", num_classes=3, **MODEL), 32)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    return random_variables()
 
 
 @pytest.fixture
 def images(rng):
     return rng.standard_normal((2, 32, 48, 3), np.float32)
-
-
-def logits(model, variables, images):
-    return np.asarray(jax.jit(model.apply)(variables, images))
-
-
-def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def write_torch_names(path, variables, naming="timm"):
-    state = to_torch("mambaout_tiny", variables, naming=naming, num_classes=3, **MODEL)
-    safetensors.numpy.save_file(state, path)
-    return path
 
 
 @pytest.mark.parametrize("naming", ["timm", "official"])
@@ -74,14 +53,6 @@ def test_safetensors_of_torch_names_gives_the_same_logits(tmp_path, variables, i
     assert_same(loaded, variables)
     source = create_model("mambaout_tiny", num_classes=3, **MODEL)
     np.testing.assert_array_equal(logits(model, loaded, images), logits(source, variables, images))
-
-
-def torch_values(seed=0):
-    """What tests/goldens/torch_files/make.py has put into its state dicts, as variables."""
-    shapes = model_variables(create_model("mambaout_tiny", num_classes=3, **MODEL), 32)
-    empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), shapes)
-    state = to_torch("mambaout_tiny", empty, naming="official", num_classes=3, **MODEL)
-    return {name: value_of(name, value.shape, seed) for name, value in state.items()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
@@ -328,126 +299,6 @@ def test_torch_file_without_a_state_dict_is_told():
     assert "transposed" in str(info.value)
 
 
-# The hub's client reads its environment when it is imported: a process of its own.
-HUB = """
-import json, sys, time
-from mambaout_jax.weights.load import describe_source, load_pretrained, save_variables
-time.sleep = lambda seconds: None  # the client waits between its tries
-answers = []
-for i, (source, name) in enumerate(json.loads(sys.argv[2])):
-    try:
-        _, variables = load_pretrained(source, name, depths=(1, 1), dims=(8, 16))
-        save_variables(variables, f"{sys.argv[1]}/{i}.safetensors")
-        answers.append([None, str(describe_source(source, name))])
-    except Exception as error:
-        answers.append([type(error).__name__, str(error)])
-print(json.dumps(answers))
-"""
-
-
-def run_on_hub(home, url, *sources):
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", HUB, str(home), json.dumps(sources)],
-        env={**os.environ, "HF_HOME": str(home / "hub"), "HF_ENDPOINT": url},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    answers = json.loads(result.stdout)
-    loaded = [
-        read_variables(home / f"{i}.safetensors")[0] if error is None else None
-        for i, (error, _) in enumerate(answers)
-    ]
-    return answers, loaded
-
-
-def hub_config(**changes):
-    config = {
-        "architecture": "mambaout_tiny",
-        "num_classes": 3,
-        "pretrained_cfg": {
-            "input_size": [3, 192, 192],
-            "crop_pct": 0.875,
-            "crop_mode": "squash",
-            "interpolation": "bilinear",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.25, 0.25, 0.25],
-        },
-        "label_names": ["cat", "dog", "eel"],
-        **changes,
-    }
-    return json.dumps(config).encode()
-
-
-def test_hub_repositories_and_the_catalog_load_over_the_hub(tmp_path, variables):
-    body = write_torch_names(tmp_path / "weights.safetensors", variables).read_bytes()
-    sources = [
-        ("mambaout_tiny.in1k", None),
-        ("hf_hub:me/mine", None),
-        ("hf-hub:me/mine@main", "mambaout_tiny"),
-        ("hf_hub:me/other", None),
-        ("hf_hub:me/changed", None),
-        ("hf_hub:me/absent", None),
-    ]
-    with serve() as server:
-        server.files = {
-            "timm/mambaout_tiny.in1k/model.safetensors": body,
-            "me/mine/model.safetensors": body,
-            "me/mine/config.json": hub_config(),
-            "me/other/config.json": hub_config(architecture="resnet50"),
-            "me/changed/config.json": hub_config(model_args={"act_layer": "relu"}),
-        }
-        answers, loaded = run_on_hub(tmp_path, server.url, *sources)
-        url = server.url
-    for i in range(3):
-        assert answers[i][0] is None, answers[i][1]
-        assert_same(loaded[i], variables)
-    assert "image_size=224, crop_fraction=1.0" in answers[0][1]
-    for i in (1, 2):
-        assert answers[i][1] == (
-            "Preprocessing(image_size=192, crop_fraction=0.875, crop_mode='squash', "
-            "interpolation='bilinear', mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), "
-            "class_names=('cat', 'dog', 'eel'))"
-        )
-    assert answers[3][0] == "ValueError"
-    assert "me/other has architecture='resnet50'" in answers[3][1]
-    assert answers[4][0] == "ValueError"
-    assert "model_args={'act_layer': 'relu'}" in answers[4][1]
-    assert answers[5][0] == "FileNotFoundError"
-    assert f"{url} has no repository me/absent" in answers[5][1]
-
-    # The server is gone; what was loaded before still loads.
-    answers, loaded = run_on_hub(tmp_path, url, *sources[:2], ("mambaout_femto.in1k", None))
-    for i in range(2):
-        assert answers[i][0] is None, answers[i][1]
-        assert_same(loaded[i], variables)
-    assert answers[2][0] == "FileNotFoundError"
-    assert "model.safetensors of timm/mambaout_femto.in1k is not in the cache" in answers[2][1]
-
-
-def test_url_and_official_weights_load_over_the_web(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with serve() as server:
-        server.files["release/mambaout_tiny.pth"] = (FILES / "mambaout_tiny.pth").read_bytes()
-        url = f"{server.url}/release/mambaout_tiny.pth"
-        official = dataclasses.replace(catalog.CATALOG["mambaout_tiny.official"], source=url)
-        monkeypatch.setitem(catalog.CATALOG, "mambaout_tiny.official", official)
-        for source in (f"{url}?download=true", url, "mambaout_tiny.official"):
-            _, loaded = load_pretrained(source, **MODEL)
-            state = to_torch("mambaout_tiny", loaded, naming="official", num_classes=3, **MODEL)
-            assert_same(state, torch_values())
-        assert len(server.requests) == 2
-        wrong = dataclasses.replace(official, sha256="0" * 64)
-        monkeypatch.setitem(catalog.CATALOG, "mambaout_tiny.official", wrong)
-        with pytest.raises(ValueError, match="published is 000"):
-            load_pretrained("mambaout_tiny.official", **MODEL)
-        with pytest.raises(ValueError, match="does not say which model"):
-            load_pretrained(f"{server.url}/release/best.pth")
-        assert len(server.requests) == 2
-    assert describe_source(url).class_names == imagenet_classes()
-
-
 @pytest.mark.parametrize("naming", [None, "timm", "official"])
 def test_converted_run_loads_as_the_run_did(tmp_path, naming):
     _, state = make_run(tmp_path / "run", ema=True)
@@ -472,88 +323,3 @@ def test_conversion_that_does_not_read_back_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "_write", flip_a_sign)
     with pytest.raises(RuntimeError, match=r"differing: \['params/head/norm/bias'\]"):
         convert_file(tmp_path / "run", tmp_path / "out.safetensors")
-
-
-DEIT = {"dim": 12, "depth": 1, "heads": 3}
-
-
-def write_deit(path, image_size, own=False):
-    """Random weights of a small DeiT for images of a size, in timm's names or our own."""
-    options = {**DEIT, "num_classes": 3, "image_size": image_size}
-    rng = np.random.default_rng(0)
-    shapes = model_variables(create_model("deit_tiny_patch16_224", **options), image_size)
-    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
-    if own:
-        save_variables(variables, path, {"model": "deit_tiny_patch16_224"})
-    else:
-        safetensors.numpy.save_file(to_torch("deit_tiny_patch16_224", variables, **options), path)
-    return variables
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_position_table_tells_the_image_size(tmp_path, own):
-    path = tmp_path / "deit_tiny_patch16_224.safetensors"
-    variables = write_deit(path, 80, own)
-    model, loaded = load_pretrained(path, **DEIT)
-    assert model.backbone.grid == (5, 5)
-    assert_same(loaded, variables)
-    _, again = load_pretrained(path, image_size=(80, 80), **DEIT)
-    assert_same(again, variables)
-
-
-@pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("image_size", [64, (48, 112)])
-def test_other_image_size_interpolates_the_positions_once_and_says_so(
-    tmp_path, rng, caplog, own, image_size
-):
-    path = tmp_path / "deit_tiny_patch16_224.safetensors"
-    variables = write_deit(path, 80, own)
-    with caplog.at_level(logging.INFO, "mambaout_jax"):
-        model, loaded = load_pretrained(path, image_size=image_size, **DEIT)
-    rows, columns = (4, 4) if image_size == 64 else (3, 7)
-    words = f"{path}: positions interpolated from 5 x 5 to {rows} x {columns} patches"
-    assert [record.getMessage() for record in caplog.records] == [words]
-    assert model.backbone.grid == (rows, columns)
-    assert loaded["params"]["backbone"]["pos_embed"].shape == (1, 1 + rows * columns, 12)
-    # What the model of the weights' own size does with such images.
-    images = rng.standard_normal((2, 16 * rows, 16 * columns, 3), np.float32)
-    source = create_model("deit_tiny_patch16_224", num_classes=3, image_size=80, **DEIT)
-    np.testing.assert_allclose(
-        logits(model, loaded, images), logits(source, variables, images), atol=1e-5
-    )
-    for name in ("cls_token", "patch_embed", "block_00"):
-        assert_same(loaded["params"]["backbone"][name], variables["params"]["backbone"][name])
-
-
-def test_table_that_is_not_square_needs_its_image_size(tmp_path):
-    path = tmp_path / "deit_tiny_patch16_224.safetensors"
-    variables = write_deit(path, (32, 80))
-    _, loaded = load_pretrained(path, image_size=(32, 80), **DEIT)
-    assert_same(loaded, variables)
-    with pytest.raises(ValueError, match=r"has \(1, 197, 12\), the weights have \(1, 11, 12\)"):
-        load_pretrained(path, **DEIT)
-
-
-def test_last_layer_afresh_at_a_size_that_the_published_one_does_not_fit(tmp_path):
-    options = {**DEIT, "patch_size": 5}
-    path = tmp_path / "deit_tiny_patch16_224.safetensors"
-    model = create_model("deit_tiny_patch16_224", num_classes=3, image_size=20, **options)
-    variables = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, np.float32), model_variables(model, 20)
-    )
-    save_variables(variables, path)
-    model, loaded = load_pretrained(path, reset_head=True, num_classes=4, **options)
-    assert model.backbone.image_size == 20
-    assert loaded["params"]["head"]["classifier"]["kernel"].std() == pytest.approx(0.02, rel=0.4)
-
-
-@pytest.mark.parametrize("naming", [None, "timm"])
-def test_converted_file_keeps_its_position_table(tmp_path, monkeypatch, naming):
-    # Without options there is only the published shape of the network.
-    row = find_variant("deit_tiny_patch16_224")[1]
-    monkeypatch.setitem(deit.VARIANTS, "deit_tiny_patch16_224", row._replace(backbone=DEIT))
-    path, out = tmp_path / "deit_tiny_patch16_224.safetensors", tmp_path / "out.safetensors"
-    variables = write_deit(path, 64, own=naming is not None)
-    assert "tensors equal bit for bit" in convert_file(path, out, naming=naming)
-    _, loaded = load_pretrained(out, "deit_tiny_patch16_224")
-    assert_same(loaded, variables)

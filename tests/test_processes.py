@@ -7,11 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from runs import assert_close, checkpoints, final_state, flip_a_byte_of_the_data, timeless_metrics
+from runs import (
+    assert_close,
+    checkpoints,
+    final_state,
+    flip_a_byte_of_the_data,
+    signal_after,
+    timeless_metrics,
+)
 
 COMMAND = [
     *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/tiny_run.py"),
@@ -47,16 +53,6 @@ def finish(process, code=0):
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     return out, err
-
-
-def signal_after(process, workdir, step, number):
-    """Sends a signal once the checkpoint of `step`, not the run, is complete."""
-    deadline = time.monotonic() + 300
-    while not (workdir / "checkpoints" / str(step)).exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(number)
 
 
 @pytest.fixture(scope="module")

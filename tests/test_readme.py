@@ -172,10 +172,12 @@ def test_python_code_computes_what_its_comments_say(on_the_hub):
             np.testing.assert_array_equal(one[leaf], other[leaf])
 
 
+def read_result(name):
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
 def test_table_of_speed_is_made_from_the_measurements():
-    files = ("throughput_cpu.json", "throughput_cpu_rw.json")
-    results = [json.loads((ROOT / "experiments" / "results" / name).read_text()) for name in files]
-    measured = [row for result in results for row in result["rows"]]
+    measured = read_result("throughput_cpu")["rows"]
     rows = dict(re.findall(r"^\| (\w+) \| ([\d.–|() ]+) \|$", TEXT, re.MULTILINE))
     assert rows.keys() == {row["model"] for row in measured}
     for row in measured:
@@ -189,6 +191,47 @@ def test_table_of_speed_is_made_from_the_measurements():
             if name in ratios:
                 expected[column] += f" ({ratios[name]['median']:.2f})"
         assert cells == expected
+
+
+def test_what_huge_pages_bring_is_measured():
+    def training(result):
+        return {row["model"]: row for row in result["rows"] if row["pass"] == "training"}
+
+    huge, plain = read_result("throughput_cpu"), read_result("throughput_cpu_plain")
+    pages = [result["environment"]["glibc_tunables"] for result in (huge, plain)]
+    assert pages == ["glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0"]
+    huge, plain = training(huge), training(plain)
+    saved = [
+        100 - 100 * huge[name]["milliseconds"]["ours"]["median"] / milliseconds["ours"]["median"]
+        for name, milliseconds in ((name, row["milliseconds"]) for name, row in plain.items())
+    ]
+    words = f"{min(saved):.0f} to {max(saved):.0f} % less"
+    assert words in " ".join(TEXT.split())
+    assert words in (ROOT / "mambaout_jax" / "huge_pages.py").read_text()
+    ratios = [row["speedup"]["timm"]["median"] for row in plain.values()]
+    words = f"without them training is {min(ratios):.2f} to {max(ratios):.2f} times as fast"
+    assert words in " ".join(TEXT.split())
+
+
+def test_speed_of_the_depthwise_convolution_is_measured():
+    over = {"lax": [], "torch": []}
+    forward = []
+    for row in read_result("conv_cpu")["rows"]:
+        if row["pass"] == "forward":
+            forward.append(1 / row["speedup"]["torch"]["median"])
+            continue
+        for name, ratios in over.items():
+            ratios.append(row["speedup"][name]["median"])
+    text = " ".join(TEXT.split())
+    lax, torch = over.values()
+    words = f"{min(lax):.0f} to {max(lax):.0f} times faster"
+    assert f"{words} than XLA's own and {min(torch):.1f} to {max(torch):.1f} times faster" in text
+    assert words in " ".join(
+        (ROOT / "mambaout_jax" / "kernels" / "depthwise_conv.py").read_text().split()
+    )
+    assert (
+        f"forward alone PyTorch's is {min(forward):.0f} to {max(forward):.0f} times faster" in text
+    )
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w/.]+\.\w+)\)", TEXT))))

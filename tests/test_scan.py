@@ -20,13 +20,25 @@ BAR |= {"median_ms": 1.5, "time_over_chunked": 2.5, "memory_over_chunked": 3.25}
 
 
 @pytest.fixture(scope="module")
-def result():
-    return scan.run(**TINY, mixers=MIXERS, bars=())
+def kept():
+    """How many rows `run` has kept, after each of them."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(kept):
+    return scan.run(
+        **TINY, mixers=MIXERS, bars=(), keep=lambda partial: kept.append(len(partial["rows"]))
+    )
 
 
 def row(mixer, length, median, pass_name="forward", status="measured", width=8):
     return {"mixer": mixer, "width": width, "length": length, "pass": pass_name,
             "status": status, "median_ms": median}  # fmt: skip
+
+
+def test_rows_are_kept_as_they_come(result, kept):
+    assert kept == [6, 12]
 
 
 def test_result_has_a_row_per_mixer_length_and_pass(result):
@@ -131,6 +143,7 @@ def test_verb_writes_json_csv_and_png(result, capsys, monkeypatch, tmp_path):
     command = ["bench", "scan", "--widths", "8", "16", "--lengths", "16", "--mixers", "conv"]
     command += ["--state-size=1", "--device=cpu", "--budget-seconds=2.5", "--memory-limit=9"]
     assert main([*command, "--quick", "--out", str(out)]) == 0
+    assert given.pop("keep")
     assert given == scan.QUICK | {
         "widths": [8, 16], "lengths": [16], "mixers": ["conv"], "state_size": 1, "device": "cpu",
         "budget_seconds": 2.5, "memory_limit": 9,

@@ -70,17 +70,50 @@ def test_row_has_speeds_and_ratios_round_by_round():
     assert alone["speedup"] == {}
 
 
-def test_table_prints_medians_and_ranges(capsys):
-    times = {"ours": [100.0, 200.0, 100.0], "timm": [150.0, 200.0, 400.0]}
-    row = {"model": "mambaout_femto", "pass": "training"} | throughput._row(times, 8)
+def print_row(capsys, times, **plan):
+    """The words of every line that the table has of a row."""
     where = {"device": "cpu", "platform": "cpu", "jax": "1", "torch": "2", "timm": "3"}
+    row = {"model": "mambaout_femto", "pass": "training"} | throughput._row(times, 8)
+    row |= dict.fromkeys(throughput._PLAN) | plan
     throughput.print_table(
         {"environment": where, "dtype": "float32", "batch_size": 8, "image_size": 224,
          "rows": [row]}
     )  # fmt: skip
-    line = capsys.readouterr().out.strip().split("\n")[-1]
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+def test_table_prints_medians_and_ranges(capsys):
+    times = {"ours": [100.0, 200.0, 100.0], "timm": [150.0, 200.0, 400.0]}
     words = "mambaout_femto training ours 80.0 timm 40.0 ours / timm: 1.50x (1.00-4.00)"
-    assert " ".join(line.split()) == words
+    assert print_row(capsys, times) == [words]
+
+
+def test_table_prints_compilation_and_memory(capsys):
+    plan = {"compile_seconds": 9.71, "temp_bytes": 3 * 2**30, "torch_compile_seconds": 4.0}
+    lines = print_row(capsys, {"ours": [100.0]}, **plan, torch_peak_bytes=2**20)
+    assert lines[1:] == [
+        "compilation: ours 9.7 s; timm 4.0 s",
+        "memory: ours, temporary 3,072.0 MiB; timm, in all 1.0 MiB",
+    ]
+
+
+def test_table_says_where_torch_compile_failed(capsys):
+    lines = print_row(capsys, {"timm": [100.0]}, torch_compile_error="no g++")
+    assert lines == ["mambaout_femto training timm 80.0", "torch.compile failed: no g++"]
+
+
+def test_failing_torch_compile_leaves_eager_timm():
+    def fail():
+        raise RuntimeError("no g++ here\nand a long trace")
+
+    side = object.__new__(throughput._Timm)
+    dynamo = types.SimpleNamespace(reset=lambda: None)
+    side._torch = types.SimpleNamespace(_dynamo=dynamo, compile=lambda model: "compiled")
+    side._device, side._compiled, side._model = "cpu", True, "eager"
+    side._inference = lambda model: {"eager": int, "compiled": fail}[model]
+    plan = {}
+    assert side.calls("inference", plan) == {"timm": int}
+    assert plan == {"torch_compile_error": "no g++ here"}
 
 
 def test_missing_timm_is_an_error_that_says_what_to_install(monkeypatch):

@@ -19,8 +19,10 @@ from mambaout_jax.benchmarks.timing import (
     call_seconds,
     environment,
     find_device,
+    ignore,
     interleaved_milliseconds,
     plan_turns,
+    report_progress,
     save_json,
     speedup,
     summary,
@@ -55,8 +57,11 @@ def run(
     dtype: str = "float32",
     rounds: int = 7,
     device: str | None = None,
+    keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
     """Times `"shift"` against `"lax"`, `"pallas"` on GPUs, and PyTorch where it is installed.
+
+    Progress is printed to the standard error.
 
     Args:
         shapes: "stages" or "sweep", of `SHAPES`, or others: side of the map, channels, side of the
@@ -65,6 +70,7 @@ def run(
         dtype: of maps and kernels.
         rounds: turns of each contender; the numbers reported are medians over them.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
+        keep: is given what has been measured so far, after every row.
 
     Returns:
         A JSON-able dict: `environment`, the arguments, and `rows`, one per shape and pass, with
@@ -81,21 +87,24 @@ def run(
     batch_size = _BATCH_SIZE[place.platform] if batch_size is None else batch_size
     peer = None if torch is None else functools.partial(_torch_call, torch, place)
     rows = []
-    with jax.default_device(place):
-        for side, channels, kernel_side in SHAPES[shapes] if isinstance(shapes, str) else shapes:
-            shape = (batch_size, side, side, channels)
-            for name in PASSES:
-                arrays = _draw(shape, kernel_side, dtype)
-                race = _race(name, arrays, rounds, place.platform, peer)
-                row = {"shape": list(shape), "kernel_side": kernel_side, "pass": name}
-                rows.append(row | race)
-    return {
+    result = {
         "environment": environment(place) | {"torch": torch and torch.__version__},
         "batch_size": batch_size,
         "dtype": dtype,
         "rounds": rounds,
         "rows": rows,
     }
+    with jax.default_device(place):
+        for side, channels, kernel_side in SHAPES[shapes] if isinstance(shapes, str) else shapes:
+            shape = (batch_size, side, side, channels)
+            for name in PASSES:
+                report_progress(f"{'x'.join(map(str, shape))} by {kernel_side} {name}")
+                arrays = _draw(shape, kernel_side, dtype)
+                race = _race(name, arrays, rounds, place.platform, peer)
+                row = {"shape": list(shape), "kernel_side": kernel_side, "pass": name}
+                rows.append(row | race)
+                keep(result)
+    return result
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -21,7 +21,14 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from mambaout_jax.benchmarks.timing import environment, save_json, speedup, summary
+from mambaout_jax.benchmarks.timing import (
+    environment,
+    ignore,
+    report_progress,
+    save_json,
+    speedup,
+    summary,
+)
 from mambaout_jax.benchmarks.torch_peer import find_torch
 from mambaout_jax.config import DECODERS, default_config
 from mambaout_jax.data import opencv
@@ -46,8 +53,11 @@ def run(
     images: int = 512,
     rounds: int = 5,
     images_per_second: float = 10_000.0,
+    keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
     """Times our loader with each decoder, timm's, and bare decoding, in turns.
+
+    Progress is printed to the standard error.
 
     Args:
         data: a folder of class folders of JPEG files; None: 64 crops of scikit-learn's two
@@ -55,6 +65,7 @@ def run(
         images: that each contender makes per turn.
         rounds: turns of each; the numbers reported are medians over them.
         images_per_second: what a training run wants; the cores for it are reported.
+        keep: is given what has been measured so far, after every row.
 
     Returns:
         A JSON-able dict: `environment`, the arguments, and `rows`, one per recipe, with
@@ -66,22 +77,28 @@ def run(
     Raises:
         ValueError, FileNotFoundError: there is no such folder, or it is no folder of classes.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(data).expanduser() if data else _make_files(Path(folder))
-        rows = [_race(recipe, root, images, rounds) for recipe in RECIPES]
-        wait = {decoder: _wait_share(root, decoder) for decoder in DECODERS}
-    for row in rows:
-        speeds = row["images_per_second_and_core"]
-        row["cores"] = {k: images_per_second / v["median"] for k, v in speeds.items()}
-    return {
+    result: dict[str, Any] = {
         "environment": environment() | _versions(),
         "data": data,
         "images": images,
         "rounds": rounds,
         "images_per_second": images_per_second,
-        "rows": rows,
-        "wait": wait,
+        "rows": [],
+        "wait": {},
     }
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(data).expanduser() if data else _make_files(Path(folder))
+        for recipe in RECIPES:
+            report_progress(recipe)
+            row = _race(recipe, root, images, rounds)
+            speeds = row["images_per_second_and_core"]
+            row["cores"] = {k: images_per_second / v["median"] for k, v in speeds.items()}
+            result["rows"].append(row)
+            keep(result)
+        for decoder in DECODERS:
+            report_progress(f"waiting for {decoder}")
+            result["wait"][decoder] = _wait_share(root, decoder)
+    return result
 
 
 def print_table(result: dict[str, Any]) -> None:

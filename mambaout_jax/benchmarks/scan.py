@@ -11,7 +11,7 @@ that the chunked scan is held against.
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from mambaout_jax.benchmarks.timing import (
     environment,
     find_device,
     free_memory,
+    ignore,
     save_json,
 )
 from mambaout_jax.mixers.ssm import STATE_SIZE
@@ -61,6 +62,7 @@ def run(
     memory_limit: int | None = None,
     bars: Sequence[tuple[int, int, int, int]] = BARS,
     device: str | None = None,
+    keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
     """Measures each mixer at each width and length, forward alone and with all gradients.
 
@@ -78,6 +80,7 @@ def run(
         memory_limit: bytes that a call may take; None: what is free, see `timing.free_memory`.
         bars: (B, L, D, N) of the scans that run alone.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
+        keep: is given what has been measured so far, after every width and length.
 
     Returns:
         A JSON-able dict: `environment`; `settings`; `rows`, one per mixer, width, length and pass,
@@ -94,18 +97,18 @@ def run(
     mixers, tokens = _fill_in(mixers, tokens_per_call, place.platform)
     settings = Settings(mixers, state_size, dtype, tokens, rounds, limits)
     _check(settings, widths, lengths)
+    result = _begin(place, settings)
     with jax.default_device(place):
-        rows = _measure_widths(widths, sorted(lengths), settings)
-        bar_rows = [row for bar in bars for row in measure_scans(bar, settings)]
-        peer = cuda_peer(place, rounds) if place.platform == "gpu" else None
-    return {
-        "environment": environment(place),
-        "settings": settings._asdict() | {"limits": settings.limits._asdict()},
-        "rows": rows,
-        "crossovers": find_crossovers(rows),
-        "bars": bar_rows,
-        "peer": peer,
-    }
+        for rows in _measure_widths(widths, sorted(lengths), settings):
+            result["rows"] += rows
+            result["crossovers"] = find_crossovers(result["rows"])
+            keep(result)
+        for bar in bars:
+            result["bars"] += measure_scans(bar, settings)
+            keep(result)
+        if place.platform == "gpu":
+            result["peer"] = cuda_peer(place, rounds)
+    return result
 
 
 def find_crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,16 +195,27 @@ def _fill_in(
     return tuple(mixers), tokens_per_call
 
 
+def _begin(place: Any, settings: Settings) -> dict[str, Any]:
+    """What `run` returns, before anything has been measured."""
+    return {
+        "environment": environment(place),
+        "settings": settings._asdict() | {"limits": settings.limits._asdict()},
+        "rows": [],
+        "crossovers": [],
+        "bars": [],
+        "peer": None,
+    }
+
+
 def _measure_widths(
     widths: Sequence[int], lengths: Sequence[int], settings: Settings
-) -> list[dict[str, Any]]:
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one width and length after the other."""
     parameters = {width: make_parameters(width, settings) for width in widths}
-    rows = []
     for width in widths:
         previous = {}
         for length in lengths:
-            rows += measure_mixers(parameters[width], width, length, settings, previous)
-    return rows
+            yield measure_mixers(parameters[width], width, length, settings, previous)
 
 
 def _check(settings: Settings, widths: Sequence[int], lengths: Sequence[int]) -> None:

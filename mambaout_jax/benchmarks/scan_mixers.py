@@ -14,7 +14,6 @@ Mixers map tokens (B, L, D). Each is what stands between the projections of its 
 
 import functools
 import math
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,14 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from mambaout_jax.benchmarks.timing import Contender, Limits, Race, race, speedup
+from mambaout_jax.benchmarks.timing import (
+    Contender,
+    Limits,
+    Race,
+    race,
+    report_progress,
+    speedup,
+)
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 from mambaout_jax.layers import DepthwiseConv, compute_dtype
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
@@ -184,7 +190,7 @@ def _pass(name: str, function: Callable[..., Array]) -> Callable[..., Any]:
 
 
 def _race(contenders: dict[str, Contender], what: str, settings: Settings) -> Race:
-    print(f"{what} ...", file=sys.stderr, flush=True)
+    report_progress(what)
     return race(contenders, rounds=settings.rounds, limits=settings.limits)
 
 

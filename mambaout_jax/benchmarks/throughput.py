@@ -12,7 +12,7 @@ Needs PyTorch and timm, which the package itself does not.
 import functools
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,10 @@ import optax
 from mambaout_jax.benchmarks.timing import (
     environment,
     find_device,
+    first_line,
+    ignore,
     interleaved_milliseconds,
+    report_progress,
     save_json,
     speedup,
     summary,
@@ -65,8 +68,11 @@ def run(
     rounds: int = 5,
     compiled: bool = True,
     device: str | None = None,
+    keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
     """Times models against timm's.
+
+    Progress is printed to the standard error.
 
     Args:
         models: names of timm; those that are ours too are compared.
@@ -76,43 +82,48 @@ def run(
         rounds: turns of each contender.
         compiled: whether torch.compile takes part; it takes minutes to compile on a CPU.
         device: "cpu", "gpu" or "tpu"; None: JAX's default. timm runs on the same, but for "tpu".
+        keep: is given what has been measured so far, after every row.
 
     Returns:
         A JSON-able dict: `environment`, the arguments, and `rows`, one per model and pass, with
         `images_per_second` and `milliseconds` of each contender, the `speedup` of ours over timm's
         (round by round: median, min, max); `compile_seconds` and `temp_bytes` of ours,
         `torch_compile_seconds`, the first call of timm compiled, and `torch_peak_bytes`, all
-        memory of an eager call, which only GPUs tell. None where it is not known.
+        memory of an eager call, which only GPUs tell. None where it is not known. Where
+        torch.compile failed, `torch_compile_error` says why.
 
     Raises:
         ValueError: PyTorch or timm is not installed, there is no such device, or the logits differ.
     """
     place = find_device(device)
     peer = torch_device(_import_peers()[1], place)
-    rows = []
-    with jax.default_device(place):
-        for name in models:
-            theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
-            ours = _Ours(name, theirs, dtype) if name in list_models() else None
-            for passed in ("inference", "training"):
-                plan: dict[str, Any] = dict.fromkeys(_PLAN)
-                calls = theirs.calls(passed, plan)
-                if ours is not None:
-                    calls = {"ours": ours.call(passed, plan), **calls}
-                times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
-                rows.append({"model": name, "pass": passed} | _row(times, batch_size) | plan)
-    return {
+    result: dict[str, Any] = {
         "environment": environment(place) | _torch_versions(),
         "batch_size": batch_size,
         "image_size": image_size,
         "dtype": dtype,
         "rounds": rounds,
-        "rows": rows,
+        "rows": [],
     }
+    with jax.default_device(place):
+        for name in models:
+            theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
+            ours = _Ours(name, theirs, dtype) if name in list_models() else None
+            for passed in ("inference", "training"):
+                report_progress(f"{name} {passed}")
+                plan: dict[str, Any] = dict.fromkeys(_PLAN)
+                calls = theirs.calls(passed, plan)
+                if ours is not None:
+                    calls = {"ours": ours.call(passed, plan), **calls}
+                times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
+                row = {"model": name, "pass": passed} | _row(times, batch_size) | plan
+                result["rows"].append(row)
+                keep(result)
+    return result
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `run` returned: images per second, and ours over each of timm's."""
+    """Prints what `run` returned: speeds, ours over each of timm's, compilation and memory."""
     where = result["environment"]
     print(
         f"{where['device']} ({where['platform']}), jax {where['jax']}, torch {where['torch']}, "
@@ -128,6 +139,22 @@ def print_table(result: dict[str, Any]) -> None:
             for name, ratio in row["speedup"].items()
         )
         print(f"{row['model']:24}{row['pass']:11}{speeds}  {ratios}")
+        for line in _plan_lines(row):
+            print(f"  {line}")
+
+
+def _plan_lines(row: dict[str, Any]) -> Iterator[str]:
+    """What is known of compilation and memory."""
+    for what, unit, keys in (
+        ("compilation", "s", {"ours": "compile_seconds", "timm": "torch_compile_seconds"}),
+        ("memory", "MiB", {"ours, temporary": "temp_bytes", "timm, in all": "torch_peak_bytes"}),
+    ):
+        scale = 2**20 if unit == "MiB" else 1
+        known = {name: row[key] / scale for name, key in keys.items() if row[key] is not None}
+        if known:
+            yield f"{what}: " + "; ".join(f"{k} {v:,.1f} {unit}" for k, v in known.items())
+    if "torch_compile_error" in row:
+        yield f"torch.compile failed: {row['torch_compile_error']}"
 
 
 def _row(times: dict[str, list[float]], batch_size: int) -> dict[str, Any]:
@@ -251,10 +278,15 @@ class _Timm:
         if self._compiled:
             # Models share code: after eight compilations of it torch would run the rest eagerly.
             self._torch._dynamo.reset()
-            calls["timm compiled"] = make(self._torch.compile(self._model))
+            call = make(self._torch.compile(self._model))
             start = time.perf_counter()
-            calls["timm compiled"]()
-            plan["torch_compile_seconds"] = time.perf_counter() - start
+            try:
+                call()
+            except Exception as error:  # such as no C++ compiler: must not take the others with it
+                plan["torch_compile_error"] = first_line(error)
+            else:
+                calls["timm compiled"] = call
+                plan["torch_compile_seconds"] = time.perf_counter() - start
         return calls
 
     def _forward(self, model: Any, images: Any) -> Any:

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,9 +79,23 @@ def environment(device: Any = None) -> dict[str, Any]:
 
 
 def save_json(result: dict[str, Any], path: Path) -> list[Path]:
-    """Writes what a benchmark returned; the paths of the files, which is one."""
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    """Writes what a benchmark returned; the paths of the files, which is one.
+
+    Whoever stops it in between keeps the file that was there before.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(json.dumps(result, indent=2) + "\n")
+    draft.replace(path)
     return [path]
+
+
+def ignore(result: dict[str, Any]) -> None:
+    """What a benchmark does with its rows as they come, if nobody wants to keep them."""
+
+
+def report_progress(what: str) -> None:
+    """Says on the standard error what is measured now; results alone go to the standard output."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 def find_device(platform: str | None) -> Any:
