@@ -70,9 +70,7 @@ def run(
     device: str | None = None,
     keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
-    """Times models against timm's.
-
-    Progress is printed to the standard error.
+    """Times models against timm's; progress is printed to the standard error.
 
     Args:
         models: names of timm; those that are ours too are compared.
