@@ -232,7 +232,8 @@ def test_step_is_traced_once_and_takes_its_state():
         with jax.transfer_guard("disallow"):
             state, sums = step(state, put_batch(batch, mesh))
         assert all(leaf.is_deleted() for leaf in old)
-        assert int(state.step) == number
+        # Of a copy: jax 0.11 on CPUs does not donate an array that numpy has looked into.
+        assert int(jnp.copy(state.step)) == number
         assert np.isfinite(sums["record"])
     assert task.traces == 1
     assert step._cache_size() == 1
