@@ -17,7 +17,8 @@ The schedules are for a few thousand images; with fewer, raise --config.schedule
 lower --config.batch_size to at most the number of training images.
 
 Hardware: a GPU for photographs at 224 pixels; a CPU will do for a few hundred at 64.
-Result: depends on the images; tested on photographs cut into patches, see tests/test_finetune.py.
+Result: depends on the images; tested on photographs cut into patches, see
+tests/train/test_finetune.py.
 """
 
 from mambaout_jax.config import default_config

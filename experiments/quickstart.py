@@ -18,7 +18,7 @@ Result: see README.md.
 
 import sys
 
-from mambaout_jax.cli import main
+from mambaout_jax.cli.main import main
 from mambaout_jax.config import default_config
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `mambaout`, which is also `python -m mambaout_jax`."""
 
-from mambaout_jax.huge_pages import restart_with_huge_pages
+from mambaout_jax.runtime.huge_pages import restart_with_huge_pages
 
 
 def run() -> int:
     """The command line in a process with huge pages; its exit code."""
     restart_with_huge_pages()
-    from mambaout_jax.cli import main  # now, so that nothing is imported twice
+    from mambaout_jax.cli.main import main  # now, so that nothing is imported twice
 
     return main()
 

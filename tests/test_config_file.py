@@ -2,7 +2,7 @@
 """Config files and what a command line changes in them."""
 
 import pytest
-import tiny_run
+from support import tiny_run
 
 from mambaout_jax.config_file import override, read_config, split_argument
 

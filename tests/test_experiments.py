@@ -14,7 +14,7 @@ import pytest
 
 from mambaout_jax.config import resolve, validate
 from mambaout_jax.models import list_models
-from mambaout_jax.train.metrics import read_metrics
+from mambaout_jax.train.writer import read_metrics
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("**/*.py"))

@@ -7,9 +7,8 @@ Without one these tests fail: to ask for them is to expect a GPU.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
-import scan_kernels
+from support import oracles, scan_kernels
 
 from mambaout_jax.benchmarks.timing import find_device
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import jax
-import miniature_imagenet
 import numpy as np
 import pytest
 import safetensors.numpy
-from hub_server import serve
-from photo_patches import write_photo_patches
+from support import miniature_imagenet
+from support.hub_server import serve
+from support.photo_patches import write_photo_patches
 
-from mambaout_jax.cli import main
+from mambaout_jax.cli.main import main
 from mambaout_jax.models import create_model
 from mambaout_jax.weights.convert import to_torch
 

@@ -15,9 +15,9 @@ stand the model (mambaout_femto, _kobe, _tiny, _small or _base; default _tiny) a
     pod     32 TPU chips or fewer, bfloat16, the whole batch at once
 
 On all of them an update sees 4096 images at one rate, and the same 128 of them share one mixing
-weight; tests/test_recipe.py shows that the updates are equal up to rounding. What differs is which
-examples drop path drops, and the precision. A GPU holds 128 images at a time; where they are too
-many, --config.model.remat trades time for memory. GPUs, too, are faster with
+weight; tests/data/test_recipe.py shows that the updates are equal up to rounding. What differs is
+which examples drop path drops, and the precision. A GPU holds 128 images at a time; where they
+are too many, --config.model.remat trades time for memory. GPUs, too, are faster with
 --config.model.dtype=bfloat16, which in the published script is an option that is off. Where the
 processor falls behind, --config.data.decoder=opencv and --config.data.num_workers help.
 

@@ -21,7 +21,8 @@ The peak rate is BEiT's for fine-tuning (Bao et al. 2022), 4e-3 for 1024 images,
 of this is tuned here.
 
 Hardware: a GPU for photographs at 224 pixels and more; a CPU will do for a few hundred at 64.
-Result: depends on the images; tested on photographs cut into patches, see tests/test_transfer.py.
+Result: depends on the images; tested on photographs cut into patches, see
+tests/train/test_transfer.py.
 """
 
 import runpy

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.backbone import Features
-from mambaout_jax.layers import Dense, DepthwiseConv, LayerNorm, activation, normal_init
+from mambaout_jax.layers.linear import Dense, DepthwiseConv, LayerNorm, activation, normal_init
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.mixers.causal_conv import CausalConv
+from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.ssm import MapSSM, dt_rank_of
 from mambaout_jax.models.mambaout import MlpHead
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mambaout_jax.data.embedded import Digits
+from mambaout_jax.data.sets.digits import Digits
 
 UNSCORED = -1  # target of a token of which nothing is asked
 LEVELS = 17  # grey levels of a scan

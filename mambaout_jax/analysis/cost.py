@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mambaout_jax.layers import Dense, DepthwiseConv, JoinDense, SplitDense, StridedConv
+from mambaout_jax.layers.linear import Dense, DepthwiseConv, JoinDense, SplitDense, StridedConv
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.mixers.causal_conv import CausalConv
+from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.routes import paths_of
 from mambaout_jax.mixers.ssm import SSM, MapSSM
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mambaout_jax.analysis.confusion import check_confusion_matrix
+from mambaout_jax.metrics.confusion import check_confusion_matrix
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow and black.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

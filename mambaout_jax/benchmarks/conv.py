@@ -28,8 +28,8 @@ from mambaout_jax.benchmarks.timing import (
     summary,
 )
 from mambaout_jax.benchmarks.torch_peer import Queued, find_torch, torch_device
-from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+from mambaout_jax.runtime.compiler_options import to_run_fast
 
 SHAPES = {  # side of the map, channels, side of the kernel
     "stages": ((56, 96, 7), (28, 192, 7), (14, 384, 7), (7, 576, 7)),

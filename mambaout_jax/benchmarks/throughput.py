@@ -32,8 +32,8 @@ from mambaout_jax.benchmarks.timing import (
     summary,
 )
 from mambaout_jax.benchmarks.torch_peer import torch_device
-from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.models import create_model, list_models
+from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.weights.convert import from_torch
 
 MODELS = (

@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 
 from mambaout_jax.config import Config
-from mambaout_jax.data.sources import ReplaceUnreadable, Source
-from mambaout_jax.data.transforms import EvaluationView, TrainingView
+from mambaout_jax.data.sets.sources import ReplaceUnreadable, Source
+from mambaout_jax.data.views.crops import EvaluationView, TrainingView
 
 # Threads make batches in pieces of at most this many examples: large enough for Grain's cost per
 # piece to vanish, small enough for all threads to work on the batch that is needed next.

@@ -37,7 +37,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.platforms import run_where_lowered
+from mambaout_jax.kernels.dispatch import run_where_lowered
 
 _LANES = 128  # channels of a block: the threads of a warpgroup
 _MAX_WIDTH = 8  # columns of a strip; with a 7x7 kernel three blocks fit on a multiprocessor

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels import selective_scan_mosaic_gpu, selective_scan_mosaic_tpu
-from mambaout_jax.kernels.platforms import run_where_lowered
+from mambaout_jax.kernels.dispatch import run_where_lowered
 
 # 16 tokens: as many exponentials and states of one channel and n as fit in a GPU thread's registers
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
-from mambaout_jax.layers import Dense
+from mambaout_jax.layers.linear import Dense
 
 
 def scaled_dot_product_attention(

@@ -15,8 +15,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.selective_scan import selective_scan
-from mambaout_jax.layers import Dense, uniform_fan_in_init
-from mambaout_jax.mixers.causal_conv import CausalConv
+from mambaout_jax.layers.linear import Dense, uniform_fan_in_init
+from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.routes import flatten, paths_of, restore
 
 STATE_SIZE = 16  # N of Mamba

@@ -22,7 +22,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.backbone import Features, Variant
-from mambaout_jax.layers import (
+from mambaout_jax.layers.linear import (
     Dense,
     DropPath,
     LayerNorm,

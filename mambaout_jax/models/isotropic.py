@@ -14,7 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.backbone import Features, Variant
-from mambaout_jax.layers import Dense, LayerNorm, compute_dtype, drop_path_rates, normal_init
+from mambaout_jax.layers.linear import Dense, LayerNorm, compute_dtype, drop_path_rates, normal_init
 from mambaout_jax.mixers.ssm import STATE_SIZE
 from mambaout_jax.models.mambaout import GatedCNNBlock, block_fields
 

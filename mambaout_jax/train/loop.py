@@ -22,15 +22,14 @@ from jax.experimental import multihost_utils
 
 from mambaout_jax.analysis.cost import activation_bytes, count
 from mambaout_jax.analysis.figures import draw_image_grid
-from mambaout_jax.checkpoint import Checkpointer
-from mambaout_jax.compiler_options import to_start_soon
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
-from mambaout_jax.data.sources import Source
-from mambaout_jax.train.batch_augment import augment_batch
-from mambaout_jax.train.evaluate import make_evaluator
-from mambaout_jax.train.mesh import platform_of, put_batch, state_shardings
-from mambaout_jax.train.metrics import MetricWriter, NullWriter, WandbSettings
+from mambaout_jax.data.sets.sources import Source
+from mambaout_jax.evaluation.evaluator import make_evaluator
+from mambaout_jax.runtime.checkpoint import Checkpointer
+from mambaout_jax.runtime.compiler_options import to_start_soon
+from mambaout_jax.runtime.mesh import platform_of, put_batch, state_shardings
+from mambaout_jax.train.augment import augment_batch
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
@@ -38,6 +37,7 @@ from mambaout_jax.train.record import check_same_run, record_run
 from mambaout_jax.train.setup import Setup, pretrained_variables, set_up
 from mambaout_jax.train.state import TrainState, init_state
 from mambaout_jax.train.step import make_train_step, step_keys
+from mambaout_jax.train.writer import MetricWriter, NullWriter, WandbSettings
 
 # Fewer unreadable examples than this never stop a run, whatever their share.
 _MIN_CORRUPT = 10

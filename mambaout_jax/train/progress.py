@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mambaout_jax.train.metrics import Scalar
+from mambaout_jax.train.writer import Scalar
 
 _BAR_WIDTH = 40  # characters
 

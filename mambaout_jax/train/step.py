@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mambaout_jax.compiler_options import to_run_fast
 from mambaout_jax.config import Config
+from mambaout_jax.runtime.compiler_options import to_run_fast
+from mambaout_jax.runtime.mesh import batch_sharding, platform_of, replicated
 from mambaout_jax.tasks.task import Task
-from mambaout_jax.train.batch_augment import augment_batch, normalise
-from mambaout_jax.train.mesh import batch_sharding, platform_of, replicated
+from mambaout_jax.train.augment import augment_batch, normalise
 from mambaout_jax.train.optimizer import frozen_mask
 from mambaout_jax.train.state import TrainState
 

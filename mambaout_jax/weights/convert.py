@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mambaout_jax.backbone import Classifier
-from mambaout_jax.layers import height_and_width
+from mambaout_jax.layers.linear import height_and_width
 from mambaout_jax.models import create_model, find_variant
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "gamma": "gamma"}

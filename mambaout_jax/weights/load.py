@@ -26,9 +26,9 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.backbone import Classifier
-from mambaout_jax.checkpoint import read_checkpoint
-from mambaout_jax.layers import height_and_width, resize_positions
+from mambaout_jax.layers.linear import height_and_width, resize_positions
 from mambaout_jax.models import create_backbone, create_model, find_variant
+from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
@@ -41,7 +41,7 @@ from mambaout_jax.weights.convert import (
     to_torch,
 )
 from mambaout_jax.weights.locate import MODEL_KEY, locate, open_safetensors
-from mambaout_jax.weights.torch_file import read_torch_file
+from mambaout_jax.weights.read import read_torch_file
 
 _LOG = logging.getLogger("mambaout_jax")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")

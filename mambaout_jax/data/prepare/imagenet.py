@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ImageNet from its original archives to ArrayRecord shards that TensorFlow Datasets reads, too.
+
+No TensorFlow takes part. An image is stored byte for byte as it came, but for those that are no
+JPEG in grey or RGB (in ImageNet 22 CMYK files and one PNG): they become RGB JPEG. Every image is
+decoded once, so that a damaged one is found here and not in a training run.
+
+Images are stored in the order of a hash of their names: every shard is a random sample of the
+classes, and the same images make the same shards, byte for byte, whichever way they came.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from mambaout_jax.data.prepare.archives import (
+    Member,
+    folder_members,
+    train_members,
+    validation_labels,
+    validation_members,
+)
+from mambaout_jax.data.prepare.shards import (
+    VERSION,
+    check_shard,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+from mambaout_jax.data.sets.imagenet import (
+    DATASET,
+    SPLIT_SIZES,
+    require_data_packages,
+    split_folder,
+)
+
+SHARD_BYTES = 128 * 2**20  # of images: seconds of work, so that a kill costs little
+_CONVERTED = {"train": 23, "validation": 0}  # 22 CMYK, 1 PNG
+_SOURCE_FILE = "source.json"
+
+_logger = logging.getLogger("mambaout_jax")
+
+_Shards = dict[Path, list[Member]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What `prepare_imagenet` made.
+
+    Attributes:
+        folder: holds the shards.
+        images, shards: how many, by split.
+        converted: file names of the images that were no JPEG in grey or RGB, by split.
+    """
+
+    folder: Path
+    images: dict[str, int]
+    shards: dict[str, int]
+    converted: dict[str, list[str]]
+
+    def __str__(self) -> str:
+        rows = [
+            f"{split}: {count:,} images in {self.shards[split]:,} shards, "
+            f"{len(self.converted[split])} converted to RGB JPEG"
+            for split, count in self.images.items()
+        ]
+        return "\n".join(
+            [
+                str(self.folder),
+                *rows,
+                "train on it with --config.data.source=imagenet "
+                f"--config.data.path={self.folder.parent.parent}",
+            ]
+        )
+
+
+def prepare_imagenet(
+    out: Path,
+    *,
+    train_tar: Path | None = None,
+    val_tar: Path | None = None,
+    folder: Path | None = None,
+    val_labels: Path | None = None,
+    partial: bool = False,
+    processes: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Prepared:
+    """Writes `out`/imagenet2012/5.1.0. The same call goes on where a killed one stopped.
+
+    Each shard has a temporary name until it is whole, and is read back: order, names, labels and
+    image format. The folder has its final name only when everything is there. Called once more on
+    a finished folder it checks every shard again. Archives are read in the shards' order, from one
+    place to the next: they should lie on a disk without moving parts.
+
+    Args:
+        out: the data_dir; needs the space of the archives.
+        train_tar, val_tar: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; either may be left
+            out, and so is its split.
+        folder: instead of archives: train/ and val/ with a sub-folder per synset; the images of
+            val/ may also lie directly in it.
+        val_labels: the synset of each validation image (`archives.validation_labels`).
+        partial: accept fewer images than ImageNet has.
+        processes: to work with; None: one per core.
+        shard_bytes: of images in one shard, on average.
+
+    Raises:
+        FileNotFoundError, ValueError: a source that is missing, incomplete, damaged, another one
+            than the folder was begun with, or too large for the disk.
+        UnreadableImageError: an image that cannot be decoded.
+        ModuleNotFoundError: the packages of mambaout-jax[data] are not installed.
+    """
+    require_data_packages()
+    finished = out / DATASET / VERSION
+    unfinished = finished.with_name(f"{VERSION}.incomplete")
+    work = finished if finished.exists() else unfinished
+    with _progress() as progress:
+        sources = _sources(train_tar, val_tar, folder, val_labels)
+        members = _list_members(sources, progress, partial)
+        _claim(work, members, shard_bytes)
+        shards = {split: _shards(work, split, members[split], shard_bytes) for split in members}
+        _check_space(work, shards)
+        made = _make_shards(shards, progress, processes)
+    lengths = {split: [len(part) for part in of.values()] for split, of in shards.items()}
+    write_metadata(
+        work, lengths, {split: sum(size for size, _ in parts) for split, parts in made.items()}
+    )
+    if work == unfinished:
+        work.rename(finished)
+    converted = {
+        split: sorted(name for _, names in parts for name in names) for split, parts in made.items()
+    }
+    if not partial:
+        _report_converted(converted)
+    images = {split: sum(of_split) for split, of_split in lengths.items()}
+    return Prepared(finished, images, {split: len(lengths[split]) for split in lengths}, converted)
+
+
+def _report_converted(converted: dict[str, list[str]]) -> None:
+    for split, names in converted.items():
+        if len(names) != _CONVERTED[split]:
+            _logger.warning(
+                "%d %s images were no JPEG in grey or RGB and were converted; in ImageNet there "
+                "are %d: %s", len(names), split, _CONVERTED[split], names,
+            )  # fmt: skip
+
+
+def _sources(
+    train_tar: Path | None, val_tar: Path | None, folder: Path | None, val_labels: Path | None
+) -> dict[str, Iterator[Member]]:
+    if bool(folder) == bool(train_tar or val_tar):
+        raise ValueError("give --train-tar and --val-tar (or one of them), or --folder")
+    if folder:
+        found = {
+            split: folder_members(folder, split, val_labels)
+            for split in SPLIT_SIZES
+            if split_folder(folder, split)
+        }
+        if not found:
+            raise FileNotFoundError(
+                f"--folder {folder} holds neither train/ nor val/; they hold ImageNet's images, a "
+                "sub-folder per synset (n01440764, ...)"
+            )
+        return found
+    found = {}
+    if train_tar:
+        found["train"] = train_members(train_tar)
+    if val_tar:
+        found["validation"] = validation_members(val_tar, validation_labels(val_labels))
+    return found
+
+
+def _list_members(
+    sources: dict[str, Iterator[Member]], progress: Progress, partial: bool
+) -> dict[str, list[Member]]:
+    members = {}
+    for split, found in sources.items():
+        listed = progress.track(found, SPLIT_SIZES[split], description=f"{split}: listing")
+        members[split] = _in_order(list(listed))
+        _check_count(split, len(members[split]), partial)
+    return members
+
+
+def _in_order(members: list[Member]) -> list[Member]:
+    members.sort(key=lambda member: hashlib.sha256(os.fsencode(member.name)).digest())
+    for one, other in itertools.pairwise(members):
+        if one.name == other.name:
+            raise ValueError(
+                f"{one.name} is there twice, in {one.path} and {other.path}; ImageNet's file "
+                "names differ"
+            )
+    return members
+
+
+def _check_count(split: str, count: int, partial: bool) -> None:
+    if count == 0:
+        raise ValueError(f"the source of the {split} split holds no image")
+    if count != SPLIT_SIZES[split] and not partial:
+        raise ValueError(
+            f"the source of the {split} split holds {count:,} images, ImageNet's has "
+            f"{SPLIT_SIZES[split]:,}; fetch it again, or give --partial to go on with these"
+        )
+
+
+def _claim(work: Path, members: dict[str, list[Member]], shard_bytes: int) -> None:
+    """Makes the folder, or checks that it was begun from the same images."""
+    digest = hashlib.sha256()
+    for split, of_split in members.items():
+        for member in of_split:
+            digest.update(f"{split} {member.name} {member.label} {member.size}\n".encode())
+    images = {split: len(of_split) for split, of_split in members.items()}
+    source = {"images": images, "shard_bytes": shard_bytes, "sha256": digest.hexdigest()}
+    file = work / _SOURCE_FILE
+    if work.exists() and not file.exists() and any(work.iterdir()):
+        raise ValueError(
+            f"{work} exists and was not made by this command; choose another --out, or remove it"
+        )
+    if file.exists():
+        begun = json.loads(file.read_text())
+        if begun != source:
+            raise ValueError(
+                f"{work} was made from another source (of {begun['images']} images, now "
+                f"{images}); give that one, choose another --out, or remove the folder"
+            )
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(source))
+    temporary.replace(file)
+
+
+def _shards(work: Path, split: str, members: list[Member], shard_bytes: int) -> _Shards:
+    size = sum(member.size for member in members)
+    count = min(math.ceil(size / shard_bytes), len(members))
+    bounds = [round(len(members) * index / count) for index in range(count + 1)]
+    return {
+        shard_path(work, split, index, count): members[start:stop]
+        for index, (start, stop) in enumerate(itertools.pairwise(bounds))
+    }
+
+
+def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
+    for leftover in work.glob("*.tmp"):  # of processes that were killed
+        leftover.unlink()
+    missing = [
+        member.size
+        for of_split in shards.values()
+        for path, members in of_split.items()
+        if not path.exists()
+        for member in members
+    ]
+    needed, free = sum(missing), shutil.disk_usage(work).free
+    if needed > free:
+        raise ValueError(
+            f"{work} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free; "
+            "make room, or choose another --out"
+        )
+
+
+def _make_shards(
+    shards: dict[str, _Shards], progress: Progress, processes: int | None
+) -> dict[str, list[tuple[int, list[str]]]]:
+    """Makes what is missing and checks all: by split what `check_shard` says of each shard."""
+    tasks = {
+        split: progress.add_task(f"{split}: writing", total=sum(map(len, of_split.values())))
+        for split, of_split in shards.items()
+    }
+    made = {split: [] for split in shards}
+    # Spawned: a forked process would inherit the threads' locks of ArrayRecord and the progress.
+    executor = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_begin_worker
+    )
+    try:
+        futures = {
+            executor.submit(_make_shard, path, members): (split, len(members))
+            for split, of_split in shards.items()
+            for path, members in of_split.items()
+        }
+        for future in as_completed(futures):
+            split, count = futures[future]
+            made[split].append(future.result())
+            progress.advance(tasks[split], count)
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return made
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # The queue of a pool never closes when its parent is killed: its workers would wait for ever.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _make_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
+    if not path.exists():
+        write_shard(path, members)
+    return check_shard(path, members)
+
+
+def _progress() -> Progress:
+    """A bar on standard error where that is a terminal, else nothing."""
+    console = Console(stderr=True)
+    columns = Progress.get_default_columns()[:2]
+    return Progress(
+        *columns, MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shard of prepared ImageNet: written, read back, and described to TensorFlow Datasets."""
+
+import functools
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from mambaout_jax.data.prepare.archives import Member
+from mambaout_jax.data.sets.image_files import decode_image, open_image
+from mambaout_jax.data.sets.imagenet import DATASET
+from mambaout_jax.imagenet_classes import SYNSETS
+
+VERSION = "5.1.0"  # of TensorFlow Datasets' imagenet2012, whose features these are
+
+# Each record is a chunk of its own, for random access. JPEG does not compress any further.
+_OPTIONS = "group_size:1,uncompressed"
+_JPEG_QUALITY = 100
+
+
+def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
+    """The name of TensorFlow Datasets."""
+    return folder / f"{DATASET}-{split}.array_record-{index:05}-of-{count:05}"
+
+
+def write_shard(path: Path, members: list[Member]) -> None:
+    """Writes a shard of these images in this order; a kill leaves a temporary file, or all of it.
+
+    Raises:
+        UnreadableImageError: an image cannot be decoded.
+        OSError: a source cannot be read, or the shard not written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    writer = ArrayRecordWriter(str(temporary), _OPTIONS)
+    for member in members:
+        image = {
+            "image": _rgb_or_grey_jpeg(member.read(), f"{member.name} of {member.path}"),
+            "label": member.label,
+            "file_name": member.name,
+        }
+        example = tf_example_pb2.Example.FromString(
+            _features().serialize_example(_features().encode_example(image))
+        )
+        # Features are a map, whose order would differ from process to process.
+        writer.write(example.SerializeToString(deterministic=True))
+    writer.close()
+    temporary.replace(path)
+
+
+def check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
+    """Reads a shard back.
+
+    Returns:
+        The bytes of its records, and the names of the images that `write_shard` converted.
+
+    Raises:
+        ValueError: it does not hold these images with these labels in this order, as JPEG in grey
+            or RGB.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+    from tensorflow_datasets import decode
+
+    try:
+        records = ArrayRecordReader(str(path)).read_all()
+        size, converted = 0, []
+        for record, member in zip(records, members, strict=True):
+            example = _features().deserialize_example_np(
+                record, decoders={"image": decode.SkipDecoding()}
+            )
+            image, name = example["image"], example["file_name"].decode()
+            if (name, int(example["label"])) != (member.name, member.label):
+                raise ValueError(f"it holds {name} in the place of {member.name}")
+            if not _is_rgb_or_grey_jpeg(image):
+                raise ValueError(f"{name} is no JPEG in grey or RGB")
+            size += len(record)
+            if len(image) != member.size:
+                converted.append(name)
+    # ArrayRecord's and protobuf's errors are of many types.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove this file and give the same command again"
+        ) from error
+    return size, converted
+
+
+@functools.cache
+def _features() -> Any:
+    from tensorflow_datasets import features
+
+    return features.FeaturesDict(
+        {
+            "image": features.Image(encoding_format="jpeg"),
+            "label": features.ClassLabel(names=SYNSETS),
+            "file_name": features.Text(),
+        }
+    )
+
+
+def _rgb_or_grey_jpeg(content: bytes, name: str) -> bytes:
+    image = decode_image(content, 3, name)  # also what is kept, to see that it can be decoded
+    if _is_rgb_or_grey_jpeg(content):
+        return content
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # no chroma is thrown away
+    return file.getvalue()
+
+
+def _is_rgb_or_grey_jpeg(content: bytes) -> bool:
+    image = open_image(content)
+    return image.format == "JPEG" and image.mode in ("L", "RGB")
+
+
+def write_metadata(
+    folder: Path, shard_lengths: dict[str, list[int]], num_bytes: dict[str, int]
+) -> None:
+    """Writes what TensorFlow Datasets needs to find the shards of `shard_path`.
+
+    Args:
+        folder: of the shards.
+        shard_lengths: records of each shard, by split.
+        num_bytes: of all records, by split.
+    """
+    import tensorflow_datasets as tfds
+
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=lengths,
+            num_bytes=num_bytes[split],
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=tfds.core.Path(folder),
+                dataset_name=DATASET,
+                split=split,
+                filetype_suffix="array_record",
+            ),
+        )
+        for split, lengths in shard_lengths.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_features(),
+        split_infos=splits,
+        version=VERSION,
+        check_data=False,  # done by check_shard
+        description="ILSVRC 2012, prepared by mambaout-jax.",
+        homepage="https://image-net.org/",
+        supervised_keys=("image", "label"),
+    )

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image files: which files of a folder they are, and decoding what they hold."""
+
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from mambaout_jax.data.views import opencv
+
+Decoded = Image.Image | UInt8[np.ndarray, "H W C"]
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
+
+# EXIF orientation -> what turns the image upright; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(ValueError):
+    """An image that cannot be decoded; the message names the file and the reason."""
+
+
+def images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
+    """Class name to sorted image paths, relative to root and with "/" on every system."""
+    return {
+        name: _images_below(root, folder / name)
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".") and (folder / name).is_dir()
+    }
+
+
+def _images_below(root: Path, folder: Path) -> list[str]:
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(parent).relative_to(root).as_posix()
+        found += [f"{prefix}/{name}" for name in names if is_image(name)]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    # os.walk would leave out a folder that it may not read, and its images with it.
+    raise error
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image: by its suffix, unless it is hidden."""
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def read_image(path: str | Path, channels: int, decoder: str = "pillow") -> Decoded:
+    """Reads and decodes one image file.
+
+    - It is turned upright by its EXIF orientation. Evaluation pipelines of published weights ignore
+      EXIF, but ImageNet has next to no such file, and the owner of a phone's photos expects this.
+      A broken EXIF block counts as upright.
+    - Transparent pixels are laid over white. CMYK is converted by Pillow's formula, without colour
+      profiles. 16-bit greyscale is scaled to 8 bits, not clipped. Of an animation the first frame
+      counts.
+
+    Args:
+        path: of the file; its content, not its suffix, decides the format.
+        channels: 1 for mode "L" (ITU-R 601 luma), 3 for mode "RGB".
+        decoder: "pillow"; with "opencv" ordinary JPEG files, upright and grey or RGB, are decoded
+            by OpenCV and returned as pixels: the same in less time, but for the grey of colour
+            images, which is taken before colours are clipped.
+
+    Raises:
+        ModuleNotFoundError: `decoder` is "opencv", and it is not installed.
+        UnreadableImageError: names the path and the reason.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"cannot read {path}: {error}") from error
+    return decode_image(content, channels, str(path), decoder)
+
+
+def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillow") -> Decoded:
+    """Decodes the content of an image file, as `read_image` does.
+
+    Raises:
+        UnreadableImageError: gives the name and the reason.
+    """
+    try:
+        if not content:
+            raise ValueError("the file is empty")
+        try:
+            return _decode(content, channels, decoder)
+        except UnidentifiedImageError:
+            raise ValueError(f"no image format starts with {content[:16]!r}") from None
+    except ModuleNotFoundError:
+        raise
+    # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error, EOFError and more.
+    except Exception as error:
+        raise UnreadableImageError(f"cannot read {name}: {error}") from error
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Reads the header only: format, size and mode as stored, nothing decoded.
+
+    Raises:
+        PIL.UnidentifiedImageError, OSError: it is no image.
+    """
+    file = io.BytesIO(content)
+    return _Jpeg(file) if content.startswith(b"\xff\xd8\xff") else Image.open(file)
+
+
+class _Jpeg(JpegImageFile):
+    """A JPEG file whose EXIF block Pillow does not parse.
+
+    It would on opening, for the print resolution, and warn of broken blocks.
+    """
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+def _decode(content: bytes, channels: int, decoder: str) -> Decoded:
+    image = open_image(content)
+    ordinary = image.format == "JPEG" and image.mode in ("L", "RGB") and _transpose(image) is None
+    if decoder == "opencv" and ordinary:
+        return opencv.decode(content, channels)
+    image.load()
+    transpose = _transpose(image)
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _transpose(image: Image.Image) -> Image.Transpose | None:
+    """What turns the image upright by its EXIF orientation; None: it is."""
+    return _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("float pixels have no defined white; save the image with 8 or 16 bits")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"greyscale values from {values.min()} to {values.max()} are beyond 16 bits; save the "
+            "image with 8 or 16 bits"
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))  # 65535 = 257 * 255
+
+
+def _orientation(exif: bytes) -> int:
+    """Tag 0x0112 of the first directory of an EXIF block; 1 where it is absent or broken.
+
+    Read here because Pillow parses every tag of the block and warns of those that are broken.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")
+    if not order:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(count):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, start + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value
+    except struct.error:  # an offset beyond the end of the block
+        pass
+    return 1

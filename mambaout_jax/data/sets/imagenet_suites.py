@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The test sets of ImageNet classifiers, from the user's own copies.
+
+One folder holds them under these names, or links to them; those that are not there are left out:
+
+    imagenet/                              val/<synset>/, or as `mambaout prepare` writes it
+    real.json                              the labels of ReaL, for the images of imagenet/
+    imagenet-v2/<class>/                   0 to 999, matched frequency
+    imagenet-a/<synset>/                   200 classes
+    imagenet-r/<synset>/                   200 classes
+    imagenet-sketch/<synset>/
+    imagenet-c/<corruption>/<1 to 5>/<synset>/
+
+The class of a synset is its place among the sorted thousand; the class of a folder of ImageNet-V2
+is its name as a number, which is not its place in a listing.
+"""
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Int
+
+from mambaout_jax.data.sets.image_files import decode_image, images_by_class, read_image
+from mambaout_jax.data.sets.imagenet import (
+    LABELS,
+    ImageNetFolders,
+    PreparedImageNet,
+    labelled_folders,
+    open_imagenet,
+    prepared_versions,
+    split_folder,
+)
+from mambaout_jax.data.sets.sources import Source
+from mambaout_jax.imagenet_classes import CLASS_NAMES
+
+SUITES = ("val", "real", "v2", "a", "r", "sketch", "c")
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+    "jpeg_compression",
+)  # fmt: skip
+SEVERITIES = (1, 2, 3, 4, 5)
+
+_FOLDERS = {"v2": "imagenet-v2", "a": "imagenet-a", "r": "imagenet-r",
+            "sketch": "imagenet-sketch", "c": "imagenet-c"}  # fmt: skip
+# Classes and images as published; of "c" in each folder of a severity.
+_SIZES = {"val": (1000, 50_000), "v2": (1000, 10_000), "a": (200, 7_500), "r": (200, 30_000),
+          "sketch": (1000, 50_889), "c": (1000, 50_000)}  # fmt: skip
+_ORIGINS = {
+    "val": "ILSVRC2012_img_val.tar of image-net.org and `mambaout prepare imagenet`",
+    "real": "real.json of github.com/google-research/reassessed-imagenet, beside imagenet/",
+    "v2": "imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
+    "a": "imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
+    "r": "imagenet-r.tar of github.com/hendrycks/imagenet-r",
+    "sketch": "ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
+    "c": "noise.tar, blur.tar, weather.tar and digital.tar of github.com/hendrycks/robustness",
+}
+_RESTRICTED = ("a", "r")
+_logger = logging.getLogger("mambaout_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """Images, which classes compete, and which of them are right.
+
+    Attributes:
+        source: of images; a label is a row of `answers`.
+        answers: the right classes of each label, filled up with -1; an image without any does not
+            count.
+        classes: those whose logits compete, in rising order.
+        notes: how the copy differs from the published set.
+    """
+
+    source: Source
+    answers: Int[np.ndarray, "labels most"]
+    classes: Int[np.ndarray, "competing"]
+    notes: tuple[str, ...] = ()
+
+
+def find_suites(
+    root: str | Path, names: Sequence[str] = SUITES, channels: int = 3
+) -> tuple[dict[str, Callable[[], Suite]], dict[str, str]]:
+    """The suites that a folder holds, not yet opened, and what would make those that it does not.
+
+    Args:
+        root: the folder; its layout is at the top of this file.
+        names: of `SUITES`.
+        channels: 1 decodes to greyscale, 3 to RGB.
+
+    Returns:
+        Suites by name, "c" as "c/<corruption>/<severity>" each; and a sentence for each absent
+        one. Opening a suite lists its files, and raises ValueError where it has another layout.
+
+    Raises:
+        ValueError: a name is none of `SUITES`, or imagenet-c holds no corruption.
+        FileNotFoundError: there is no such folder, or none of these suites is in it.
+    """
+    root = Path(root).expanduser()
+    unknown = [name for name in names if name not in SUITES]
+    if unknown or not names:
+        raise ValueError(f"there is no suite {', '.join(unknown)!r}; there are {', '.join(SUITES)}")
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root} is no folder; give one that holds {', '.join(map(_place, SUITES))}, or some"
+        )
+    present: dict[str, Callable[[], Suite]] = {}
+    for name in names:
+        present |= _find(root, name, channels)
+    absent = {
+        name: f"{root / _place(name)} is not there; it is made of {_ORIGINS[name]}"
+        for name in names
+        if not any(key.split("/")[0] == name for key in present)
+    }
+    if not present:
+        raise FileNotFoundError(
+            f"{root} holds none of {', '.join(names)}: " + "; ".join(absent.values())
+        )
+    return present, absent
+
+
+def _place(name: str) -> str:
+    return {"val": "imagenet", "real": "real.json"}.get(name) or _FOLDERS[name]
+
+
+def _find(root: Path, name: str, channels: int) -> dict[str, Callable[[], Suite]]:
+    """What is there of one suite, by key."""
+    if name in ("val", "real"):
+        imagenet = _imagenet_root(root)
+        if imagenet is None or (name == "real" and not (root / "real.json").is_file()):
+            return {}
+        if name == "val":
+            return {name: partial(_open_val, imagenet, channels)}
+        return {name: partial(_open_real, imagenet, root / "real.json", channels)}
+    folder = root / _FOLDERS[name]
+    if not folder.is_dir():
+        return {}
+    if name == "c":
+        return _find_corruptions(folder, channels)
+    return {name: partial(_open_folders, name, folder, channels)}
+
+
+def _imagenet_root(root: Path) -> Path | None:
+    """What `open_imagenet` takes: the sub-folder, or a `root` that is ImageNet itself."""
+    if (root / "imagenet").is_dir():
+        return root / "imagenet"
+    is_imagenet = prepared_versions(root) or split_folder(root, "validation")
+    return root if is_imagenet else None
+
+
+def _find_corruptions(folder: Path, channels: int) -> dict[str, Callable[[], Suite]]:
+    found = {
+        f"c/{corruption}/{severity}": partial(
+            _open_folders, "c", folder / corruption / str(severity), channels
+        )
+        for corruption in CORRUPTIONS
+        for severity in SEVERITIES
+        if (folder / corruption / str(severity)).is_dir()
+    }
+    others = sorted({path.name for path in folder.iterdir() if path.is_dir()} - {*CORRUPTIONS})
+    if not found:
+        raise ValueError(
+            f"{folder} holds {others or 'nothing'} and none of the corruptions; their folders "
+            f"lie directly in it, {folder / CORRUPTIONS[0]}/1/n01440764/"
+        )
+    if others:
+        _logger.warning("not among the corruptions that mCE counts, left out: %s", others)
+    return found
+
+
+def _open_val(root: Path, channels: int) -> Suite:
+    source = open_imagenet(str(root), "validation", channels)
+    classes = source.num_classes
+    if isinstance(source, ImageNetFolders):  # some may be missing
+        classes = len({PurePosixPath(file).parts[1] for file in source.files})
+    return _suite(source, _notes("val", classes, len(source)))
+
+
+def _open_folders(name: str, folder: Path, channels: int) -> Suite:
+    """A suite that is a folder per class."""
+    by_name = images_by_class(folder, folder) if name == "v2" else labelled_folders(folder, folder)
+    files = {_class_of(folder, key, name): files for key, files in by_name.items()}
+    source = _Images(folder, files, channels)
+    classes = np.array(sorted(files)) if name in _RESTRICTED else None
+    return _suite(source, _notes(name, len(files), len(source)), classes)
+
+
+def _class_of(folder: Path, key: str, name: str) -> int:
+    if name != "v2":
+        return LABELS[key]
+    if not key.isdecimal() or int(key) >= len(CLASS_NAMES):
+        raise ValueError(
+            f"{folder} has a folder {key!r}; those of ImageNet-V2 are the classes' numbers, "
+            f"0 to {len(CLASS_NAMES) - 1}"
+        )
+    return int(key)
+
+
+def _open_real(root: Path, labels_file: Path, channels: int) -> Suite:
+    answers = _read_answers(labels_file)
+    versions = prepared_versions(root)
+    source: _RealPrepared | _RealFolders
+    if versions:
+        source = _RealPrepared(versions[-1], "validation", channels)
+    else:
+        source = _RealFolders(root, "validation", channels)
+    notes = _notes("val", None, len(source))
+    if len(answers) != _SIZES["val"][1]:
+        notes = (*notes, f"{labels_file.name} has {len(answers):,} lists, not {_SIZES['val'][1]:,}")
+    return Suite(source, answers, np.arange(len(CLASS_NAMES)), notes)
+
+
+def _read_answers(file: Path) -> Int[np.ndarray, "labels most"]:
+    """A row for each image of ImageNet's validation set, in the order of their numbers."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        flat = {label for row in rows for label in row}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{file} is no list of lists of classes: {error}") from error
+    if not flat or not all(isinstance(x, int) and 0 <= x < len(CLASS_NAMES) for x in flat):
+        raise ValueError(f"{file} must hold lists of classes, 0 to {len(CLASS_NAMES) - 1}")
+    answers = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+    for number, row in enumerate(rows):
+        answers[number, : len(row)] = row
+    return answers
+
+
+def _number(name: str) -> int:
+    """Place of an image among ReaL's labels, by the number in its file's name."""
+    match = re.search(r"ILSVRC2012_val_(\d{8})\b", name)
+    if match is None:
+        raise ValueError(
+            f"{name} has no number; ReaL's labels are for ILSVRC2012_val_00000001.JPEG and so on"
+        )
+    return int(match[1]) - 1
+
+
+def _suite(source: Source, notes: tuple[str, ...], classes: np.ndarray | None = None) -> Suite:
+    """A suite whose labels are the right classes themselves."""
+    every = np.arange(len(CLASS_NAMES))
+    return Suite(source, every[:, None], every if classes is None else classes, notes)
+
+
+def _notes(name: str, classes: int | None, images: int) -> tuple[str, ...]:
+    found = {"classes": classes, "images": images}
+    published = dict(zip(found, _SIZES[name], strict=True))
+    return tuple(
+        f"{count:,} {what}, published are {published[what]:,}"
+        for what, count in found.items()
+        if count is not None and count != published[what]
+    )
+
+
+class _Images:
+    """Image files below a folder, by label."""
+
+    class_names, num_classes = CLASS_NAMES, len(CLASS_NAMES)
+
+    def __init__(self, root: Path, files: Mapping[int, Iterable[str]], channels: int):
+        pairs = [(file, label) for label, members in files.items() for file in members]
+        if not pairs:
+            raise ValueError(f"{root} holds no images in class folders; unpack it again")
+        self._root, self._pairs, self._channels = root, pairs, channels
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        file, label = self._pairs[index]
+        return {"image": read_image(self._root / file, self._channels), "label": label}
+
+
+class _RealFolders(ImageNetFolders):
+    """ImageNet's validation set; labels are the images' numbers."""
+
+    def __getitem__(self, index: int) -> dict:
+        return {**super().__getitem__(index), "label": _number(self.files[index])}
+
+
+class _RealPrepared(PreparedImageNet):
+    """The same, as ArrayRecord."""
+
+    def __getitem__(self, index: int) -> dict:
+        record = self._records[index]
+        name = record["file_name"].decode()
+        image = decode_image(record["image"], self._channels, f"{name} of {self._folder}")
+        return {"image": image, "label": _number(name)}

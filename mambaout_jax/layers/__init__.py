@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small layers that model families share, with PyTorch's numerics."""

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution along a sequence that never looks ahead."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.layers.linear import uniform_fan_in_init
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over a token and the K - 1 before it, with bias.
+
+        y_t = bias + Σ_k kernel_k · x_{t - K + 1 + k},  zeros before the first token
+
+    Attributes:
+        kernel_size: K.
+        dtype: of the computation, None to promote.
+    """
+
+    kernel_size: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        (_, L, D), K = x.shape, self.kernel_size
+        kernel = self.param("kernel", uniform_fan_in_init(K), (K, 1, D), jnp.float32)
+        bias = self.param("bias", uniform_fan_in_init(K), (D,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        padded = jnp.pad(x, ((0, 0), (K - 1, 0), (0, 0)))
+        y = bias[None, None]
+        for k in range(K):
+            y = y + kernel[k][None] * padded[:, k : k + L]  # (B, L, D)
+        return y

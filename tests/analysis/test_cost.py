@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts against closed forms and against published figures."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mambaout_jax.analysis.cost import activation_bytes, block_flops, count, length_ratio
+from mambaout_jax.layers.linear import Dense, DepthwiseConv, LayerNorm, StridedConv
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention
+from mambaout_jax.mixers.ssm import MambaMixer, MapSSM
+from mambaout_jax.models import create_model, find_variant, list_models
+
+# timm's results table, 224 pixels, in G. It counts five operations for every normalised element.
+PUBLISHED_GMACS = {
+    "mambaout_femto": 1.16,
+    "mambaout_kobe": 1.52,
+    "mambaout_tiny": 4.49,
+    "mambaout_small": 8.96,
+    "mambaout_base": 15.83,
+    "deit_tiny_patch16_224": 1.26,
+    "deit_small_patch16_224": 4.61,
+    "deit_base_patch16_224": 17.58,
+}
+
+
+class Layers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = StridedConv(8, name="conv")(x)
+        x = DepthwiseConv(5, name="depthwise")(x)
+        x = Dense(10, name="dense")(x)
+        return nn.Dense(4, name="flax_dense")(x)
+
+
+def test_count_equals_the_closed_form():
+    cost = count(Layers(), (9, 6, 3))
+    pixels = 5 * 3  # stride 2, padded by one
+    assert cost.macs == pixels * (9 * 3 * 8 + 25 * 8 + 8 * 10 + 10 * 4)
+    assert cost.parameters == (9 * 3 * 8 + 8) + (25 * 8 + 8) + (8 * 10 + 10) + (10 * 4 + 4)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_table_of_variants_is_what_is_counted(name):
+    _, variant = find_variant(name)
+    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED_GMACS))
+def test_macs_are_the_published_ones(name):
+    normalised = 0
+
+    def count_norms(next_function, args, kwargs, context):
+        nonlocal normalised
+        if isinstance(context.module, LayerNorm) and context.method_name == "__call__":
+            normalised += args[0].size
+        return next_function(*args, **kwargs)
+
+    model = create_model(name)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    with nn.intercept_methods(count_norms):
+        jax.eval_shape(model.init, jax.random.key(0), image)
+    macs = count(model, (224, 224, 3)).macs
+    assert round((macs + 5 * normalised) / 1e9, 2) == PUBLISHED_GMACS[name]
+
+
+class Tokens(nn.Module):
+    causal: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(1, -1, x.shape[-1])
+        return MultiHeadSelfAttention(3, self.causal, name="attention")(x)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_counts_its_projections_and_both_products_of_all_pairs(causal):
+    length, channels = 5 * 4, 6
+    projections = length * channels * 4 * channels
+    products = 2 * length**2 * channels
+    cost = count(Tokens(causal), (5, 4, 6))
+    assert cost == (4 * channels * channels + 4 * channels, projections + products)
+
+
+@pytest.mark.parametrize("side", [32, 224, 1024])
+def test_a_transformer_block_costs_what_equation_6_of_the_paper_says(side):
+    # FLOPs = 24 D² L + 4 D L², two for each multiply-accumulate.
+    dim, length = 192, (side // 16) ** 2 + 1
+    one, two = (
+        count(create_model("deit_tiny_patch16_224", depth=depth), (side, side, 3)).macs
+        for depth in (1, 2)
+    )
+    assert 2 * (two - one) == 24 * dim**2 * length + 4 * dim * length**2
+    # The paper's measure of a long sequence, L > 6 D: attention outweighs what is linear in L.
+    assert (4 * dim * length**2 > 24 * dim**2 * length) == (length > 6 * dim) == (side == 1024)
+
+
+def test_count_wants_three_axes():
+    with pytest.raises(ValueError, match=r"\(1, 32, 32, 3\) must be \(H, W, C\)"):
+        count(Layers(), (1, 32, 32, 3))
+
+
+class OneDense(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(7, use_bias=False, name="dense")(x.reshape(x.shape[0], -1))
+
+
+def test_activation_bytes_are_the_inputs_of_a_linear_layer():
+    # The gradient of x @ w by w needs x, and nothing else.
+    assert activation_bytes(OneDense(), (4, 4, 3), batch_size=5) == 5 * 48 * 4
+
+
+def test_activation_bytes_grow_with_the_batch_and_shrink_with_remat():
+    small = create_model("test_mambaout")
+    # Parts of weights are kept too, whatever the batch.
+    eight, sixteen, more = (activation_bytes(small, (64, 64, 3), n) for n in (8, 16, 24))
+    assert more - sixteen == pytest.approx(sixteen - eight, rel=1e-3)
+    assert sixteen == pytest.approx(2 * eight, rel=0.06)
+    kept = activation_bytes(small, (64, 64, 3), 4)
+    assert activation_bytes(create_model("test_mambaout", remat=True), (64, 64, 3), 4) < 0.5 * kept
+
+
+class MambaTokens(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return MambaMixer(expand=2, kernel_size=4, state_size=3, name="mixer")(
+            x.reshape(1, -1, x.shape[-1])
+        )
+
+
+def test_mamba_mixer_counts_projections_convolution_scan_and_gate():
+    L, C, N, R = 12, 32, 3, 2
+    D = 2 * C
+    projections = L * (C * 2 * D + D * (R + 2 * N) + R * D + D * C)
+    scan = 9 * L * D * N + L * D + L * D  # recurrence, skip, gate
+    parameters = 2 * C * D + 5 * D + D * (R + 2 * N) + (R * D + D) + D * N + D + D * C
+    assert count(MambaTokens(), (3, 4, C)) == (parameters, projections + 4 * L * D + scan)
+
+
+@pytest.mark.parametrize(("routes", "paths"), [("raster", 1), ("bidirectional", 2), ("cross", 4)])
+def test_scans_are_counted_by_both_formulas(routes, paths):
+    L, D, N, R = 6 * 5, 8, 4, 3
+    module = MapSSM(routes, state_size=N, dt_rank=R)
+    projections = L * (D * (R + 2 * N) + R * D)
+    parallel = paths * (projections + 9 * L * D * N + L * D)
+    assert count(module, (6, 5, D)).macs == parallel
+    # LocalMamba's code counts the projections of one direction only.
+    by_hand = projections + paths * (5 * L * D * N + 2 * L * D)
+    assert count(module, (6, 5, D), scan_formula="hand").macs == by_hand
+
+
+def test_equation_6_and_the_papers_thresholds():
+    assert block_flops(196, 384) == 24 * 384**2 * 196 + 4 * 384 * 196**2
+    assert length_ratio(2304, 384) == length_ratio(4608, 768) == 1
+    assert length_ratio(196, 384) < 0.1  # ImageNet is short
+    assert length_ratio(4000, 384) > 1.7  # COCO and ADE20K are long
+
+
+def test_unknown_scan_formula_is_an_error():
+    with pytest.raises(ValueError, match="scan_formula='9' is not known; allowed are parallel, ha"):
+        count(Layers(), (32, 32, 3), scan_formula="9")

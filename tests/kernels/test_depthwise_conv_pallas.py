@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU kernels of the depthwise convolution: interpreted against the oracle, and lowered."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
+from jax.sharding import AxisType, PartitionSpec
+from support import oracles
+
+from mambaout_jax.kernels import depthwise_conv_pallas
+from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+from mambaout_jax.kernels.depthwise_conv_pallas import _conv, _gradients
+
+CASES = {  # maps (B, H, W, C), kernel sides, dtype
+    "7x7-two-strips": ((1, 5, 10, 3), (7, 7), "float32"),
+    "overlapping-strips-and-tiles": ((1, 2, 9, 130), (3, 5), "float32"),
+    "map-smaller-than-kernel": ((2, 2, 1, 4), (7, 5), "float32"),
+    "bfloat16": ((2, 4, 3, 6), (5, 3), "bfloat16"),
+    "pointwise-one-pixel": ((3, 1, 1, 2), (1, 1), "float32"),
+}
+STAGES = {  # of MambaOut-Tiny
+    "stage-0": (8, 56, 56, 96),
+    "stage-1": (8, 28, 28, 192),
+    "stage-2": (8, 14, 14, 384),
+    "stage-3": (8, 7, 7, 576),
+}
+CALL = "custom_call @mosaic_gpu"
+
+
+def draw(rng, shape, sides, dtype):
+    x, dy = (jnp.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    return x, jnp.asarray(rng.standard_normal((*sides, shape[-1])), dtype), dy
+
+
+@jax.jit
+def value_and_gradients(x, kernel, dy):
+    conv = functools.partial(depthwise_conv, implementation="pallas")
+    y, vjp = jax.vjp(conv, x, kernel)
+    return y, *vjp(dy)
+
+
+def abstract(shape, sides, dtype="float32"):
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    return x, jax.ShapeDtypeStruct((*sides, shape[-1]), dtype), x
+
+
+def lower(function, *args):
+    return jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def assert_lowers(function, *args):
+    """To kernels for y and dx, which may share a function, and for the kernel's gradient."""
+    assert lower(function, *args).count(CALL) in (2, 3)
+
+
+def check(rng, shape, sides, dtype):
+    """Within 1e-6 of the largest value, plus one rounding of the result itself."""
+    x, kernel, dy = draw(rng, shape, sides, dtype)
+    with force_gpu_interpret_mode():
+        actual = jax.jit(lambda x, kernel, dy: (_conv(x, kernel), *_gradients(x, kernel, dy)))(
+            x, kernel, dy
+        )
+    gradients = oracles.depthwise_conv_gradients(x, kernel, dy)
+    expected = oracles.depthwise_conv(x, kernel), *gradients
+    rounding = 2.0**-8 if dtype == "bfloat16" else 0.0
+    for ours, value in zip(actual, expected, strict=True):
+        assert ours.dtype == dtype
+        error = np.abs(np.asarray(ours, np.float64) - value)
+        assert np.all(error <= 1e-6 * np.abs(value).max() + rounding * np.abs(value))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv_pallas_matches_oracle(rng, case):
+    check(rng, *CASES[case])
+
+
+def test_conv_pallas_matches_oracle_with_many_narrow_strips_in_a_block(rng, monkeypatch):
+    monkeypatch.setattr(depthwise_conv_pallas, "_MAX_VALUES", 23)  # what 2 columns of 3x3 take
+    monkeypatch.setattr(depthwise_conv_pallas, "_BLOCKS", 3)  # for 6 strips
+    check(rng, (2, 3, 5, 7), (3, 3), "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_conv_pallas_matches_oracle_on_maps_of_models(rng, dtype):
+    check(rng, (2, 14, 14, 192), (7, 7), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_conv_pallas_lowers_at_stages_of_mambaout(stage, dtype):
+    args = abstract(STAGES[stage], (7, 7), dtype)
+    assert_lowers(value_and_gradients, *args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sides", [(7, 7), (13, 13), (51, 1)])
+@pytest.mark.parametrize("stage", STAGES)
+def test_conv_pallas_lowers_in_other_sizes_and_float16(stage, sides):
+    args = abstract(STAGES[stage], sides, "float16")
+    assert_lowers(value_and_gradients, *args)
+
+
+@pytest.mark.parametrize(("channels", "copies"), [(96, True), (130, False)])
+def test_conv_pallas_copies_only_maps_of_few_channels(channels, copies):
+    program = lower(value_and_gradients, *abstract((2, 5, 9, channels), (3, 3)))
+    assert ("stablehlo.pad" in program) == copies
+
+
+def test_conv_pallas_lowers_under_vmap():
+    x, kernel, dy = (jnp.ones((2, *a.shape), a.dtype) for a in abstract((1, 4, 5, 3), (3, 3)))
+    assert_lowers(jax.vmap(value_and_gradients), x, kernel, dy)
+
+
+def test_conv_pallas_lowers_in_shard_map():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    data, whole = PartitionSpec("data"), PartitionSpec()
+    sharded = jax.shard_map(
+        value_and_gradients,
+        mesh=mesh,
+        in_specs=(data, whole, data),
+        out_specs=(data, data, whole),
+        check_vma=False,
+    )
+    assert_lowers(sharded, *abstract((4, 5, 6, 3), (3, 3)))
+
+
+def gradient(x, kernel):
+    return jax.grad(lambda x: depthwise_conv(x, kernel, implementation="pallas").sum())(x)
+
+
+@pytest.mark.parametrize(
+    "call", [functools.partial(depthwise_conv, implementation="pallas"), gradient]
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_conv_pallas_on_a_cpu_says_what_it_needs(call, jit):
+    with pytest.raises(ValueError, match=r'for cpu, but needs an NVIDIA GPU .*"auto"'):
+        (jax.jit(call) if jit else call)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2)))
+
+
+def test_conv_pallas_refuses_float64():
+    with jax.enable_x64(True), pytest.raises(ValueError, match=r'got float64.*"lax"'):
+        depthwise_conv(
+            jnp.ones((1, 4, 4, 2), "float64"), jnp.ones((3, 3, 2)), implementation="pallas"
+        )
+
+
+def test_conv_pallas_refuses_more_taps_than_fit():
+    x, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((15, 15, 2))
+    conv = functools.partial(depthwise_conv, implementation="pallas")
+    with pytest.raises(ValueError, match=r'got 15 x 15 taps .*more than the registers.*"lax"'):
+        conv(x, kernel)
+    # On a map of 4 rows only 7 of the 15 rows of taps meet the map.
+    assert lower(conv, x[:, :4], kernel).count(CALL) == 1

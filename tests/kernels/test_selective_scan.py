@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selective scan: values, all gradients, and what becomes of it in compiled programs."""
+
+import contextlib
+import functools
+import json
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import strategies
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import oracles
+from support.places import GOLDENS
+
+from mambaout_jax.kernels import selective_scan as module
+from mambaout_jax.kernels import selective_scan_pallas
+from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
+
+FOLDER = GOLDENS / "mamba"
+PORTABLE = ("sequential", "associative", "chunked")  # of which "auto" is one
+# "pallas" is interpreted on CPUs, for seconds; other files test its kernels in every run.
+EVERY = (
+    *PORTABLE,
+    pytest.param("pallas for cuda", marks=pytest.mark.slow),
+    pytest.param("pallas for tpu", marks=pytest.mark.slow),
+)
+OPTIONAL = ("D", "z", "delta_bias", "initial_state")
+# (B, L, D, N), groups (0: no such axis), optional arrays, softplus, reverse
+CASES = {
+    "plain": ((2, 6, 6, 4), 0, (), False, False),
+    "everything": ((2, 7, 6, 3), 2, OPTIONAL, True, False),
+    "one-channel-per-group-reverse": ((2, 5, 3, 4), 3, OPTIONAL, True, True),
+    "bias-without-softplus-reverse": ((1, 6, 3, 2), 1, ("delta_bias",), False, True),
+    "prime-length": ((1, 23, 4, 2), 0, ("D", "initial_state"), True, False),
+    "one-token": ((2, 1, 4, 3), 0, ("initial_state",), True, False),
+    "one-state": ((2, 9, 6, 1), 2, OPTIONAL, True, False),
+}
+# Of the largest value: a few roundings per product, and sums of up to a few hundred products.
+EPSILON = {"float64": 1e-13, "float32": 1e-5, "bfloat16": 1e-5}
+ROUNDING = {"float64": 0.0, "float32": 0.0, "bfloat16": 2.0**-8}  # of a result, relative
+
+
+def draw(rng, case, dtype):
+    """Arguments by name, options, and the cotangents of y and the state, float32 at least."""
+    (batch, L, D, N), groups, optional, softplus, reverse = case
+    weights = (batch, L, groups, N) if groups else (batch, L, N)
+    shapes = {"u": (batch, L, D), "delta": (batch, L, D), "A": (D, N), "B": weights, "C": weights}
+    extra = {"D": (D,), "z": (batch, L, D), "delta_bias": (D,), "initial_state": (batch, D, N)}
+    shapes |= {name: extra[name] for name in optional}
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    arrays["A"] = -np.exp(arrays["A"] / 2)
+    if not softplus:  # a negative step size lets the states grow without bound
+        arrays["delta"] = np.abs(arrays["delta"])
+        if "delta_bias" in arrays:
+            arrays["delta_bias"] = np.abs(arrays["delta_bias"])
+    arrays = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    wide = jnp.promote_types(dtype, jnp.float32)
+    dy = jnp.asarray(rng.standard_normal((batch, L, D)), dtype)
+    dstate = jnp.asarray(rng.standard_normal((batch, D, N)), wide)
+    return arrays, {"delta_softplus": softplus, "reverse": reverse}, (dy, dstate)
+
+
+def outputs(arrays, **options):
+    required = (arrays[name] for name in ("u", "delta", "A", "B", "C"))
+    optional = {name: arrays.get(name) for name in OPTIONAL}
+    return selective_scan(*required, **optional, return_state=True, **options)
+
+
+def value_and_gradients(arrays, cotangents, **options):
+    (y, state), vjp = jax.vjp(lambda arrays: outputs(arrays, **options), arrays)
+    (gradients,) = vjp(cotangents)
+    return y, state, gradients
+
+
+def reference(arrays, cotangents, delta_softplus, reverse):
+    return oracles.selective_scan(arrays, *cotangents, softplus=delta_softplus, reverse=reverse)
+
+
+def assert_close(actual, expected, epsilon, rounding=0.0):
+    """Within epsilon of the largest value, plus one rounding of the result itself."""
+    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
+    assert actual.shape == expected.shape
+    error = np.abs(actual - expected)
+    assert np.all(error <= epsilon * np.abs(expected).max() + rounding * np.abs(expected))
+
+
+@contextlib.contextmanager
+def runnable(implementation):
+    """Gives the word for the argument; inside, kernels of other platforms are interpreted."""
+    word, _, platform = implementation.partition(" for ")
+    modes = {"cuda": force_gpu_interpret_mode, "tpu": pltpu.force_tpu_interpret_mode}
+    with contextlib.ExitStack() as stack:
+        if platform:
+            interpreted = functools.partial(selective_scan_pallas._scan, chunk=4, platform=platform)
+            stack.enter_context(modes[platform]())
+            stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+                module, "scan_pallas", interpreted
+            )
+        yield word
+
+
+def assert_matches_oracle(arrays, options, cotangents, implementation):
+    dtype = arrays["u"].dtype.name
+    with runnable(implementation) as word:
+        function = functools.partial(value_and_gradients, **options, implementation=word)
+        y, state, gradients = jax.jit(function)(arrays, cotangents)
+    expected_y, expected_state, expected = reference(arrays, cotangents, **options)
+    assert y.dtype == dtype
+    assert state.dtype == jnp.promote_types(dtype, jnp.float32)
+    assert_close(y, expected_y, EPSILON[dtype], ROUNDING[dtype])
+    assert_close(state, expected_state, EPSILON[dtype])
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert gradient.dtype == dtype
+        assert_close(gradient, expected[name], EPSILON[dtype], ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("case", CASES)
+def test_selective_scan_matches_oracle(rng, case, implementation):
+    dtype = "float64" if implementation in PORTABLE else "float32"  # the most that it takes
+    with jax.enable_x64(dtype == "float64"):
+        assert_matches_oracle(*draw(rng, CASES[case], dtype), implementation)
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_selective_scan_keeps_at_least_float32_inside(rng, dtype, implementation):
+    # Without D: the gradient of u has a part from the skip, which is rounded on its own.
+    case = ((2, 11, 12, 4), 2, OPTIONAL[1:], True, False)
+    assert_matches_oracle(*draw(rng, case, dtype), implementation)
+
+
+def test_selective_scan_stays_accurate_over_long_sequences(rng):
+    case = ((1, 3136, 6, 4), 0, OPTIONAL, True, False)
+    assert_matches_oracle(*draw(rng, case, "float32"), "chunked")
+
+
+@pytest.mark.parametrize("implementation", PORTABLE)
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
+    groups=strategies.integers(0, 3),
+    optional=strategies.sets(strategies.sampled_from(OPTIONAL)),
+    softplus=strategies.booleans(),
+    reverse=strategies.booleans(),
+)
+def test_selective_scan_matches_oracle_at_any_shape(
+    implementation, shape, groups, optional, softplus, reverse
+):
+    batch, L, width, N = shape
+    case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
+    with jax.enable_x64(True):
+        drawn = draw(np.random.default_rng(0), case, "float64")
+        assert_matches_oracle(*drawn, implementation)
+
+
+@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("index", range(5))
+def test_selective_scan_equals_the_reference_implementation(index, implementation):
+    golden, softplus = read_golden(index)
+    arrays = {name: golden[name] for name in ("u", "delta", "A", "B", "C", *OPTIONAL[:3])}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    cotangents = (golden["w"], np.zeros_like(golden["last_state"]))
+    options = {"delta_softplus": softplus, "reverse": False}
+    with runnable(implementation) as word:
+        function = functools.partial(value_and_gradients, **options, implementation=word)
+        ours = jax.jit(function)(arrays, cotangents)
+    # The oracle, too: every implementation is compared with it.
+    for y, state, gradients in (ours, reference(arrays, cotangents, **options)):
+        assert_close(y, golden["y"], 5e-6)
+        assert_close(state, golden["last_state"], 5e-6)
+        assert gradients.keys() == arrays.keys()
+        for name, gradient in gradients.items():
+            assert_close(gradient, golden[f"grad_{name}"], 5e-6)
+
+
+def read_golden(index):
+    """Arrays in our layout, None where there is no such array; whether softplus is applied."""
+    with np.load(FOLDER / f"selective_scan_{index}.npz") as file:
+        stored = dict(file)
+    golden = dict.fromkeys(OPTIONAL)
+    for name, array in stored.items():
+        tokens_last = array.ndim > 2 and name != "last_state"  # (B, D, N) there too
+        golden[name] = np.moveaxis(array, -1, 1) if tokens_last else array
+    return golden, json.loads(str(stored["meta"]))["softplus"]
+
+
+def test_selective_scan_returns_y_alone_unless_asked_for_the_state(rng):
+    arrays, options, _ = draw(rng, ((1, 5, 2, 2), 0, (), True, False), "float32")
+    required = (arrays[name] for name in ("u", "delta", "A", "B", "C"))
+    y = selective_scan(*required, **options)
+    np.testing.assert_array_equal(y, outputs(arrays, **options)[0])
+
+
+@pytest.mark.parametrize("implementation", PORTABLE)
+def test_selective_scan_maps_over_an_extra_axis(rng, implementation):
+    case = ((2, 6, 4, 3), 2, OPTIONAL, True, True)
+    drawn = [draw(rng, case, "float32") for _ in range(3)]
+    options = drawn[0][1]
+    function = functools.partial(value_and_gradients, **options, implementation=implementation)
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *((d[0], d[2]) for d in drawn))
+    y, state, gradients = jax.jit(jax.vmap(function))(*stacked)
+    for index, (arrays, _, cotangents) in enumerate(drawn):
+        expected_y, expected_state, expected = reference(arrays, cotangents, **options)
+        assert_close(y[index], expected_y, 1e-5)
+        assert_close(state[index], expected_state, 1e-5)
+        for name, gradient in gradients.items():
+            assert_close(gradient[index], expected[name], 1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sequential", "associative"])
+def test_selective_scan_has_a_forward_mode_without_own_gradients(rng, implementation):
+    case = ((2, 6, 4, 3), 0, OPTIONAL, True, False)
+    arrays, options, cotangents = draw(rng, case, "float32")
+    directions, _, _ = draw(rng, case, "float32")
+    scan = functools.partial(outputs, **options, implementation=implementation)
+    _, tangents = jax.jit(lambda *at: jax.jvp(scan, *at))((arrays,), (directions,))
+    _, _, gradients = reference(arrays, cotangents, **options)
+    along = sum(np.vdot(np.float64(t), c) for t, c in zip(tangents, cotangents, strict=True))
+    expected = sum(np.vdot(np.float64(directions[name]), gradients[name]) for name in gradients)
+    size = sum(np.abs(directions[name] * gradients[name]).sum() for name in gradients)
+    assert abs(along - expected) <= 1e-6 * size
+
+
+@pytest.mark.parametrize("implementation", ["auto", "chunked"])
+def test_selective_scan_chunked_refuses_forward_mode(rng, implementation):
+    arrays, options, _ = draw(rng, ((1, 5, 2, 2), 0, (), True, False), "float32")
+    scan = functools.partial(outputs, **options, implementation=implementation)
+    with pytest.raises(TypeError, match=r"forward-mode.*custom_vjp"):
+        jax.jvp(scan, (arrays,), (arrays,))
+
+
+@pytest.mark.parametrize("implementation", ["auto", *PORTABLE])
+def test_selective_scan_keeps_a_sharded_batch_in_place(rng, implementation):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    batch, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    arrays, options, cotangents = draw(rng, ((16, 6, 4, 3), 2, OPTIONAL, True, False), "float32")
+    where = {name: whole if name in ("A", "D", "delta_bias") else batch for name in arrays}
+    arrays, cotangents = jax.device_put((arrays, cotangents), (where, batch))
+    function = functools.partial(value_and_gradients, **options, implementation=implementation)
+    compiled = jax.jit(function).lower(arrays, cotangents).compile()
+    y, state, gradients = compiled(arrays, cotangents)
+    expected_y, expected_state, expected = reference(arrays, cotangents, **options)
+    assert_close(y, expected_y, 1e-5)
+    assert_close(state, expected_state, 1e-5)
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected[name], 1e-5)
+        assert gradient.sharding.is_equivalent_to(where[name], gradient.ndim)
+    assert y.sharding.is_equivalent_to(batch, 3)
+    program = compiled.as_text()
+    assert "all-reduce" in program  # of the gradients of A, D and the bias
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in program
+
+
+@pytest.mark.parametrize("implementation", ["auto", "chunked"])
+def test_selective_scan_chunked_needs_a_fraction_of_the_memory(implementation):
+    batch, L, D, N = 2, 784, 96, 16
+    tokens, weights = jax.ShapeDtypeStruct((batch, L, D), "float32"), (batch, L, N)
+    arrays = {"u": tokens, "delta": tokens, "A": jax.ShapeDtypeStruct((D, N), "float32")}
+    arrays |= {name: jax.ShapeDtypeStruct(weights, "float32") for name in ("B", "C")}
+    cotangents = (tokens, jax.ShapeDtypeStruct((batch, D, N), "float32"))
+    function = functools.partial(
+        value_and_gradients, delta_softplus=True, implementation=implementation
+    )
+    compiled = jax.jit(function).lower(arrays, cotangents).compile()
+    states = batch * L * D * N * 4  # bytes, of which automatic differentiation needs several
+    assert compiled.memory_analysis().temp_size_in_bytes < states / 2
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_selective_scan_auto_is_chunked_on_every_platform(platform):
+    x = jax.ShapeDtypeStruct((1, 9, 4), jnp.float32)
+    A, weights = (
+        jax.ShapeDtypeStruct((4, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, 9, 3), "float32"),
+    )
+
+    def loops(implementation):
+        scan = functools.partial(selective_scan, implementation=implementation)
+        traced = jax.jit(scan).trace(x, x, A, weights, weights)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    assert loops("auto") == loops("chunked") == 2
+    assert loops("sequential") == 1
+
+
+FITTING = {"u": (2, 6, 4), "delta": (2, 6, 4), "A": (4, 3), "B": (2, 6, 3), "C": (2, 6, 3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"u": (6, 4)}, r"u float32\(6, 4\).*u must be \(B, L, D\)"),
+        ({"u": (2, 0, 4)}, r"u float32\(2, 0, 4\).*L >= 1"),
+        ({"A": (4,)}, r"A float32\(4,\).*A \(D, N\)"),
+        ({"A": (3, 4)}, r"A float32\(3, 4\).*A must be \(4, 4\)"),
+        ({"B": (2, 6)}, r"B float32\(2, 6\).*B \(B, L, N\) or \(B, L, G, N\)"),
+        ({"delta": (2, 5, 4)}, r"delta float32\(2, 5, 4\).*delta must be \(2, 6, 4\)"),
+        ({"C": (2, 6, 5)}, r"C must be \(2, 6, 1, 3\) or \(2, 6, 3\)"),
+        ({"B": (2, 6, 2, 3)}, r"C must be \(2, 6, 2, 3\)"),
+        ({"B": (2, 6, 3, 3), "C": (2, 6, 3, 3)}, "3 groups of B and C must divide the 4 channels"),
+        ({"D": (5,)}, r"D must be \(4,\)"),
+        ({"delta_bias": (1,)}, r"delta_bias must be \(4,\)"),
+        ({"z": (2, 6, 1)}, r"z must be \(2, 6, 4\)"),
+        ({"initial_state": (2, 3, 4)}, r"initial_state must be \(2, 4, 3\)"),
+    ],
+)
+def test_selective_scan_rejects_shapes(monkeypatch, change, message):
+    # The annotations would speak first here; users run without that check.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    arrays = {name: jnp.ones(shape) for name, shape in (FITTING | change).items()}
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**arrays)
+
+
+def test_selective_scan_rejects_integers_and_unknown_implementations(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    arrays = {name: jnp.ones(shape) for name, shape in FITTING.items()}
+    with pytest.raises(ValueError, match=r"delta int32\(2, 6, 4\).*delta must have a floating"):
+        selective_scan(**arrays | {"delta": arrays["delta"].astype(jnp.int32)})
+    allowed = ", ".join(map(repr, IMPLEMENTATIONS))
+    with pytest.raises(ValueError, match=f"implementation='mamba'; allowed are {allowed}"):
+        selective_scan(**arrays, implementation="mamba")

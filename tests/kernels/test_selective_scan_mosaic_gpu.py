@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU kernels of the selective scan: interpreted against the oracle, and lowered."""
+
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
+from support import scan_kernels
+
+
+@pytest.mark.parametrize("case", scan_kernels.CASES)
+def test_gpu_kernels_match_oracle(rng, case):
+    with force_gpu_interpret_mode():
+        scan_kernels.check(rng, scan_kernels.CASES[case], "cuda", chunk=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True])
+def test_gpu_kernels_match_oracle_with_whole_chunks(rng, reverse):
+    with force_gpu_interpret_mode():
+        scan_kernels.check(rng, ((2, 37, 258, 5, 2), "bfloat16", reverse), "cuda", chunk=16)
+
+
+@pytest.mark.parametrize("case", scan_kernels.LOWERED)
+def test_gpu_kernels_lower_to_one_call_each_way(case):
+    forward, gradients = scan_kernels.lower("cuda", *scan_kernels.LOWERED[case])
+    assert forward.count("custom_call @mosaic_gpu") == 1
+    assert gradients.count("custom_call @mosaic_gpu") == 2

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TPU kernels of the selective scan: interpreted against the oracle, and lowered."""
+
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from support import scan_kernels
+
+# 640 channels are five tiles of a TPU.
+CASES = scan_kernels.CASES | {"tiles-reverse": ((1, 3, 640, 2, 1), "float32", True)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tpu_kernels_match_oracle(rng, case):
+    with pltpu.force_tpu_interpret_mode():
+        scan_kernels.check(rng, CASES[case], "tpu", chunk=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tpu_kernels_match_oracle_with_whole_chunks(rng, reverse):
+    with pltpu.force_tpu_interpret_mode():
+        scan_kernels.check(rng, ((2, 37, 258, 5, 2), "bfloat16", reverse), "tpu", chunk=16)
+
+
+@pytest.mark.parametrize("case", scan_kernels.LOWERED)
+def test_tpu_kernels_lower_to_one_call_each_way(case):
+    forward, gradients = scan_kernels.lower("tpu", *scan_kernels.LOWERED[case])
+    assert forward.count("custom_call @tpu_custom_call") == 1
+    assert gradients.count("custom_call @tpu_custom_call") == 2

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers against float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from mambaout_jax.layers.linear import (
+    Dense,
+    DropPath,
+    LayerNorm,
+    StridedConv,
+    activation,
+    drop_path_rates,
+    height_and_width,
+    resize_positions,
+)
+
+
+def test_strided_conv_pads_one_on_every_side(rng):
+    x = rng.standard_normal((1, 6, 7, 2))
+    conv = StridedConv(3)
+    variables = conv.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    kernel = np.asarray(variables["params"]["kernel"], np.float64)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((1, 3, 4, 3))
+    for i in range(3):
+        for j in range(4):
+            window = padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            expected[0, i, j] = np.einsum("abc,abcd->d", window, kernel)
+    got = conv.apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_layer_norm_uses_epsilon_1e_6(rng):
+    # Values so small that epsilon decides the result.
+    x = 1e-3 * rng.standard_normal((2, 3, 16))
+    norm = LayerNorm()
+    variables = norm.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    got = norm.apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_is_a_matrix_product_over_the_last_axis(rng):
+    x = jnp.asarray(rng.standard_normal((2, 3, 4, 5), np.float32))
+    dense = Dense(6)
+    variables = dense.init(jax.random.key(0), x)
+    kernel = rng.standard_normal((5, 6), np.float32)
+    bias = rng.standard_normal(6, np.float32)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (5, 6), "bias": (6,)}}
+    got = dense.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    exact = np.asarray(x, np.float64) @ kernel.astype(np.float64) + bias
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_is_the_erf_form(rng):
+    x = rng.standard_normal(1000) * 3
+    exact = 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    # The tanh approximation is off by up to 4.7e-4.
+    np.testing.assert_allclose(activation("gelu")(jnp.asarray(x, jnp.float32)), exact, atol=1e-6)
+    np.testing.assert_allclose(
+        activation("silu")(jnp.asarray(x, jnp.float32)), x / (1 + np.exp(-x)), atol=1e-6
+    )
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    x = jnp.ones((20_000, 2, 3))
+    y = np.asarray(DropPath(0.3).apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.7)}
+    np.testing.assert_array_equal(y, np.broadcast_to(y[:, :1, :1], y.shape))
+    # Five standard errors of the share that is kept.
+    assert abs((y[:, 0, 0] > 0).mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / 20_000)
+
+
+def test_drop_path_does_nothing_in_evaluation_or_at_rate_0(rng):
+    x = jnp.asarray(rng.standard_normal((4, 5), np.float32))
+    np.testing.assert_array_equal(DropPath(0.9).apply({}, x, False), x)
+    np.testing.assert_array_equal(DropPath(0.0).apply({}, x, True), x)
+
+
+def test_drop_path_rate_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"drop_path=1\.0 is out of range"):
+        drop_path_rates(1.0, (1, 1))
+    assert drop_path_rates(0.5, (1,)) == [[0.0]]
+
+
+# See test_interpolated_positions_equal_pytorchs.
+PYTORCH_BICUBIC = {
+    (2, 4): [1.91647, 3.51666, 6.93863, 10.03712, 26.33132, 32.97417, 43.74115, 51.88231],
+    (5, 2): [-0.58999, 1.54575, 2.74602, 8.04105, 11.08828,
+             22.13162, 30.31114, 47.10279, 42.12505, 62.07599],
+}  # fmt: skip
+
+
+def cubic_weights(size, new_size):
+    """Keys' kernel (1981) with a = -1/2 in float64, widened where it shrinks."""
+    step = size / new_size
+    weights = np.zeros((new_size, size))
+    for i in range(new_size):
+        for j in range(size):
+            t = abs((i + 0.5) * step - (j + 0.5)) / max(1, step)
+            if t < 1:
+                weights[i, j] = 1.5 * t**3 - 2.5 * t**2 + 1
+            elif t < 2:
+                weights[i, j] = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+        weights[i] /= weights[i].sum()
+    return weights
+
+
+@pytest.mark.parametrize("new_grid", [(24, 24), (7, 7), (9, 20), (1, 3), (14, 5)])
+def test_positions_are_interpolated_bicubically_and_the_first_is_kept(rng, new_grid):
+    table = rng.standard_normal((1, 1 + 14 * 10, 4))
+    got = resize_positions(table.astype(np.float32), (14, 10), new_grid)
+    patches = np.einsum(
+        "hi,wj,ijc->hwc",
+        cubic_weights(14, new_grid[0]),
+        cubic_weights(10, new_grid[1]),
+        table[0, 1:].reshape(14, 10, 4),
+    )
+    np.testing.assert_allclose(got[0, 1:], patches.reshape(-1, 4), atol=1e-5)
+    np.testing.assert_array_equal(got[0, 0], table[0, 0].astype(np.float32))
+
+
+def test_interpolated_positions_equal_pytorchs():
+    # torch 2.14: F.interpolate(torch.arange(9.).reshape(1, 1, 3, 3).square(), size=SIZE,
+    # mode="bicubic", antialias=True); row by row, after a class token of 7.
+    table = np.concatenate([[7.0], np.arange(9.0) ** 2]).astype(np.float32).reshape(1, 10, 1)
+    for new_grid, expected in PYTORCH_BICUBIC.items():
+        got = resize_positions(table, (3, 3), new_grid)
+        np.testing.assert_allclose(got[0, :, 0], [7.0, *expected], atol=1e-4)
+
+
+def test_positions_of_the_same_grid_are_untouched(rng):
+    table = rng.standard_normal((1, 7, 2), np.float32)
+    assert resize_positions(table, (2, 3), (2, 3)) is table
+
+
+def test_image_size_is_one_side_or_both():
+    assert height_and_width(32) == (32, 32)
+    assert height_and_width((16, 48)) == (16, 48)

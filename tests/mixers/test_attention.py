@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention against float64 loops; who sees whom, by changing tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support.oracles import attention
+
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention, scaled_dot_product_attention
+
+
+def mixer_in_numpy(params, x, heads, mask):
+    """Multi-head self-attention in float64, written from Vaswani et al., section 3.2."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    channels = x.shape[-1]
+    width = channels // heads
+    qkv = x @ p["qkv"]["kernel"] + p["qkv"]["bias"]
+    mixed = np.zeros(x.shape)
+    for h in range(heads):
+        query, key, value = (
+            qkv[..., part * channels + h * width : part * channels + (h + 1) * width]
+            for part in range(3)
+        )
+        mixed[..., h * width : (h + 1) * width] = attention(query, key, value, mask)
+    return mixed @ p["proj"]["kernel"] + p["proj"]["bias"]
+
+
+@pytest.fixture
+def x(rng):
+    return jnp.asarray(rng.standard_normal((2, 7, 12), np.float32))
+
+
+@pytest.fixture
+def variables(rng, x):
+    shapes = jax.eval_shape(MultiHeadSelfAttention(3).init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: 0.5 * rng.standard_normal(leaf.shape, np.float32), shapes)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_scaled_dot_product_attention_equals_the_loop(rng, masked):
+    query = rng.standard_normal((2, 3, 5, 4))
+    key, value = rng.standard_normal((2, 2, 3, 6, 4))
+    mask = rng.random((5, 6)) < 0.5 if masked else np.ones((5, 6), bool)
+    mask[:, 2] = True
+    got = scaled_dot_product_attention(
+        *(jnp.asarray(t, jnp.float32) for t in (query, key, value)),
+        jnp.asarray(mask) if masked else None,
+    )
+    np.testing.assert_allclose(got, attention(query, key, value, mask), atol=2e-6)
+
+
+def test_softmax_is_computed_in_float32_of_bfloat16_arguments():
+    # 1000 equal weights: bfloat16 cannot add them up, it stops at 256.
+    ones = jnp.ones((1, 1, 1000, 2), jnp.bfloat16)
+    got = scaled_dot_product_attention(ones, ones, 3 * ones)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got, np.float32), 3.0, rtol=2**-8)
+    # Scores that bfloat16 would make equal: 64 and 64.25, √4 times that before the scaling.
+    query = jnp.full((1, 1, 1, 4), 1, jnp.bfloat16)
+    key = jnp.asarray([[[[128, 0, 0, 0], [128, 0.5, 0, 0]]]], jnp.bfloat16)
+    value = jnp.asarray([[[[0] * 4, [1] * 4]]], jnp.bfloat16)
+    got = np.asarray(scaled_dot_product_attention(query, key, value), np.float32)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-0.25)), rtol=2**-8)
+
+
+def test_float64_stays_float64(x, variables):
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+        mixer = MultiHeadSelfAttention(3, causal=True)
+        got = mixer.apply(double, jnp.asarray(x, jnp.float64))
+    exact = mixer_in_numpy(variables["params"], np.asarray(x, np.float64), 3, np.tri(7, dtype=bool))
+    assert got.dtype == jnp.float64
+    np.testing.assert_allclose(got, exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_self_attention_equals_the_loop(x, variables, causal):
+    mask = np.tri(7, dtype=bool) if causal else np.ones((7, 7), bool)
+    got = MultiHeadSelfAttention(3, causal).apply(variables, x)
+    exact = mixer_in_numpy(variables["params"], np.asarray(x, np.float64), 3, mask)
+    np.testing.assert_allclose(got, exact, atol=5e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_token_sees_itself_and_those_before_it_or_all(x, variables, causal):
+    apply = jax.jit(MultiHeadSelfAttention(3, causal).apply)
+    before = apply(variables, x)
+    for j in range(7):
+        moved = np.any(apply(variables, x.at[:, j].add(1)) != before, axis=(0, 2))
+        np.testing.assert_array_equal(moved, np.arange(7) >= j if causal else [True] * 7)
+
+
+def test_causal_has_the_same_parameters(x, variables):
+    shapes = jax.eval_shape(MultiHeadSelfAttention(3, causal=True).init, jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+    assert shapes["params"]["qkv"]["kernel"].shape == (12, 36)
+
+
+def test_heads_that_do_not_divide_the_channels_are_named(x):
+    with pytest.raises(ValueError, match=r"heads=5 .* 12 channels; allowed are \[1, 2, 3, 4, 6"):
+        MultiHeadSelfAttention(5).init(jax.random.key(0), x)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs as processes of their own: killed, stopped, and two that train as one."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from support.places import ROOT
+from support.runs import (
+    assert_close,
+    checkpoints,
+    final_state,
+    flip_a_byte_of_the_data,
+    signal_after,
+    timeless_metrics,
+)
+
+COMMAND = [
+    *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/support/tiny_run.py"),
+    *("--config.schedule.total_steps=300", "--config.checkpoint.every_steps=40"),
+]
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts the command as a process of its own, which does not outlive the tests."""
+    processes = []
+
+    def start(workdir, *arguments, devices=2):
+        process = subprocess.Popen(
+            [*COMMAND, "--workdir", str(workdir), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def finish(process, code=0):
+    """Waits for a process and returns its standard output and error."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory):
+    """A longer run in a process of its own, and the last line it printed."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    out, _ = finish(start(workdir))
+    return workdir, out.strip().split("\n")[-1].split("  (")[0]
+
+
+@pytest.mark.slow
+def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    signal_after(process, workdir, 40, signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    process = start(workdir)
+    signal_after(process, workdir, 160, signal.SIGKILL)
+    out, _ = finish(process, -signal.SIGKILL)
+    assert "going on from" in out
+
+    newest = checkpoints(workdir)[-1]
+    assert 160 <= newest < 300
+    flip_a_byte_of_the_data(workdir / "checkpoints" / str(newest))
+    out, err = finish(start(workdir))
+    assert re.search(rf"WARNING: checkpoint {newest} in .* cannot be read", err)
+    assert f"going on from {workdir / 'checkpoints' / str(newest - 40)}\n" in out
+    assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
+    assert final_state(workdir) == final_state(uninterrupted[0])
+    assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_with_code_75(start, uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    signal_after(process, workdir, 40, signal.SIGTERM)
+    _, err = finish(process, 75)
+    newest = checkpoints(workdir)[-1]
+    assert 40 < newest < 300
+    assert err.strip().split("\n")[-1] == (
+        f"stopped after step {newest} as asked; the state is in "
+        f"{workdir / 'checkpoints' / str(newest)}: run the same command again to continue"
+    )
+    finish(start(workdir))
+    assert final_state(workdir) == final_state(uninterrupted[0])
+    assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_stop_together(start, tmp_path):
+    settings = [
+        "--config.schedule.total_steps=120",
+        "--config.optimizer.learning_rate=1e-3",  # higher ones let rounding grow
+    ]
+
+    def start_both():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            start(workdir, "--distributed", f"{address},2,{index}", *settings, devices=1)
+            for index in range(2)
+        ]
+
+    workdir = tmp_path / "run"
+    processes = start_both()
+    signal_after(processes[0], workdir, 40, signal.SIGTERM)  # one of the two only
+    errors = [finish(process, 75)[1] for process in processes]
+    newest = checkpoints(workdir)[-1]
+    assert 40 < newest < 120
+    assert all(f"stopped after step {newest} as asked" in error for error in errors)
+
+    outs = [finish(process)[0] for process in start_both()]
+    assert [bool(re.search(r"^step \d+/120 ", out, re.MULTILINE)) for out in outs] == [True, False]
+    single = tmp_path / "single"
+    finish(start(single, *settings))
+    for line, other in zip(timeless_metrics(workdir), timeless_metrics(single), strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    assert_close(workdir, single, atol=1e-5)
