@@ -27,10 +27,10 @@ from mambaout_jax.data.loader import evaluation_batches
 from mambaout_jax.data.sets.sources import IMAGE_SUFFIXES, Source, read_image
 from mambaout_jax.data.views.crops import evaluation_view
 from mambaout_jax.metrics.confusion import confusion_matrix, write_per_class_csv
+from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.tasks.classification import predict
 from mambaout_jax.train.augment import normalise
-from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.load import describe_source, load_pretrained
 
 _MOST_MISTAKES = 64  # in one picture

@@ -36,10 +36,11 @@ from mambaout_jax.data.sets.imagenet_suites import (
     find_suites,
 )
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
+from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.runtime.mesh import make_mesh, platform_of, put_batch, replicated
 from mambaout_jax.train.augment import normalise
-from mambaout_jax.weights.catalog import Preprocessing, published_result
+from mambaout_jax.weights.catalog import published_result
 from mambaout_jax.weights.load import describe_source, load_pretrained
 
 # Top-1 errors of AlexNet in percent, means over the severities, by which mCE divides: Hendrycks and

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mambaout_jax.backbone import Classifier, Variant
+from mambaout_jax.config import Config
 from mambaout_jax.models import deit, isotropic, mambaout
 
 FAMILIES: tuple[ModuleType, ...] = (mambaout, isotropic, deit)
@@ -105,6 +106,21 @@ def create_model(
         head=family.HEAD(num_classes=num_classes, dtype=dtype, **{**variant.head, **head_options}),
         in_chans=in_chans,
     )
+
+
+def model_options(config: Config) -> dict[str, Any]:
+    """The options of `create_model` that a config stands for, without `num_classes`."""
+    options: dict[str, Any] = dict(config.model.options)
+    if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
+        options["conv_implementation"] = config.model.conv_implementation
+    return {
+        "image_size": config.data.image_size,
+        "in_chans": config.data.channels,
+        "dtype": jnp.dtype(config.model.dtype),
+        "drop_path": config.model.drop_path,
+        "remat": config.model.remat,
+        **options,
+    }
 
 
 def _fields(module: type[nn.Module]) -> set[str]:

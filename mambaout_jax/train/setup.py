@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 from mambaout_jax.backbone import Classifier
 from mambaout_jax.config import Config, Resolved, resolve, validate
 from mambaout_jax.data.sets.sources import Source, open_source
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, model_options
 from mambaout_jax.runtime.mesh import make_mesh
 from mambaout_jax.tasks.classification import Classification
 from mambaout_jax.weights.load import describe_source, load_pretrained
-from mambaout_jax.weights.locate import model_options
 
 _LOG = logging.getLogger("mambaout_jax")
 

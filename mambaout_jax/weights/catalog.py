@@ -18,36 +18,13 @@ Read, never measured here:
 import dataclasses
 import fnmatch
 
-from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaout_jax.imagenet_classes import CLASS_NAMES
 from mambaout_jax.models import find_variant, list_models
+from mambaout_jax.preprocessing import Preprocessing
 
 _HUB = "hf_hub:timm/"
 _RELEASE = "https://github.com/yuweihao/MambaOut/releases/download/model/"
 _IMAGENET_12K = 11821
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a model's input, and what the outputs are called.
-
-    Attributes:
-        image_size: pixels, height and width.
-        crop_fraction: side of the central crop over the resized side, in (0, 1].
-        crop_mode: "center": the shorter side is resized, proportions stay; "squash": both sides are
-            resized to the same length.
-        interpolation: "bilinear" or "bicubic".
-        mean, std: per channel, of pixel values in [0, 1].
-        class_names: in the order of the outputs, None where they are not known.
-    """
-
-    image_size: int
-    crop_fraction: float = 1.0
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    class_names: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,8 +28,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mambaout_jax.backbone import Classifier
 from mambaout_jax.layers.linear import height_and_width, resize_positions
 from mambaout_jax.models import create_backbone, create_model, find_variant
+from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.weights.catalog import Preprocessing
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
     POSITIONS,

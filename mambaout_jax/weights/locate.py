@@ -5,6 +5,7 @@ Nothing is read here but names and settings; `weights.load` reads the weights.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -13,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import jax.numpy as jnp
 import safetensors
 
 from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config
-from mambaout_jax.models import find_variant, list_models
-from mambaout_jax.weights.catalog import CATALOG, Preprocessing, Weights, weights_of
+from mambaout_jax.models import find_variant, list_models, model_options
+from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.weights.catalog import CATALOG, Weights, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
 
 MODEL_KEY = "model"  # of the metadata of our own files
@@ -86,21 +87,6 @@ def open_safetensors(path: Path) -> Iterator[Any]:
             yield file
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}. Download or copy it again") from error
-
-
-def model_options(config: Config) -> dict[str, Any]:
-    """The options of `create_model` that a config stands for, without `num_classes`."""
-    options: dict[str, Any] = dict(config.model.options)
-    if config.model.conv_implementation != "auto":  # families without the choice take only "auto"
-        options["conv_implementation"] = config.model.conv_implementation
-    return {
-        "image_size": config.data.image_size,
-        "in_chans": config.data.channels,
-        "dtype": jnp.dtype(config.model.dtype),
-        "drop_path": config.model.drop_path,
-        "remat": config.model.remat,
-        **options,
-    }
 
 
 def _hint(text: str) -> str:
@@ -179,15 +165,8 @@ def _published(name: str, image_size: int | None) -> Preprocessing:
 def _preprocessing_of_run(config: Config, workdir: Path, image_size: int | None) -> Preprocessing:
     classes = workdir / "classes.json"
     names = json.loads(classes.read_text(encoding="utf-8")) if classes.is_file() else None
-    return Preprocessing(
-        image_size=image_size or config.data.image_size,
-        crop_fraction=config.data.crop_fraction,
-        crop_mode=config.data.crop_mode,
-        interpolation=config.data.interpolation,
-        mean=config.data.mean,
-        std=config.data.std,
-        class_names=None if names is None else tuple(names),
-    )
+    own = Preprocessing.of(config.data, None if names is None else tuple(names))
+    return dataclasses.replace(own, image_size=image_size or own.image_size)
 
 
 def _preprocessing_on_hub(repository: str, name: str, image_size: int | None) -> Preprocessing:

@@ -22,7 +22,7 @@ from support.weight_files import (
 )
 
 from mambaout_jax.config_file import save_config
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, model_options
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.train.state import TrainState
 from mambaout_jax.weights import load
@@ -33,7 +33,6 @@ from mambaout_jax.weights.load import (
     read_variables,
     save_variables,
 )
-from mambaout_jax.weights.locate import model_options
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import safetensors.numpy
 from support.tiny_run import get_config
 
 from mambaout_jax.config_file import save_config
+from mambaout_jax.models import model_options
 from mambaout_jax.weights.catalog import imagenet_classes
 from mambaout_jax.weights.load import describe_source
-from mambaout_jax.weights.locate import locate, model_options
+from mambaout_jax.weights.locate import locate
 
 
 def own_file(path, **metadata):

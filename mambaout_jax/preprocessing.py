@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an image becomes a model's input: of a config, of published weights, into a config."""
+
+import dataclasses
+
+from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a model's input, and what the outputs are called.
+
+    Attributes:
+        image_size: pixels, height and width.
+        crop_fraction: side of the central crop over the resized side, in (0, 1].
+        crop_mode: "center": the shorter side is resized, proportions stay; "squash": both sides are
+            resized to the same length.
+        interpolation: "bilinear" or "bicubic".
+        mean, std: per channel, of pixel values in [0, 1].
+        class_names: in the order of the outputs, None where they are not known.
+    """
+
+    image_size: int
+    crop_fraction: float = 1.0
+    crop_mode: str = "center"
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    class_names: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, data: Config, class_names: tuple[str, ...] | None = None) -> "Preprocessing":
+        """What the section `data` of a config says."""
+        values = {name: data[name] for name in _SETTINGS}
+        values |= {name: tuple(values[name]) for name in ("mean", "std")}
+        return cls(**values, class_names=class_names)
+
+    def write_to(self, data: Config) -> None:
+        """Sets the section `data` of a config to this, `channels` included."""
+        for name in _SETTINGS:
+            data[name] = getattr(self, name)
+        data.channels = len(self.mean)
+
+
+# The fields that are settings of the same names.
+_SETTINGS = tuple(
+    field.name for field in dataclasses.fields(Preprocessing) if field.name != "class_names"
+)
