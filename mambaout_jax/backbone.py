@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract between model families and what uses them: images in, stage maps out.
 
-A backbone is a linen module with
-
-    channels: tuple[int, ...]     of each map, known before initialisation
-    strides: tuple[int, ...]      image pixels per map pixel
-    features(images, train)       -> Features
-    __call__(images, train)       -> Features.maps
-
-Its parameters never depend on who consumes the maps: norms of a consumer live with the consumer.
-A classifier is a backbone and a head, hence ``{"backbone": ..., "head": ...}``, and moving a
-backbone to another task means taking one key (`subtree`).
+A family's backbone is a `Backbone`: it says how many `channels` and which `strides` its maps have
+and computes them in `forward`. Its parameters never depend on who consumes the maps: norms of a
+consumer live with the consumer. A classifier is a backbone and a head, hence ``{"backbone": ...,
+"head": ...}``, and moving a backbone to another task means taking one key (`subtree`).
 """
 
+import contextlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
+
+from mambaout_jax.kernels.dispatch import plain_implementations
+from mambaout_jax.layers.precision import compute_dtype
+from mambaout_jax.layers.residual import drop_path_rates
 
 
 class Features(NamedTuple):
@@ -37,9 +38,9 @@ class Variant(NamedTuple):
     """One row of a family's table of sizes.
 
     Attributes:
-        backbone: fields of the family's backbone.
+        backbone: fields of the family's backbone, and of its block options.
         head: fields of the family's head.
-        parameters: with 1000 classes.
+        parameters: number of parameters with 1000 classes.
         macs: multiply-accumulates of one image of 224 pixels, with 1000 classes.
         drop_path: rate of the last block in the published training, 0 where none is published.
         image_size: side in pixels that the published weights were trained at.
@@ -53,23 +54,29 @@ class Variant(NamedTuple):
     image_size: int = 224
 
 
-class Classifier(nn.Module):
-    """Backbone and head; images (B, H, W, in_chans) to logits (B, num_classes), at least float32.
+class Backbone(nn.Module, kw_only=True):
+    """Images (B, H, W, in_chans) to stage maps. A family's backbone derives from it.
+
+    It adds its own fields, the properties `channels` and `strides` (one entry per map, known before
+    initialisation) and the compact method `forward`.
 
     Attributes:
-        backbone: maps images to `Features`.
-        head: maps `Features` to logits.
         in_chans: image channels.
+        drop_path: rate of the last block; linear over the depth from 0.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        plain: compute with the plain implementations everywhere, which differentiate in forward
+            mode and any number of times; the results are the same up to rounding.
+        dtype: dtype of the computation; float32 means at least float32.
     """
 
-    backbone: nn.Module
-    head: nn.Module
     in_chans: int = 3
+    drop_path: float = 0.0
+    remat: bool = False
+    plain: bool = False
+    dtype: Dtype = jnp.float32
 
-    def __call__(
-        self, images: Float[ArrayLike, "B H W C"], train: bool = False
-    ) -> Float[Array, "B _"]:
-        """Classifies images.
+    def features(self, images: Float[ArrayLike, "B H W I"], train: bool = False) -> Features:
+        """Maps of all stages, finest first, and the class token where there is one.
 
         Raises:
             ValueError: the images have another number of channels than `in_chans`.
@@ -81,7 +88,85 @@ class Classifier(nn.Module):
                 f"{self.in_chans} channels; pass in_chans={shape[-1]} to create_model, or "
                 "transpose the images to channels last"
             )
-        logits = self.head(self.backbone.features(images, train), train)
+        with self.implementations():
+            return self.forward(images, train)
+
+    def __call__(
+        self, images: Float[ArrayLike, "B H W I"], train: bool = False
+    ) -> tuple[Float[Array, "B _ _ _"], ...]:
+        return self.features(images, train).maps
+
+    @nn.nowrap
+    def implementations(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it, while a program is traced, operations are plain where `plain` says so."""
+        return plain_implementations() if self.plain else contextlib.nullcontext()
+
+    @nn.nowrap
+    def block_class(self, block: type[nn.Module]) -> type[nn.Module]:
+        """`block`, called with (x, train); with `remat` recomputed in the backward pass."""
+        return nn.remat(block, static_argnums=(2,)) if self.remat else block
+
+    @property
+    def layer_dtype(self) -> Dtype | None:
+        """The `dtype` argument of the layers."""
+        return compute_dtype(self.dtype)
+
+
+class Pyramid(Backbone):
+    """A backbone of stages, each of half the resolution of the one before: maps of stride 4, 8, …
+
+    Attributes:
+        depths: blocks of each stage.
+        dims: channels of each stage.
+    """
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.dims)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(4 * 2**i for i in range(len(self.dims)))
+
+    @property
+    def stage_rates(self) -> list[list[float]]:
+        """Drop-path rate of every block, by stage.
+
+        Raises:
+            ValueError: there are not as many depths as dims, or `drop_path` is out of range.
+        """
+        if len(self.depths) != len(self.dims):
+            raise ValueError(
+                f"depths={self.depths} and dims={self.dims} must have one entry per stage each"
+            )
+        return drop_path_rates(self.drop_path, self.depths)
+
+
+class Classifier(nn.Module):
+    """Backbone and head; images (B, H, W, in_chans) to logits (B, num_classes), at least float32.
+
+    Attributes:
+        backbone: maps images to `Features`.
+        head: maps `Features` to logits.
+    """
+
+    backbone: Backbone
+    head: nn.Module
+
+    def __call__(
+        self, images: Float[ArrayLike, "B H W C"], train: bool = False
+    ) -> Float[Array, "B _"]:
+        """Classifies images.
+
+        Raises:
+            ValueError: the images have another number of channels than the backbone's `in_chans`.
+        """
+        features = self.backbone.features(images, train)
+        with self.backbone.implementations():
+            logits = self.head(features, train)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
@@ -96,3 +181,30 @@ def subtree(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
         inside = sorted({key for tree in variables.values() for key in tree})
         raise KeyError(f"no submodule {name!r} in these variables; they hold {inside}")
     return found
+
+
+# Whether parameters decay, by the first pattern found in a path: what every family shares.
+# Depthwise kernels decay, as in the paper's recipe.
+DECAY = ((r"/kernel$", True), (r"/(bias|scale|gamma)$", False))
+
+
+def layer_of(path: str) -> tuple[int, int] | None:
+    """Stage and block in which a parameter of a backbone stands, for decay of rates by layer.
+
+    What stands before the first block is (-1, 0); a downsampling belongs to the block behind it.
+    These are the groups of timm's `param_groups_layer_decay`, for a transformer those of BEiT (Bao
+    et al. 2022). A family whose parts have other names defines a `layer_of` of its own.
+
+    Args:
+        path: below the backbone, such as "stage_0_block_00/fc1/kernel".
+
+    Returns:
+        None where the name does not tell.
+    """
+    if re.match(r"(stem|patch_embed|cls_token|pos_embed)(/|$)", path):
+        return -1, 0
+    if block := re.match(r"(?:stage_(\d+)_)?block_(\d+)/", path):
+        return int(block[1] or 0), int(block[2])
+    if downsample := re.match(r"downsample_(\d+)/", path):
+        return int(downsample[1]), 0
+    return None

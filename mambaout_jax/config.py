@@ -130,14 +130,9 @@ def _set_training(config: Config) -> None:
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
-    # (regular expression, decays?): the first that is found in a parameter's path decides; a
-    # parameter that none covers is an error. Depthwise kernels decay, as in the paper's recipe.
-    config.optimizer.decay_rules = (
-        (r"/kernel$", True),
-        (r"/(bias|scale|gamma)$", False),
-        (r"/(cls_token|pos_embed)$", False),
-        (r"/(A_log|D)$", False),  # of an SSM: rates, not weights
-    )
+    # (regular expression, decays?): the first that is found in a parameter's path decides; those
+    # of the model's family follow. A parameter that none covers is an error.
+    config.optimizer.decay_rules = ()
     # The rate of each layer over that of the next one towards the head; 1: the same for all.
     config.optimizer.layer_decay = 1.0
     config.optimizer.freeze = ()  # regular expressions: parameters found by one are not trained

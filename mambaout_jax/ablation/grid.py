@@ -17,12 +17,12 @@ from mambaout_jax.ablation.model import MIXERS, TokenModel, encode, matched, res
 from mambaout_jax.ablation.tasks import TASKS, UNSCORED, Examples, Task
 from mambaout_jax.analysis.cost import count, length_ratio
 from mambaout_jax.benchmarks.timing import environment, interleaved_milliseconds, summary
-from mambaout_jax.config import default_config
+from mambaout_jax.models import mambaout
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.train.optimizer import decay_mask
 
 SEES_THE_ANSWER = "not applicable: sees the answer"
-_DECAY_RULES = ((r"/positions$", False), *default_config().optimizer.decay_rules)
+_DECAY_RULES = ((r"/positions$", False), *mambaout.DECAY)
 
 
 class Plan(NamedTuple):

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One small model for every task, whose blocks differ in the token mixer alone.
 
-The block is `models.mambaout.GatedCNNBlock`, with attention as a further mixer, and, for sequences,
-a convolution that does not look ahead.
+The block is `models.mambaout.GatedCNNBlock`.
 """
 
 import math
@@ -17,43 +16,43 @@ from jaxtyping import Array, Float, Int
 
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.backbone import Features
-from mambaout_jax.layers.linear import Dense, DepthwiseConv, LayerNorm, activation, normal_init
-from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.mixers.conv import CausalConv
-from mambaout_jax.mixers.ssm import MapSSM, dt_rank_of
-from mambaout_jax.models.mambaout import MlpHead
+from mambaout_jax.heads.classifier import HiddenHead
+from mambaout_jax.layers.initializers import normal_init
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.models.mambaout import BlockOptions, GatedCNNBlock
 
 
 class Kind(NamedTuple):
-    """What a token mixer is made of.
+    """What a token mixer is made of: options of `models.mambaout.BlockOptions`.
 
     Attributes:
-        conv: whether it has a depthwise convolution.
-        routes: of an SSM behind it, None: there is no SSM.
-        attention: "causal", "full" or None.
+        token_mixer, routes: as there.
+        causal: the attention sees no later token.
     """
 
-    conv: bool = False
+    token_mixer: str
     routes: str | None = None
-    attention: str | None = None
+    causal: bool = False
 
     @property
     def looks_ahead(self) -> bool:
         """Whether it sees what follows a token, whatever the task."""
-        return self.routes == "bidirectional" or self.attention == "full"
+        full_attention = self.token_mixer == "attention" and not self.causal
+        return self.routes == "bidirectional" or full_attention
 
 
 MIXERS: dict[str, Kind] = {
-    "conv": Kind(conv=True),
-    "conv+ssm causal": Kind(conv=True, routes="raster"),
-    "conv+ssm bidirectional": Kind(conv=True, routes="bidirectional"),
-    "attention causal": Kind(attention="causal"),
-    "attention full": Kind(attention="full"),
+    "conv": Kind("conv"),
+    "conv+ssm causal": Kind("conv+ssm", routes="raster"),
+    "conv+ssm bidirectional": Kind("conv+ssm", routes="bidirectional"),
+    "attention causal": Kind("attention", causal=True),
+    "attention full": Kind("attention"),
 }
 
 
-class Mixer(nn.Module):
-    """A token mixer on a map; a sequence is a map of one row.
+class TokenModel(nn.Module):
+    """Linear embedding, learned positions, gated blocks; MambaOut's head, or one answer per token.
 
     The convolution is (K, K) and centred on maps, as in MambaOut, so that "conv+ssm causal" is
     causal in its scan alone; in a sequence it sees a token and the K - 1 before it.
@@ -61,73 +60,14 @@ class Mixer(nn.Module):
     Attributes:
         kind: a key of `MIXERS`.
         sequence: whether nothing may look ahead.
-        kernel_size: K.
-        state_size: of the SSM.
-        heads: of the attention.
-    """
-
-    kind: str
-    sequence: bool
-    kernel_size: int
-    state_size: int
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        kind, tokens = MIXERS[self.kind], (x.shape[0], -1, x.shape[-1])  # (B, L, C)
-        if kind.attention:
-            attention = MultiHeadSelfAttention(
-                self.heads, causal=kind.attention == "causal", name="attention"
-            )
-            return attention(x.reshape(tokens)).reshape(x.shape)
-        if self.sequence:
-            x = CausalConv(self.kernel_size, name="conv")(x.reshape(tokens)).reshape(x.shape)
-        else:
-            x = DepthwiseConv(self.kernel_size, name="conv")(x)
-        if kind.routes is None:
-            return x
-        ssm = MapSSM(kind.routes, self.state_size, dt_rank_of(x.shape[-1]), name="ssm")
-        return ssm(activation("gelu")(x))
-
-
-class GatedBlock(nn.Module):
-    """g, i, c = split(fc1(norm(x)));  y = x + fc2(gelu(g) · concat(i, mixer(c))).
-
-    Attributes:
-        hidden: channels of the gate, at least those of the block.
-
-    The other fields are those of `Mixer`.
-    """
-
-    kind: str
-    sequence: bool
-    hidden: int
-    kernel_size: int
-    state_size: int
-    heads: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        width, hidden = x.shape[-1], self.hidden
-        y = Dense(2 * hidden, name="fc1")(LayerNorm(name="norm")(x))
-        g, i, c = jnp.split(y, (hidden, 2 * hidden - width), axis=-1)
-        c = Mixer(
-            self.kind, self.sequence, self.kernel_size, self.state_size, self.heads, name="mixer"
-        )(c)
-        y = activation("gelu")(g) * jnp.concatenate((i, c), axis=-1)  # (B, H, W, hidden)
-        return x + Dense(width, name="fc2")(y)
-
-
-class TokenModel(nn.Module):
-    """Linear embedding, learned positions, gated blocks; MambaOut's head, or one answer per token.
-
-    Attributes:
-        width: D, channels of a token.
-        depth: blocks.
         num_classes: answers.
         dense: answer at each token instead of once.
-
-    The other fields are those of `GatedBlock`.
+        width: D, channels of a token.
+        depth: blocks.
+        hidden: channels of the gate, at least `width`.
+        kernel_size: K.
+        state_size: states of the SSM.
+        heads: heads of the attention.
     """
 
     kind: str
@@ -148,19 +88,27 @@ class TokenModel(nn.Module):
         x = Dense(self.width, name="embed")(x)
         x = x + jnp.broadcast_to(positions, x.shape)
         for number in range(self.depth):
-            x = GatedBlock(
-                self.kind,
-                self.sequence,
-                self.hidden,
-                self.kernel_size,
-                self.state_size,
-                self.heads,
-                name=f"block_{number:02d}",
-            )(x)
+            x = GatedCNNBlock(self._block_options(), name=f"block_{number:02d}")(x, False)
         if not self.dense:
-            return MlpHead(self.num_classes, name="head")(Features((x,)))
+            return HiddenHead(self.num_classes, name="head")(Features((x,)))
         x = LayerNorm(name="norm")(x.reshape(x.shape[0], -1, self.width))  # (B, L, C)
         return Dense(self.num_classes, name="classifier")(x)
+
+    def _block_options(self) -> BlockOptions:
+        kind = MIXERS[self.kind]
+        return BlockOptions(
+            expansion_ratio=(self.hidden + 0.5) / self.width,  # rounded down to `hidden` channels
+            kernel_size=self.kernel_size,
+            token_mixer=kind.token_mixer,
+            routes=kind.routes,
+            state_size=self.state_size,
+            heads=self.heads,
+            causal=kind.causal or (self.sequence and kind.token_mixer != "attention"),
+        )
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: object) -> int:
+        return 0  # positions are added
 
 
 def encode(

@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
-from mambaout_jax.layers.linear import Dense, DepthwiseConv, JoinDense, SplitDense, StridedConv
-from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.mixers.conv import CausalConv
-from mambaout_jax.mixers.routes import paths_of
-from mambaout_jax.mixers.ssm import SSM, MapSSM
+from mambaout_jax.mixers.ssm import ScanSize
+
+_SHOWN = 4  # modules in an error
 
 # Multiply-accumulates of one scan over L tokens of D channels with N states.
 #   parallel  9·L·D·N for the recurrence and L·D for the skip, the most used; a gate is L·D more
@@ -54,7 +53,8 @@ def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "p
         scan_formula: a key of `SCAN_FORMULAS`.
 
     Raises:
-        ValueError: `image_shape` is not (H, W, C), or there is no such formula.
+        ValueError: `image_shape` is not (H, W, C), there is no such formula, or a module has
+            parameters whose multiply-accumulates nobody states.
     """
     if len(image_shape) != 3:
         raise ValueError(f"image_shape={image_shape} must be (H, W, C), without a batch axis")
@@ -66,8 +66,9 @@ def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "p
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(counter):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Cost(parameters, counter.macs)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(variables.get("params", {}))
+    counter.check({path[:-1] for path in flat})
+    return Cost(sum(math.prod(leaf.shape) for leaf in flat.values()), counter.macs)
 
 
 def block_flops(L: int, D: int) -> int:
@@ -121,11 +122,13 @@ def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size:
 
 
 class _Counter:
-    """Interceptor that adds up the layers it knows while a model is traced."""
+    """Interceptor that adds up what modules state of themselves while a model is traced."""
 
     def __init__(self, scan_formula: str) -> None:
         self.macs = 0
         self._scan_formula = scan_formula
+        self._types: dict[tuple[str, ...], type[nn.Module]] = {}  # by path
+        self._stated: set[tuple[str, ...]] = set()
 
     def __call__(
         self,
@@ -135,71 +138,62 @@ class _Counter:
         context: nn.module.InterceptorContext,
     ) -> Any:
         module = context.module
-        counts = next((rule for kind, rule in _MACS.items() if isinstance(module, kind)), None)
-        outputs = next_function(*args, **kwargs)
+        output = next_function(*args, **kwargs)
+        kind = type(module)
+        self._types[module.path] = kind
+        macs = getattr(kind, "macs", None) or _FLAX_MACS.get(kind)
+        if macs is not None:
+            self._stated.add(module.path)
         if context.method_name != "__call__":
-            return outputs
-        if isinstance(module, SSM | MapSSM):
-            self.macs += self._scan_macs(module, args)
-        elif counts is not None and not self._is_free(module):
-            self.macs += counts(module, args, outputs)
-        return outputs
+            return output
+        if macs is not None and not self._is_free(module):
+            self.macs += macs(module, args, output)
+        if hasattr(kind, "scan_size"):
+            self.macs += self._scan_macs(module.scan_size(args))
+        return output
 
-    def _scan_macs(self, module: SSM | MapSSM, args: tuple[Any, ...]) -> int:
-        """Of all paths, without the projections, which are linear layers inside."""
-        shape = args[0].shape
-        L, D = math.prod(shape[:-1]), shape[-1]
-        paths = len(paths_of(module.routes)) if isinstance(module, MapSSM) else 1
-        gate = L * D if len(args) > 1 else 0
-        return paths * SCAN_FORMULAS[self._scan_formula](L, D, module.state_size) + gate
+    def check(self, owners: set[tuple[str, ...]]) -> None:
+        """Raises ValueError if one of the modules with parameters of their own states no cost."""
+        unknown = sorted(owners - self._stated)
+        if unknown:
+            kinds = {self._types[path].__name__ for path in unknown if path in self._types}
+            raise ValueError(
+                f"nobody states the multiply-accumulates of {', '.join(sorted(kinds))}, whose "
+                f"parameters are at {['/'.join(path) for path in unknown[:_SHOWN]]}; give the "
+                "module a method macs(self, inputs, output) -> int, 0 where the literature counts "
+                "none"
+            )
+
+    def _scan_macs(self, scan: ScanSize) -> int:
+        """All paths, without the projections, which are linear layers inside."""
+        L, D = scan.tokens, scan.channels
+        gate = L * D if scan.gated else 0
+        return scan.paths * SCAN_FORMULAS[self._scan_formula](L, D, scan.states) + gate
 
     def _is_free(self, module: nn.Module) -> bool:
         further_path = any(re.fullmatch(r"path_[1-9]\d*", name) for name in module.path)
         return self._scan_formula == "hand" and further_path
 
 
-def _conv_macs(module: nn.Conv, args: tuple[Any, ...], output: Any) -> int:
+def _conv_macs(module: nn.Conv, inputs: tuple[Any, ...], output: Any) -> int:
     kernel = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
-    return output.size * math.prod(kernel) * args[0].shape[-1] // module.feature_group_count
+    return output.size * math.prod(kernel) * inputs[0].shape[-1] // module.feature_group_count
 
 
-def _strided_conv_macs(module: StridedConv, args: tuple[Any, ...], output: Any) -> int:
-    return output.size * 3 * 3 * args[0].shape[-1]
+def _dense_macs(module: nn.Dense, inputs: tuple[Any, ...], output: Any) -> int:
+    return output.size * inputs[0].shape[-1]
 
 
-def _depthwise_macs(module: DepthwiseConv, args: tuple[Any, ...], output: Any) -> int:
-    return output.size * module.kernel_size**2
+def _no_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
+    return 0
 
 
-def _causal_conv_macs(module: CausalConv, args: tuple[Any, ...], output: Any) -> int:
-    return output.size * module.kernel_size
-
-
-def _dense_macs(module: Dense | nn.Dense, args: tuple[Any, ...], output: Any) -> int:
-    return output.size * args[0].shape[-1]
-
-
-def _split_dense_macs(module: SplitDense, args: tuple[Any, ...], outputs: Any) -> int:
-    return args[0].size * sum(module.features)
-
-
-def _join_dense_macs(module: JoinDense, args: tuple[Any, ...], output: Any) -> int:
-    return sum(part.size for part in args) * module.features
-
-
-def _attention_macs(module: MultiHeadSelfAttention, args: tuple[Any, ...], output: Any) -> int:
-    """Without the projections, which are linear layers inside."""
-    return 2 * output.size * args[0].shape[1]
-
-
-_MACS: dict[type[nn.Module], Callable[..., int]] = {
+# Modules of flax, for models that are made of them.
+_FLAX_MACS: dict[type[nn.Module], Callable[..., int]] = {
     nn.Conv: _conv_macs,
-    StridedConv: _strided_conv_macs,
-    Dense: _dense_macs,
     nn.Dense: _dense_macs,
-    SplitDense: _split_dense_macs,
-    JoinDense: _join_dense_macs,
-    DepthwiseConv: _depthwise_macs,
-    CausalConv: _causal_conv_macs,
-    MultiHeadSelfAttention: _attention_macs,
+    nn.LayerNorm: _no_macs,
+    nn.RMSNorm: _no_macs,
+    nn.GroupNorm: _no_macs,
+    nn.BatchNorm: _no_macs,
 }

@@ -32,7 +32,8 @@ from mambaout_jax.benchmarks.timing import (
     speedup,
 )
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
-from mambaout_jax.layers.linear import DepthwiseConv, compute_dtype
+from mambaout_jax.layers.conv import DepthwiseConv
+from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.ssm import SSM, dt_rank_of
 

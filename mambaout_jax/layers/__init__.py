@@ -1,2 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small layers that model families share, with PyTorch's numerics."""
+"""Small layers that model families share, with PyTorch's numerics.
+
+    linear       matrix products over channels        activations  functions by name
+    conv         dense and depthwise convolutions     mlp          two linear layers
+    norms        layer and batch normalisation        residual     layer scale, drop path
+    positions    position tables and relative biases  precision    float32 as "at least float32"
+
+`dtype` is the dtype of a layer's computation, None to promote its inputs and parameters; the
+parameters themselves are float32. A layer states its multiply-accumulates in `macs`, which
+`analysis.cost` adds up: for parameters whose cost nobody states, counting raises.
+"""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token mixers that families share: linen modules that map (B, L, C) to the same shape.
+"""Token mixers that families share.
 
-They see a sequence and know nothing of images; a family decides in which order its tokens stand.
+conv        a causal convolution along a sequence
+attention   softmax attention: full, causal, in windows of a map
+ssm         the selective SSM along a sequence, and over a map along a route
+routes      the orders in which a scan walks over a map
 """

@@ -1,37 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Softmax attention, fully visible or causal (Vaswani et al. 2017, Eq. 1)."""
+"""Softmax attention (Vaswani et al. 2017, Eq. 1): fully visible, causal, in windows of a map."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float
+from jax import Array as JaxArray
+from jaxtyping import Array, Bool, Float, Int
 
+from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.positions import relative_position_index
 
 
 def scaled_dot_product_attention(
     query: Float[Array, "B heads L width"],
     key: Float[Array, "B heads S width"],
     value: Float[Array, "B heads S width"],
-    mask: Bool[Array, "L S"] | None = None,
+    mask: Bool[Array, "#B #heads L S"] | None = None,
+    bias: Float[Array, "#B heads L S"] | None = None,
 ) -> Float[Array, "B heads L width"]:
-    """softmax(query keyᵀ / √width) value.
+    """softmax(query keyᵀ / √width + bias) value.
 
     The softmax is computed in at least float32, the rest in the dtype of the arguments.
 
     Args:
         query: of the L tokens that look.
         key, value: of the S tokens that they look at.
-        mask: [i, j]: does token i see token j? Each must see one; None: each sees all.
+        mask: [..., i, j]: does token i see token j? Each must see one; None: each sees all.
+        bias: added to the scores before the softmax.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhld,bhsd->bhls", query, key, preferred_element_type=dtype)
     scores = scores * query.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias.astype(dtype)
     if mask is not None:
-        scores = jnp.where(mask[None, None], scores, -jnp.inf)
+        scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("bhls,bhsd->bhld", weights, value)
+
+
+def split_heads(
+    qkv: Float[Array, "B L C3"], heads: int
+) -> tuple[Float[Array, "B heads L width"], ...]:
+    """Query, key and value from one projection, in PyTorch's order (3, heads, width) of channels.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
+    batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    if channels % heads:
+        raise ValueError(
+            f"heads={heads} does not divide the {channels} channels; allowed are "
+            f"{[n for n in range(1, channels + 1) if channels % n == 0]}"
+        )
+    parts = qkv.reshape(batch, length, 3, heads, -1)
+    query, key, value = jnp.moveaxis(parts, (2, 3), (0, 2))  # each (B, heads, L, C / heads)
+    return query, key, value
 
 
 class MultiHeadSelfAttention(nn.Module):
@@ -41,7 +68,7 @@ class MultiHeadSelfAttention(nn.Module):
         heads: number of heads, a divisor of the channels.
         causal: a token sees itself and those before it, instead of all. The parameters are the
             same.
-        dtype: of the computation, None to promote.
+        dtype: dtype of the computation, None to promote.
     """
 
     heads: int
@@ -55,16 +82,117 @@ class MultiHeadSelfAttention(nn.Module):
         Raises:
             ValueError: the heads do not divide the channels.
         """
-        batch, length, channels = x.shape
-        if channels % self.heads:
-            raise ValueError(
-                f"heads={self.heads} does not divide the {channels} channels; allowed are "
-                f"{[n for n in range(1, channels + 1) if channels % n == 0]}"
-            )
+        _, length, channels = x.shape
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, length, 3, self.heads, -1)
-        query, key, value = jnp.moveaxis(qkv, (2, 3), (0, 2))  # each (B, heads, L, C / heads)
-        mask = jnp.tri(length, dtype=bool) if self.causal else None
-        y = scaled_dot_product_attention(query, key, value, mask)
+        mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
+        y = scaled_dot_product_attention(*split_heads(qkv, self.heads), mask)
         y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
         return Dense(channels, dtype=self.dtype, name="proj")(y)
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return 2 * output.size * output.shape[1]  # the two products; masked pairs count, too
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows of a map, with a relative-position bias (Swin, Eq. 4).
+
+        softmax(query keyᵀ / √width + bias[offset of the key]) value
+
+    A shifted window joins what four windows met at their corners: the map is rolled, and tokens
+    that were no neighbours before do not see each other. Maps that windows do not fill are padded
+    with zeros, which are seen, as in PyTorch's implementations; along an axis no longer than a
+    window there is no shift.
+
+    Attributes:
+        heads: number of heads, a divisor of the channels.
+        window: side of a window in tokens.
+        shift: how far the windows are shifted along both axes, 0 to `window` - 1.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    heads: int
+    window: int
+    shift: int
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """Mixes the tokens of each window.
+
+        Raises:
+            ValueError: the heads do not divide the channels.
+        """
+        (_, H, W, channels), side = x.shape, self.window
+        rows, columns = -H % side, -W % side
+        x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
+        shifts = tuple(self.shift if n > side else 0 for n in (H, W))
+        if any(shifts):
+            x = jnp.roll(x, (-shifts[0], -shifts[1]), axis=(1, 2))
+        size = x.shape[1:3]
+        windows = _to_windows(x, side)  # (B · windows, L, C)
+        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(windows)
+        query, key, value = split_heads(qkv, self.heads)
+        mask = None
+        if any(shifts):
+            visible = visible_in_window(size, side, shifts)  # (windows, L, L)
+            mask = jnp.tile(visible[:, None], (x.shape[0], 1, 1, 1))
+        y = scaled_dot_product_attention(query, key, value, mask, self._bias())
+        y = y.swapaxes(1, 2).reshape(windows.shape)
+        y = Dense(channels, dtype=self.dtype, name="proj")(y)
+        y = _to_map(y, size, side)
+        if any(shifts):
+            y = jnp.roll(y, shifts, axis=(1, 2))
+        return y[:, :H, :W]
+
+    def _bias(self) -> Float[Array, "1 heads L L"]:
+        shape = ((2 * self.window - 1) ** 2, self.heads)
+        table = self.param("relative_position_bias", normal_init, shape, jnp.float32)
+        bias = table[relative_position_index(self.window, self.window)]  # (L, L, heads)
+        return jnp.moveaxis(bias, -1, 0)[None]
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        B, H, W, C = output.shape
+        tokens = (H + -H % self.window) * (W + -W % self.window)
+        return 2 * B * tokens * C * self.window**2
+
+
+def visible_in_window(
+    size: tuple[int, int], window: int, shifts: tuple[int, int]
+) -> Bool[np.ndarray, "windows L L"]:
+    """Which tokens of a window of the rolled map see each other: those that were neighbours.
+
+    Args:
+        size: H and W of the map, multiples of `window`.
+        window: side of a window.
+        shifts: by how much the map was rolled towards its first row and column.
+    """
+    regions = [_region(n, window, shift) for n, shift in zip(size, shifts, strict=True)]
+    number = regions[0][:, None] * 3 + regions[1][None]  # (H, W)
+    H, W = size
+    tokens = number.reshape(H // window, window, W // window, window).swapaxes(1, 2)
+    tokens = tokens.reshape(-1, window**2)
+    return tokens[:, :, None] == tokens[:, None]
+
+
+def _region(length: int, window: int, shift: int) -> Int[np.ndarray, "length"]:
+    """Along one axis: 0 before the last window, 1 in it, 2 in its part rolled in from the start."""
+    places = np.arange(length)
+    if shift == 0:
+        return np.zeros_like(places)
+    return (places >= length - window).astype(int) + (places >= length - shift)
+
+
+def _to_windows(x: Float[Array, "B H W C"], side: int) -> Float[Array, "_ L C"]:
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // side, side, W // side, side, C).swapaxes(2, 3)
+    return x.reshape(-1, side * side, C)
+
+
+def _to_map(
+    windows: Float[Array, "_ L C"], size: tuple[int, int], side: int
+) -> Float[Array, "B H W C"]:
+    (H, W), C = size, windows.shape[-1]
+    x = windows.reshape(-1, H // side, W // side, side, side, C).swapaxes(2, 3)
+    return x.reshape(-1, H, W, C)

@@ -4,9 +4,10 @@
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax import Array as JaxArray
 from jaxtyping import Array, Float
 
-from mambaout_jax.layers.linear import uniform_fan_in_init
+from mambaout_jax.layers.initializers import uniform_fan_in_init
 
 
 class CausalConv(nn.Module):
@@ -16,7 +17,7 @@ class CausalConv(nn.Module):
 
     Attributes:
         kernel_size: K.
-        dtype: of the computation, None to promote.
+        dtype: dtype of the computation, None to promote.
     """
 
     kernel_size: int
@@ -33,3 +34,7 @@ class CausalConv(nn.Module):
         for k in range(K):
             y = y + kernel[k][None] * padded[:, k : k + L]  # (B, L, D)
         return y
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return output.size * self.kernel_size

@@ -15,7 +15,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.selective_scan import selective_scan
-from mambaout_jax.layers.linear import Dense, uniform_fan_in_init
+from mambaout_jax.layers.initializers import uniform_fan_in_init
+from mambaout_jax.layers.linear import Dense
 from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.routes import flatten, paths_of, restore
 
@@ -23,6 +24,24 @@ STATE_SIZE = 16  # N of Mamba
 
 # Step sizes at the start: drawn between these, log-uniform, and no smaller than the floor.
 _DELTA_RANGE, _DELTA_FLOOR = (1e-3, 1e-1), 1e-4
+
+
+class ScanSize(NamedTuple):
+    """What decides the cost of a scan.
+
+    Attributes:
+        paths: how many times the tokens are scanned.
+        tokens: L, of all images.
+        channels: D of each path.
+        states: N.
+        gated: whether the result is multiplied by a gate.
+    """
+
+    paths: int
+    tokens: int
+    channels: int
+    states: int
+    gated: bool
 
 
 class Coefficients(NamedTuple):
@@ -43,7 +62,7 @@ class Selection(nn.Module):
     Attributes:
         state_size: N.
         dt_rank: R, width of Δ.
-        dtype: of the projections, None to promote; A and D are at least float32.
+        dtype: dtype of the projections, None to promote; A and D are at least float32.
     """
 
     state_size: int
@@ -72,12 +91,16 @@ class Selection(nn.Module):
         )(delta)
         return Coefficients(delta, -jnp.exp(A_log), B, C, skip)
 
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: Coefficients) -> int:
+        return 0  # beside those of the two projections; A and D count with the scan
+
 
 class SSM(nn.Module):
     """The selective SSM along a sequence.
 
     Attributes:
-        state_size, dt_rank, dtype: of `Selection`.
+        state_size, dt_rank, dtype: as in `Selection`.
         reverse: run from the last token to the first.
         implementation: see `kernels.selective_scan`.
     """
@@ -104,6 +127,11 @@ class SSM(nn.Module):
         )
         return y
 
+    @nn.nowrap
+    def scan_size(self, inputs: tuple) -> ScanSize:
+        B, L, D = inputs[0].shape
+        return ScanSize(1, B * L, D, self.state_size, gated=len(inputs) > 1)
+
 
 class MapSSM(nn.Module):
     """The selective SSM over a map: one SSM per path of a route, their results added.
@@ -112,8 +140,8 @@ class MapSSM(nn.Module):
     channels, as groups of the recurrence.
 
     Attributes:
-        routes: a key of `routes.ROUTES`.
-        state_size, dt_rank, dtype: of `Selection`.
+        routes: a key of `mixers.routes.ROUTES`.
+        state_size, dt_rank, dtype: as in `Selection`.
         implementation: see `kernels.selective_scan`.
     """
 
@@ -161,6 +189,11 @@ class MapSSM(nn.Module):
         )
         return jnp.split(y, len(sequences), axis=-1)
 
+    @nn.nowrap
+    def scan_size(self, inputs: tuple) -> ScanSize:
+        B, H, W, D = inputs[0].shape
+        return ScanSize(len(paths_of(self.routes)), B * H * W, D, self.state_size, gated=False)
+
 
 class MambaMixer(nn.Module):
     """The mixer of a Mamba block (Mamba, Figure 3).
@@ -169,8 +202,8 @@ class MambaMixer(nn.Module):
 
     Attributes:
         expand: width of the SSM over that of the block.
-        kernel_size: of the causal convolution.
-        state_size, dtype: of `Selection`; its dt_rank is a sixteenth of the block's width.
+        kernel_size: taps of the causal convolution.
+        state_size, dtype: as in `Selection`; its dt_rank is a sixteenth of the block's width.
         implementation: see `kernels.selective_scan`.
     """
 
@@ -202,7 +235,7 @@ class MambaMixer(nn.Module):
 
 
 def dt_rank_of(width: int) -> int:
-    """R of a block of so many channels: a sixteenth, rounded up, as in Mamba."""
+    """R for a block of `width` channels: a sixteenth, rounded up, as in Mamba."""
     return math.ceil(width / 16)
 
 

@@ -1,27 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model families and the three functions that make models from their tables.
+"""Model families and the functions that make models from their tables.
 
-A family is one file with `BACKBONE` and `HEAD` (linen modules), `VARIANTS` (name to `Variant`) and
-`TORCH_NAMES`. To add one, write the file and name it in `FAMILIES`.
+A family is one file with
+
+    BACKBONE, HEAD   a `backbone.Backbone` and a linen module that maps `Features` to logits
+    VARIANTS         name to `backbone.Variant`
+    WEIGHTS          key to `published.Weights`
+    TORCH_NAMES      naming to rules, see `weights.torch_names`
+    DECAY            which parameters decay: patterns as `backbone.DECAY`
+    layer_of         only where `backbone.layer_of` does not know its parts
+    torch_buffers    only where PyTorch saves tables beside parameters, see `weights.convert`
+
+To add one, write the file and name it in `FAMILIES`.
 """
 
 import dataclasses
 import difflib
 import fnmatch
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax.numpy as jnp
 
-from mambaout_jax.backbone import Classifier, Variant
+from mambaout_jax import backbone as contract
+from mambaout_jax.backbone import Backbone, Classifier, Variant
 from mambaout_jax.config import Config
-from mambaout_jax.models import deit, isotropic, mambaout
+from mambaout_jax.models import convnext, deit, fasternet, isotropic, mambaout, swin, vmamba
 
-FAMILIES: tuple[ModuleType, ...] = (mambaout, isotropic, deit)
+FAMILIES: tuple[ModuleType, ...] = (mambaout, isotropic, deit, convnext, swin, fasternet, vmamba)
 
 # Set by the named arguments of `create_model`, or by linen itself.
-_RESERVED = {"num_classes", "dtype", "drop_path", "remat", "parent", "name", "image_size"}
+_RESERVED = {
+    "num_classes", "in_chans", "dtype", "drop_path", "remat", "plain", "image_size", "parent",
+    "name",
+}  # fmt: skip
+
+
+class ParameterRules(NamedTuple):
+    """How an optimiser treats a model's parameters.
+
+    Attributes:
+        decay: (regular expression, decays?); the first that is found in a parameter's path decides.
+        layer_of: path below the backbone to stage and block, see `backbone.layer_of`.
+    """
+
+    decay: tuple[tuple[str, bool], ...]
+    layer_of: Callable[[str], tuple[int, int] | None]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -44,25 +69,19 @@ def find_variant(name: str) -> tuple[ModuleType, Variant]:
     raise ValueError(f"no model is called {name!r}; {hint}")
 
 
-def create_backbone(
-    name: str,
-    image_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
-    dtype: Any = jnp.float32,
-    drop_path: float | int | None = None,
-    remat: bool = False,
-    **options: Any,
-) -> nn.Module:
-    """Makes a backbone; see `create_model` for the arguments and `backbone` for the contract."""
-    return create_model(
-        name,
-        image_size=image_size,
-        in_chans=in_chans,
-        dtype=dtype,
-        drop_path=drop_path,
-        remat=remat,
-        **options,
-    ).backbone
+def parameter_rules(name: str) -> ParameterRules:
+    """The family's rules for decay and layers.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    family, _ = find_variant(name)
+    return ParameterRules(family.DECAY, getattr(family, "layer_of", contract.layer_of))
+
+
+def create_backbone(name: str, **options: Any) -> Backbone:
+    """Makes a backbone; see `create_model` for the options and `backbone` for the contract."""
+    return create_model(name, **options).backbone
 
 
 def create_model(
@@ -73,6 +92,7 @@ def create_model(
     dtype: Any = jnp.float32,
     drop_path: float | int | None = None,
     remat: bool = False,
+    plain: bool = False,
     **options: Any,
 ) -> Classifier:
     """Makes a classifier of NHWC images.
@@ -83,28 +103,35 @@ def create_model(
         image_size: side or (height, width) in pixels of position tables, None for the published
             size; families without such tables take any size at any call.
         in_chans: image channels.
-        dtype: of the computation; float32 means at least float32, parameters are float32.
+        dtype: dtype of the computation; float32 means at least float32, parameters are float32.
         drop_path: rate of the last block while training, None for the published rate.
         remat: recompute blocks in the backward pass: less memory, more time.
-        **options: fields of the family's backbone or head.
+        plain: compute with the plain implementations everywhere: slower to train, with derivatives
+            of any order and in forward mode (`jax.jvp`, `jax.linearize`, `jax.jacfwd`,
+            Hessian-vector products), and ordinary programs to export.
+        **options: fields of the family's backbone, of its block options, or of its head.
 
     Raises:
-        ValueError: no such model.
-        TypeError: an option that is no field of the family.
+        ValueError: no such model, or an option has a value that is not allowed.
+        TypeError: an option that is not a field of the family.
     """
     family, variant = find_variant(name)
-    backbone_options, head_options = _split_options(name, family, options)
-    fields = {
-        **variant.backbone,
+    backbone, block, head = _split_options(name, family, {**variant.backbone, **options})
+    fields: dict[str, Any] = {
+        "in_chans": in_chans,
+        "dtype": dtype,
         "drop_path": variant.drop_path if drop_path is None else drop_path,
-        **backbone_options,
+        "remat": remat,
+        "plain": plain,
+        **backbone,
     }
-    if "image_size" in _fields(family.BACKBONE):
+    if block:
+        fields["block"] = _block_options(family)(**block)
+    if "image_size" in family.BACKBONE.__dataclass_fields__:
         fields["image_size"] = variant.image_size if image_size is None else image_size
     return Classifier(
-        backbone=family.BACKBONE(dtype=dtype, remat=remat, **fields),
-        head=family.HEAD(num_classes=num_classes, dtype=dtype, **{**variant.head, **head_options}),
-        in_chans=in_chans,
+        backbone=family.BACKBONE(**fields),
+        head=family.HEAD(num_classes=num_classes, dtype=dtype, **{**variant.head, **head}),
     )
 
 
@@ -123,23 +150,34 @@ def model_options(config: Config) -> dict[str, Any]:
     }
 
 
-def _fields(module: type[nn.Module]) -> set[str]:
-    return {field.name for field in dataclasses.fields(module)}
+def _fields(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)} - _RESERVED
+
+
+def _block_options(family: ModuleType) -> Any:
+    """The dataclass of the field `block` of a family's backbone, None where there is none."""
+    types = {field.name: field.type for field in dataclasses.fields(family.BACKBONE)}
+    return types.get("block")
 
 
 def _split_options(
-    name: str, family: ModuleType, options: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    of_backbone = _fields(family.BACKBONE) - _RESERVED
-    of_head = _fields(family.HEAD) - _RESERVED
+    name: str, family: ModuleType, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Those of the backbone, of its blocks and of the head."""
+    block = _block_options(family)
+    of_backbone = _fields(family.BACKBONE) - {"block"}
+    of_block = _fields(block) if block else set()
+    rooms = (of_backbone, of_block, _fields(family.HEAD) - of_backbone - of_block)
+    known = set().union(*rooms)
     for option in options:
-        if option not in of_backbone | of_head:
-            close = difflib.get_close_matches(option, of_backbone | of_head, n=1)
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
             raise TypeError(
                 f"{name} has no option {option!r}{f'; did you mean {close[0]}?' if close else ''} "
-                f"Fields of its backbone: {sorted(of_backbone)}; of its head: {sorted(of_head)}"
+                f"Fields of its backbone: {sorted(rooms[0] | rooms[1])}; of its head: "
+                f"{sorted(rooms[2])}"
             )
-    return (
-        {key: value for key, value in options.items() if key in of_backbone},
-        {key: value for key, value in options.items() if key in of_head - of_backbone},
+    backbone, blocks, head = (
+        {option: value for option, value in options.items() if option in room} for room in rooms
     )
+    return backbone, blocks, head

@@ -14,27 +14,22 @@ differ in visibility alone.
 Initial values are those of DeiT's own code; timm starts the class token nearer to zero.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
-from mambaout_jax.backbone import Features, Variant
-from mambaout_jax.layers.linear import (
-    Dense,
-    DropPath,
-    LayerNorm,
-    activation,
-    compute_dtype,
-    drop_path_rates,
-    height_and_width,
-    normal_init,
-    resize_positions,
-    uniform_fan_in_init,
-)
+from mambaout_jax import backbone
+from mambaout_jax.backbone import Backbone, Features, Variant
+from mambaout_jax.heads.classifier import TokenHead
+from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.initializers import normal_init, uniform_fan_in_init
+from mambaout_jax.layers.mlp import Mlp
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.positions import height_and_width, resize_positions
+from mambaout_jax.layers.residual import DropPath, drop_path_rates
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
+from mambaout_jax.published import timm_weights
 
 ATTENTIONS = ("full", "causal")
 
@@ -63,10 +58,10 @@ class TransformerBlock(nn.Module):
     """Pre-norm transformer block.
 
         x = x + attention(norm1(x))
-        x = x + fc2(gelu(fc1(norm2(x))))
+        x = x + mlp(norm2(x))
 
     Attributes:
-        heads: of the attention.
+        heads: heads of the attention.
         causal: see `MultiHeadSelfAttention`.
         drop_path: probability of dropping each of the two branches of an example while training.
     """
@@ -78,18 +73,16 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"], train: bool) -> Float[Array, "B L C"]:
-        dim = x.shape[-1]
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         y = MultiHeadSelfAttention(self.heads, self.causal, dtype=self.dtype, name="attention")(y)
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        y = activation("gelu")(Dense(4 * dim, dtype=self.dtype, name="fc1")(y))
-        y = Dense(dim, dtype=self.dtype, name="fc2")(y)
+        y = Mlp(4 * x.shape[-1], dtype=self.dtype, name="mlp")(y)
         return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Backbone of one resolution: maps of stride `patch_size`, and a class token.
 
     Attributes:
@@ -98,12 +91,9 @@ class VisionTransformer(nn.Module):
         patch_size: side in pixels of the patches.
         dim: channels.
         depth: blocks.
-        heads: of each block's attention.
+        heads: heads of each block's attention.
         attention: "full" or "causal", see the top of this file.
         out_blocks: blocks, from 0 and in rising order, whose tokens become maps; None: the last.
-        drop_path: rate of the last block; linear over the depth from 0.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-        dtype: of the computation; float32 means at least float32.
     """
 
     dim: int
@@ -113,9 +103,6 @@ class VisionTransformer(nn.Module):
     patch_size: int = 16
     attention: str = "full"
     out_blocks: tuple[int, ...] | None = None
-    drop_path: float = 0.0
-    remat: bool = False
-    dtype: Dtype = jnp.float32
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -137,7 +124,7 @@ class VisionTransformer(nn.Module):
         return tuple(self.out_blocks)
 
     @nn.compact
-    def features(self, images: Float[ArrayLike, "B H W I"], train: bool = False) -> Features:
+    def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
         """Maps after `out_blocks`, and the class token after the last block, before any norm.
 
         Raises:
@@ -145,27 +132,21 @@ class VisionTransformer(nn.Module):
                 allowed.
         """
         self._check_fields()
-        dtype = compute_dtype(self.dtype)
-        block_class = (
-            nn.remat(TransformerBlock, static_argnums=(2,)) if self.remat else TransformerBlock
-        )
-
+        dtype, block = self.layer_dtype, self.block_class(TransformerBlock)
+        causal = self.attention == "causal"
         _, height, width, _ = jnp.shape(images)
         rows, columns = patch_grid(height, width, self.patch_size)
         x = self._tokens(images, (rows, columns), dtype)  # (B, L + 1, C), the class token last
         maps = []
         for i, rate in enumerate(drop_path_rates(self.drop_path, (self.depth,))[0]):
-            x = block_class(
-                self.heads, self.attention == "causal", rate, dtype, name=f"block_{i:02d}"
-            )(x, train)
+            x = block(self.heads, causal, rate, dtype, name=f"block_{i:02d}")(x, train)
             if i in self._out_blocks:
                 maps.append(x[:, :-1].reshape(-1, rows, columns, self.dim))  # (B, H, W, C)
         return Features(tuple(maps), x[:, -1])
 
-    def __call__(
-        self, images: Float[ArrayLike, "B H W I"], train: bool = False
-    ) -> tuple[Float[Array, "B _ _ _"], ...]:
-        return self.features(images, train).maps
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: object) -> int:
+        return 0  # positions and the class token are added
 
     def _tokens(
         self, images: Float[ArrayLike, "B H W I"], grid: tuple[int, int], dtype: Dtype | None
@@ -173,14 +154,13 @@ class VisionTransformer(nn.Module):
         """Patches row by row, then the class token, each with its position added."""
         batch, *_, in_chans = jnp.shape(images)
         init = uniform_fan_in_init(self.patch_size**2 * in_chans)
-        patches = nn.Conv(
+        patches = Conv(
             self.dim,
-            (self.patch_size, self.patch_size),
-            strides=(self.patch_size, self.patch_size),
-            padding="VALID",
+            self.patch_size,
+            self.patch_size,
+            dtype=dtype,
             kernel_init=init,
             bias_init=init,
-            dtype=dtype,
             name="patch_embed",
         )(images)
         patches = patches.reshape(batch, -1, self.dim)  # (B, L, C)
@@ -208,26 +188,6 @@ class VisionTransformer(nn.Module):
             )
 
 
-class TokenHead(nn.Module):
-    """Norm of the class token, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-    """
-
-    num_classes: int = 1000
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        token: Any = features.token  # the backbone always has one
-        x = LayerNorm(dtype=dtype, name="norm")(token)
-        if self.num_classes == 0:
-            return x
-        return Dense(self.num_classes, dtype=dtype, name="classifier")(x)
-
-
 BACKBONE = VisionTransformer
 HEAD = TokenHead
 
@@ -242,16 +202,30 @@ VARIANTS = {
 }
 # fmt: on
 
-# Paths here to names there, the first that matches the whole path; see `models.mambaout`. DeiT's
-# own files have the same names.
+DECAY = (*backbone.DECAY, (r"/(cls_token|pos_embed)$", False))
+
+# See `weights.convert`. DeiT's own files have the same names.
 TORCH_NAMES = {
     "timm": (
         (r"backbone/(cls_token|pos_embed)", r"\1"),
         (r"backbone/patch_embed", r"patch_embed.proj"),
         (r"backbone/block_0*(\d+)/(norm\d)", r"blocks.\1.\2"),
         (r"backbone/block_0*(\d+)/attention/(\w+)", r"blocks.\1.attn.\2"),
-        (r"backbone/block_0*(\d+)/(fc\d)", r"blocks.\1.mlp.\2"),
+        (r"backbone/block_0*(\d+)/mlp/(fc\d)", r"blocks.\1.mlp.\2"),
         (r"head/norm", r"norm"),
         (r"head/classifier", r"head"),
     ),
 }
+
+# timm/models/deit.py of huggingface/pytorch-image-models, and results/results-imagenet.csv there at
+# 0173a13; the licence is that of facebookresearch/deit, whose weights these are.
+# fmt: off
+WEIGHTS = dict((
+    timm_weights("deit_tiny_patch16_224.fb_in1k", "Apache-2.0",
+                 (224, 0.9, 72.172, 91.112), crop_fraction=0.9),
+    timm_weights("deit_small_patch16_224.fb_in1k", "Apache-2.0",
+                 (224, 0.9, 79.844, 95.044), crop_fraction=0.9),
+    timm_weights("deit_base_patch16_224.fb_in1k", "Apache-2.0",
+                 (224, 0.9, 81.992, 95.736), crop_fraction=0.9),
+))
+# fmt: on

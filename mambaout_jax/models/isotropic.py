@@ -10,45 +10,31 @@ paper's threshold L > 6 D can be crossed by the image size alone.
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.typing import Dtype
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
-from mambaout_jax.backbone import Features, Variant
-from mambaout_jax.layers.linear import Dense, LayerNorm, compute_dtype, drop_path_rates, normal_init
-from mambaout_jax.mixers.ssm import STATE_SIZE
-from mambaout_jax.models.mambaout import GatedCNNBlock, block_fields
+from mambaout_jax.backbone import Backbone, Features, Variant
+from mambaout_jax.heads.classifier import PooledHead
+from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.residual import drop_path_rates
+from mambaout_jax.models import mambaout
+from mambaout_jax.models.mambaout import BlockOptions, GatedCNNBlock
+from mambaout_jax.published import Weights
 
 
-class IsotropicMambaOut(nn.Module):
+class IsotropicMambaOut(Backbone):
     """Patches, then Gated CNN or Mamba blocks on one map.
 
     Attributes:
         dim: channels.
         depth: blocks.
-        patch_size: pixels, height and width.
-        drop_path: rate of the last block; linear over the depth from 0.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-        dtype: of the computation; float32 means at least float32.
-
-    The other fields are those of `models.mambaout.GatedCNNBlock`.
+        patch_size: height and width in pixels.
+        block: what the blocks are made of.
     """
 
     dim: int
     depth: int = 18
     patch_size: int = 16
-    expansion_ratio: float = 8 / 3
-    conv_ratio: float = 1.0
-    kernel_size: int = 7
-    activation: str = "gelu"
-    layer_scale: float | None = None
-    drop_path: float = 0.0
-    token_mixer: str = "conv"
-    routes: str | None = None
-    state_size: int = STATE_SIZE
-    conv_implementation: str = "auto"
-    scan_implementation: str = "auto"
-    remat: bool = False
-    dtype: Dtype = jnp.float32
+    block: BlockOptions = BlockOptions()
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -59,62 +45,28 @@ class IsotropicMambaOut(nn.Module):
         return (self.patch_size,)
 
     @nn.compact
-    def features(self, images: Float[ArrayLike, "B H W I"], train: bool = False) -> Features:
-        """One map, of the last block.
+    def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
+        """One map, that of the last block.
 
         Raises:
             ValueError: the image is smaller than a patch.
         """
-        dtype, side = compute_dtype(self.dtype), self.patch_size
+        dtype, side = self.layer_dtype, self.patch_size
         if min(jnp.shape(images)[1:3]) < side:
             raise ValueError(
                 f"the images have shape {jnp.shape(images)} (B, H, W, C), smaller than a patch of "
                 f"{side} pixels; use larger images or a smaller patch_size"
             )
-        block_class = nn.remat(GatedCNNBlock, static_argnums=(2,)) if self.remat else GatedCNNBlock
-        x = nn.Conv(
-            self.dim,
-            (side, side),
-            (side, side),
-            padding="VALID",
-            dtype=dtype,
-            kernel_init=normal_init,
-            name="patch_embed",
-        )(images)
+        block = self.block_class(GatedCNNBlock)
+        x = Conv(self.dim, side, side, dtype=dtype, name="patch_embed")(images)
         (rates,) = drop_path_rates(self.drop_path, (self.depth,))
         for j, rate in enumerate(rates):
-            x = block_class(
-                **block_fields(self), drop_path=rate, dtype=dtype, name=f"block_{j:02d}"
-            )(x, train)
+            x = block(self.block, rate, dtype, name=f"block_{j:02d}")(x, train)
         return Features((x,))
-
-    def __call__(
-        self, images: Float[ArrayLike, "B H W I"], train: bool = False
-    ) -> tuple[Float[Array, "B _ _ _"], ...]:
-        return self.features(images, train).maps
-
-
-class NormHead(nn.Module):
-    """Mean over the last map, norm, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-    """
-
-    num_classes: int = 1000
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        x = LayerNorm(dtype=dtype, name="norm")(features.maps[-1].mean(axis=(1, 2)))  # (B, C)
-        if self.num_classes == 0:
-            return x
-        return Dense(self.num_classes, dtype=dtype, name="classifier")(x)
 
 
 BACKBONE = IsotropicMambaOut
-HEAD = NormHead
+HEAD = PooledHead
 
 
 def _mamba(dim):
@@ -132,4 +84,8 @@ VARIANTS = {
 }
 # fmt: on
 
-TORCH_NAMES: dict[str, tuple[tuple[str, str], ...]] = {}  # nobody has published such weights
+DECAY = mambaout.DECAY
+
+# Nobody has published such weights.
+TORCH_NAMES: dict[str, tuple[tuple[str, ...], ...]] = {}
+WEIGHTS: dict[str, Weights] = {}

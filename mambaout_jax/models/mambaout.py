@@ -13,30 +13,25 @@ the value asked for is used. It matters only when training from scratch.
 """
 
 import dataclasses
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
-from mambaout_jax.backbone import Features, Variant
-from mambaout_jax.layers.linear import (
-    Dense,
-    DepthwiseConv,
-    DropPath,
-    JoinDense,
-    LayerNorm,
-    LayerScale,
-    SplitDense,
-    StridedConv,
-    activation,
-    compute_dtype,
-    drop_path_rates,
-)
+from mambaout_jax import backbone
+from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.heads.classifier import HiddenHead
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.linear import JoinDense, SplitDense
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.residual import DropPath, LayerScale
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention
+from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.ssm import STATE_SIZE, MapSSM, dt_rank_of
+from mambaout_jax.published import Result, Weights, timm_weights
 
-TOKEN_MIXERS = ("conv", "conv+ssm")
+TOKEN_MIXERS = ("conv", "conv+ssm", "attention")
 DEFAULT_ROUTES = "cross"  # of the SSM, where none is asked for
 
 
@@ -55,11 +50,11 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = StridedConv(self.dim // 2, dtype=self.dtype, name="conv1")(images)
+        x = Conv(self.dim // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
         if self.mid_norm:
             x = LayerNorm(dtype=self.dtype, name="norm1")(x)
         x = activation(self.activation)(x)
-        x = StridedConv(self.dim, dtype=self.dtype, name="conv2")(x)
+        x = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
         return LayerNorm(dtype=self.dtype, name="norm2")(x)
 
 
@@ -78,8 +73,63 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
         norm = LayerNorm(dtype=self.dtype, name="norm")
-        conv = StridedConv(self.dim, dtype=self.dtype, name="conv")
+        conv = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv")
         return conv(norm(x)) if self.norm_first else norm(conv(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """What a `GatedCNNBlock` is made of. Each field is an option of `create_model`.
+
+    Attributes:
+        expansion_ratio: width of the gate over that of the block, rounded down to channels.
+        conv_ratio: channels that are mixed over those of the block.
+        kernel_size: side of the convolution's kernel, odd where it is a depthwise one.
+        activation: a key of `layers.activations.ACTIVATIONS`.
+        layer_scale: initial factor on the branch, None for no layer scale.
+        token_mixer: one of `TOKEN_MIXERS`: "conv", a depthwise convolution; "conv+ssm", with a
+            selective SSM behind it; "attention", softmax attention instead of both.
+        routes: routes of the SSM over the map, a key of `mixers.routes.ROUTES`; None: "cross".
+        state_size: states of the SSM.
+        heads: heads of the attention.
+        causal: the map is a sequence, row by row, in which neither convolution nor attention looks
+            ahead. (What an SSM sees is decided by `routes`.)
+        conv_implementation: see `kernels.depthwise_conv`.
+        scan_implementation: see `kernels.selective_scan`.
+
+    Raises:
+        ValueError: a field has a value that is not allowed, or that another one contradicts.
+    """
+
+    expansion_ratio: float = 8 / 3
+    conv_ratio: float = 1.0
+    kernel_size: int = 7
+    activation: str = "gelu"
+    layer_scale: float | None = None
+    token_mixer: str = "conv"
+    routes: str | None = None
+    state_size: int = STATE_SIZE
+    heads: int = 1
+    causal: bool = False
+    conv_implementation: str = "auto"
+    scan_implementation: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.token_mixer not in TOKEN_MIXERS:
+            raise ValueError(
+                f"token_mixer={self.token_mixer!r} is not known; allowed are "
+                f"{', '.join(map(repr, TOKEN_MIXERS))}"
+            )
+        if self.routes is not None and self.token_mixer != "conv+ssm":
+            raise ValueError(
+                f"routes={self.routes!r} is for an SSM, and token_mixer={self.token_mixer!r} has "
+                "none; set token_mixer='conv+ssm' or leave routes out"
+            )
+        if self.conv_ratio > self.expansion_ratio:
+            raise ValueError(
+                f"conv_ratio={self.conv_ratio} is larger than expansion_ratio="
+                f"{self.expansion_ratio}; the mixed channels are a part of the gated ones"
+            )
 
 
 class GatedCNNBlock(nn.Module):
@@ -93,183 +143,88 @@ class GatedCNNBlock(nn.Module):
     it, mix(c) = ssm(act(conv(c))).
 
     Attributes:
-        expansion_ratio: width of the gate over that of the block, rounded down to channels.
-        conv_ratio: channels that are mixed over those of the block.
-        kernel_size: odd side of the depthwise kernel.
-        layer_scale: initial factor on the branch, None for no layer scale.
+        options: the block's parts and sizes.
         drop_path: probability of dropping the branch of an example while training.
-        token_mixer: "conv" or "conv+ssm".
-        routes: of the SSM over the map, a key of `mixers.routes.ROUTES`; None: "cross".
-        state_size: of the SSM.
+        dtype: dtype of the computation, None to promote.
     """
 
-    expansion_ratio: float = 8 / 3
-    conv_ratio: float = 1.0
-    kernel_size: int = 7
-    activation: str = "gelu"
-    layer_scale: float | None = None
+    options: BlockOptions
     drop_path: float = 0.0
-    token_mixer: str = "conv"
-    routes: str | None = None
-    state_size: int = STATE_SIZE
-    conv_implementation: str = "auto"
-    scan_implementation: str = "auto"
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
-        dim = x.shape[-1]
-        hidden = int(self.expansion_ratio * dim)
-        mixed = int(self.conv_ratio * dim)
-        if mixed > hidden:
-            raise ValueError(
-                f"conv_ratio={self.conv_ratio} is larger than expansion_ratio="
-                f"{self.expansion_ratio}; the mixed channels are a part of the gated ones"
-            )
-        if self.token_mixer not in TOKEN_MIXERS:
-            raise ValueError(
-                f"token_mixer={self.token_mixer!r} is not known; allowed are "
-                f"{', '.join(map(repr, TOKEN_MIXERS))}"
-            )
-        if self.token_mixer == "conv" and self.routes is not None:
-            raise ValueError(
-                f"routes={self.routes!r} is for an SSM, and token_mixer='conv' has none; set "
-                "token_mixer='conv+ssm' or leave routes out"
-            )
-
-        act = activation(self.activation)
-        y = LayerNorm(dtype=self.dtype, name="norm")(x)
+        options, dim = self.options, x.shape[-1]
+        hidden = int(options.expansion_ratio * dim)
+        mixed = int(options.conv_ratio * dim)
         rest = hidden - mixed
+        act = activation(options.activation)
+
+        y = LayerNorm(dtype=self.dtype, name="norm")(x)
         gate_i, gate_c, i, c = SplitDense((rest, mixed, rest, mixed), self.dtype, name="fc1")(y)
-        c = DepthwiseConv(
-            self.kernel_size, self.conv_implementation, dtype=self.dtype, name="conv"
-        )(c)
-        if self.token_mixer == "conv+ssm":
-            c = MapSSM(
-                self.routes or DEFAULT_ROUTES,
-                self.state_size,
-                dt_rank_of(mixed),
-                self.scan_implementation,
-                self.dtype,
-                name="ssm",
-            )(act(c))
-        y = JoinDense(dim, self.dtype, name="fc2")(act(gate_i) * i, act(gate_c) * c)
-        if self.layer_scale is not None:
-            y = LayerScale(self.layer_scale, dtype=self.dtype, name="layer_scale")(y)
+        y = JoinDense(dim, self.dtype, name="fc2")(act(gate_i) * i, act(gate_c) * self._mix(c))
+        if options.layer_scale is not None:
+            y = LayerScale(options.layer_scale, dtype=self.dtype, name="layer_scale")(y)
         return x + DropPath(self.drop_path, name="drop_path")(y, train)
 
+    def _mix(self, c: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        """The token mixer."""
+        options, tokens = self.options, (c.shape[0], -1, c.shape[-1])  # (B, L, C)
+        if options.token_mixer == "attention":
+            attention = MultiHeadSelfAttention(
+                options.heads, options.causal, dtype=self.dtype, name="attention"
+            )
+            return attention(c.reshape(tokens)).reshape(c.shape)
+        if options.causal:
+            conv = CausalConv(options.kernel_size, dtype=self.dtype, name="conv")
+            c = conv(c.reshape(tokens)).reshape(c.shape)
+        else:
+            c = DepthwiseConv(
+                options.kernel_size, options.conv_implementation, dtype=self.dtype, name="conv"
+            )(c)
+        if options.token_mixer == "conv":
+            return c
+        return MapSSM(
+            options.routes or DEFAULT_ROUTES,
+            options.state_size,
+            dt_rank_of(c.shape[-1]),
+            options.scan_implementation,
+            self.dtype,
+            name="ssm",
+        )(activation(options.activation)(c))
 
-def block_fields(backbone: nn.Module) -> dict[str, Any]:
-    """The fields of its blocks that a backbone has under the same name, but for its depth's."""
-    own = {"drop_path", "dtype", "parent", "name"}
-    fields = (field.name for field in dataclasses.fields(GatedCNNBlock))
-    return {name: getattr(backbone, name) for name in fields if name not in own}
 
-
-class MambaOut(nn.Module):
+class MambaOut(Pyramid):
     """Backbone of four stages: maps of stride 4, 8, 16 and 32.
 
     Attributes:
-        depths: blocks of each stage.
-        dims: channels of each stage.
         stem_mid_norm: normalise between the two convolutions of the stem.
         downsample_norm_first: normalise before the convolution between stages, not after it.
-        drop_path: rate of the last block; linear over the depth from 0.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-        dtype: of the computation; float32 means at least float32.
-
-    The other fields are those of `GatedCNNBlock`.
+        block: what the blocks are made of.
     """
 
-    depths: tuple[int, ...]
-    dims: tuple[int, ...]
-    expansion_ratio: float = 8 / 3
-    conv_ratio: float = 1.0
-    kernel_size: int = 7
-    activation: str = "gelu"
-    layer_scale: float | None = None
     stem_mid_norm: bool = True
     downsample_norm_first: bool = False
-    drop_path: float = 0.0
-    token_mixer: str = "conv"
-    routes: str | None = None
-    state_size: int = STATE_SIZE
-    conv_implementation: str = "auto"
-    scan_implementation: str = "auto"
-    remat: bool = False
-    dtype: Dtype = jnp.float32
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return tuple(self.dims)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(4 * 2**i for i in range(len(self.dims)))
+    block: BlockOptions = BlockOptions()
 
     @nn.compact
-    def features(self, images: Float[ArrayLike, "B H W I"], train: bool = False) -> Features:
-        """Maps of all stages, finest first."""
-        dtype = compute_dtype(self.dtype)
-        block_class = nn.remat(GatedCNNBlock, static_argnums=(2,)) if self.remat else GatedCNNBlock
-        if len(self.depths) != len(self.dims):
-            raise ValueError(
-                f"depths={self.depths} and dims={self.dims} must have one entry per stage each"
-            )
-        rates = drop_path_rates(self.drop_path, self.depths)
-
+    def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
+        dtype, block = self.layer_dtype, self.block_class(GatedCNNBlock)
         maps = []
-        x = Stem(self.dims[0], self.stem_mid_norm, self.activation, dtype, name="stem")(images)
-        for i, dim in enumerate(self.dims):
+        act = self.block.activation
+        x = Stem(self.dims[0], self.stem_mid_norm, act, dtype, name="stem")(images)
+        for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = Downsample(dim, self.downsample_norm_first, dtype, name=f"downsample_{i}")(x)
-            for j, rate in enumerate(rates[i]):
-                x = block_class(
-                    **block_fields(self),
-                    drop_path=rate,
-                    dtype=dtype,
-                    name=f"stage_{i}_block_{j:02d}",
-                )(x, train)
+                norm_first = self.downsample_norm_first
+                x = Downsample(self.dims[i], norm_first, dtype, name=f"downsample_{i}")(x)
+            for j, rate in enumerate(rates):
+                x = block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)
         return Features(tuple(maps))
 
-    def __call__(
-        self, images: Float[ArrayLike, "B H W I"], train: bool = False
-    ) -> tuple[Float[Array, "B _ _ _"], ...]:
-        return self.features(images, train).maps
-
-
-class MlpHead(nn.Module):
-    """Mean over the last map, norm, hidden layer of four times the width, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-        hidden_norm: normalise the hidden layer (the paper's head does, timm's `_rw` heads do not).
-        dropout: rate, before the classifier, while training.
-    """
-
-    num_classes: int = 1000
-    hidden_norm: bool = True
-    dropout: float = 0.0
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
-        x = LayerNorm(dtype=dtype, name="norm")(x)
-        x = Dense(4 * x.shape[-1], dtype=dtype, name="hidden")(x)
-        x = activation("gelu")(x)  # also where the blocks use another activation
-        if self.hidden_norm:
-            x = LayerNorm(dtype=dtype, name="hidden_norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
-        if self.num_classes == 0:
-            return x
-        return Dense(self.num_classes, dtype=dtype, name="classifier")(x)
-
 
 BACKBONE = MambaOut
-HEAD = MlpHead
+HEAD = HiddenHead
 
 _SMALL_DIMS = (48, 96, 192, 288)
 _TINY_DIMS = (96, 192, 384, 576)
@@ -336,8 +291,9 @@ VARIANTS = {
 }
 # fmt: on
 
-# Module paths here to module names there, the first that matches the whole path; `weights.convert`
-# knows how leaves are called and laid out.
+DECAY = (*backbone.DECAY, (r"/(A_log|D)$", False))  # of an SSM: rates, not weights
+
+# See `weights.convert`.
 TORCH_NAMES = {
     "timm": (
         (r"backbone/stem/(\w+)", r"stem.\1"),
@@ -359,3 +315,65 @@ TORCH_NAMES = {
         (r"head/classifier", r"head.fc2"),
     ),
 }
+
+
+def _released(model, top1):
+    url = f"https://github.com/yuweihao/MambaOut/releases/download/model/{model}.pth"
+    weights = Weights(model, url, "official", "Apache-2.0", (Result(224, 1.0, top1),))
+    return f"{model}.official", weights
+
+
+_IMAGENET_12K = 11821  # classes
+
+# Names, sizes, crops and classes: timm/models/mambaout.py of huggingface/pytorch-image-models; its
+# accuracies: results/results-imagenet.csv there at aa4b585, and on other test sets
+# results-{imagenet-real,imagenetv2-matched-frequency,imagenet-a,imagenet-r,sketch}.csv beside it;
+# official files and top-1: README.md of yuweihao/MambaOut at 9f2f234. Licences: the model cards on
+# huggingface.co, and LICENSE of MambaOut, of whose weights timm's femto, tiny and small are copies.
+# `test_mambaout` and the variants that are this project's own have no published weights.
+# fmt: off
+WEIGHTS = dict((
+    timm_weights("mambaout_femto.in1k", "Apache-2.0",
+                 (224, 1.0, 78.880, 94.408, 85.580, 67.570, 11.400, 41.093, 28.704),
+                 (288, 1.0, 79.912, 95.134, 86.558, 69.090, 16.827, 39.710, 27.652)),
+    timm_weights("mambaout_kobe.in1k", "Apache-2.0",
+                 (224, 1.0, 79.986, 94.982, 86.192, 68.640, 14.800, 42.233, 30.191),
+                 (288, 1.0, 81.064, 95.682, 87.091, 70.190, 21.227, 40.630, 28.798)),
+    timm_weights("mambaout_tiny.in1k", "Apache-2.0",
+                 (224, 1.0, 82.742, 96.098, 87.689, 71.830, 25.613, 46.963, 34.685),
+                 (288, 1.0, 83.452, 96.540, 88.486, 72.540, 33.000, 45.530, 33.099)),
+    timm_weights("mambaout_small.in1k", "Apache-2.0",
+                 (224, 1.0, 84.094, 96.626, 88.266, 73.970, 34.307, 50.140, 37.674),
+                 (288, 1.0, 84.512, 96.970, 88.740, 74.970, 41.853, 48.863, 36.193)),
+    timm_weights("mambaout_base.in1k", "Apache-2.0",
+                 (224, 1.0, 84.194, 96.668, 88.270, 73.760, 36.987, 49.833, 37.539),
+                 (288, 1.0, 84.730, 96.934, 88.821, 74.560, 43.840, 48.573, 35.943)),
+    timm_weights("mambaout_small_rw.sw_e450_in1k", "Apache-2.0",
+                 (224, 1.0, 84.040, 96.742, 88.462, 73.690, 30.107, 51.340, 38.896),
+                 (288, 1.0, 84.604, 97.096, 88.962, 74.820, 38.093, 50.367, 37.918)),
+    timm_weights("mambaout_base_short_rw.sw_e500_in1k", "Apache-2.0",
+                 (224, 0.95, 84.364, 96.944, 88.778, 74.430, 38.533, 52.623, 40.810),
+                 (288, 1.0, 84.842, 97.286, 89.297, 75.240, 46.107, 51.763, 39.851),
+                 crop_fraction=0.95),
+    timm_weights("mambaout_base_tall_rw.sw_e500_in1k", "Apache-2.0",
+                 (224, 0.95, 84.436, 96.956, 88.733, 74.400, 39.040, 52.653, 40.431),
+                 (288, 1.0, 84.988, 97.334, 89.276, 74.950, 46.507, 52.037, 39.337),
+                 crop_fraction=0.95),
+    timm_weights("mambaout_base_wide_rw.sw_e500_in1k", "Apache-2.0",
+                 (224, 0.95, 84.448, 96.872, 88.787, 74.640, 36.240, 54.027, 42.312),
+                 (288, 1.0, 84.966, 97.222, 89.286, 75.170, 43.893, 53.447, 41.669),
+                 crop_fraction=0.95),
+    timm_weights("mambaout_base_plus_rw.sw_e150_in12k_ft_in1k", "Apache-2.0",
+                 (224, 1.0, 86.642, 98.150, 89.908, 77.670, 59.720, 65.307, 51.056),
+                 (288, 1.0, 86.916, 98.238, 90.149, 77.610, 64.960, 64.800, 50.294)),
+    timm_weights("mambaout_base_plus_rw.sw_e150_r384_in12k_ft_in1k", "Apache-2.0",
+                 (384, 1.0, 87.508, 98.428, 90.520, 78.150, 68.493, 66.997, 52.111),
+                 image_size=384, crop_mode="squash"),
+    timm_weights("mambaout_base_plus_rw.sw_e150_in12k", None, num_classes=_IMAGENET_12K),
+    _released("mambaout_femto", 78.9),
+    _released("mambaout_kobe", 80.0),
+    _released("mambaout_tiny", 82.7),
+    _released("mambaout_small", 84.1),
+    _released("mambaout_base", 84.2),
+))
+# fmt: on

@@ -26,6 +26,7 @@ from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.evaluation.evaluator import make_evaluator
+from mambaout_jax.models import parameter_rules
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.runtime.compiler_options import to_start_soon
 from mambaout_jax.runtime.mesh import platform_of, put_batch, state_shardings
@@ -66,7 +67,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     check_same_run(config, workdir)
     resolved, is_main = setup.resolved, jax.process_index() == 0
     schedule = make_schedule(config.schedule, resolved)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    optimizer = make_optimizer(config.optimizer, schedule, parameter_rules(config.model.name))
     init, abstract = _initialiser(setup, optimizer)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     update = make_train_step(
@@ -172,7 +173,8 @@ def describe(config: Config) -> str:
     """
     setup = set_up(config)
     resolved, mesh = setup.resolved, setup.mesh
-    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, resolved))
+    schedule = make_schedule(config.schedule, resolved)
+    optimizer = make_optimizer(config.optimizer, schedule, parameter_rules(config.model.name))
     _, abstract = _initialiser(setup, optimizer)
     cost = count(setup.model, setup.image_shape)
     per_device = resolved.micro_batch_size // mesh.size

@@ -3,7 +3,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -13,6 +13,9 @@ import optax
 from jax.typing import ArrayLike
 
 from mambaout_jax.config import Config, Resolved
+from mambaout_jax.models import ParameterRules
+
+LayerOf = Callable[[str], tuple[int, int] | None]
 
 
 def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
@@ -39,7 +42,9 @@ def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
     return schedule
 
 
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Config, schedule: optax.Schedule, rules: ParameterRules
+) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, decoupled weight decay (Loshchilov and Hutter 2019).
 
     With `layer_decay` below 1 the rate of a parameter, and with it its weight decay, is multiplied
@@ -47,8 +52,9 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
     does not count in the norm that is clipped, and keeps its bits.
 
     Args:
-        config: the section `optimizer`.
+        config: the section `optimizer`; its `decay_rules` come before those of the family.
         schedule: update count to learning rate.
+        rules: which parameters decay, and to which layer each belongs.
 
     Raises (when the optimiser meets the parameters):
         ValueError: as `decay_mask`, `layer_depths`, `frozen_mask`.
@@ -57,12 +63,13 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.epsilon),
         optax.add_decayed_weights(
-            config.weight_decay, mask=lambda params: decay_mask(params, config.decay_rules)
+            config.weight_decay,
+            mask=lambda params: decay_mask(params, (*config.decay_rules, *rules.decay)),
         ),
         optax.scale_by_learning_rate(schedule),
     ]
     if config.layer_decay != 1:
-        steps.append(_scale_by_layer(config.layer_decay))
+        steps.append(_scale_by_layer(config.layer_decay, rules.layer_of))
     trained = optax.chain(*steps)
     if not config.freeze:
         return trained
@@ -95,37 +102,40 @@ def decay_mask(params: Any, rules: tuple[tuple[str, bool], ...]) -> Any:
             uncovered.append(path)
     if uncovered:
         raise ValueError(
-            f"no rule of optimizer.decay_rules says whether these parameters decay: {uncovered}; "
-            "add a (regular expression, True or False) for them in the config file"
+            f"no rule says whether these parameters decay: {uncovered}; add a (regular "
+            "expression, True or False) for them to optimizer.decay_rules in the config file, or "
+            "to DECAY of the model's family"
         )
     return flax.traverse_util.unflatten_dict(mask, sep="/")
 
 
-def layer_depths(params: Any) -> Any:
+def layer_depths(params: Any, layer_of: LayerOf) -> Any:
     """The layer of each parameter, counted from the image.
 
     Layer 0 is what stands before the first block. Each block is a layer of its own, together with
-    the downsampling in front of it. All that is outside the backbone is the last layer. For
-    MambaOut these are the groups of timm's `param_groups_layer_decay`, for a transformer those of
-    BEiT (Bao et al. 2022), whose final norm belongs to the head.
+    the downsampling in front of it. All that is outside the backbone is the last layer.
 
     Args:
         params: nested dicts, {"backbone": ..., "head": ...}.
+        layer_of: path below the backbone to stage and block, see `backbone.layer_of`.
 
     Raises:
         ValueError: a part of the backbone of which the name does not tell where it stands.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
-    places = {path: place for path in flat if (place := _place(path)) is not None}
-    unknown = [path for path in flat if path not in places]
+    inside = {path: path.removeprefix("backbone/") for path in flat if path.startswith("backbone/")}
+    layers = {
+        path: (math.inf, 0) if path not in inside else layer_of(inside[path]) for path in flat
+    }
+    unknown = [path for path, layer in layers.items() if layer is None]
     if unknown:
         raise ValueError(
             f"optimizer.layer_decay cannot tell to which layer these parameters belong: {unknown}; "
-            "set it to 1, or name a part of the backbone as those of models/mambaout.py are"
+            "set it to 1, or give the model's family a `layer_of` that knows them"
         )
-    depths = {place: depth for depth, place in enumerate(sorted(set(places.values())))}
+    depths = {layer: depth for depth, layer in enumerate(sorted(set(layers.values())))}
     return flax.traverse_util.unflatten_dict(
-        {path: depths[place] for path, place in places.items()}, sep="/"
+        {path: depths[layer] for path, layer in layers.items()}, sep="/"
     )
 
 
@@ -161,24 +171,11 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
     return flax.traverse_util.unflatten_dict(mask, sep="/")
 
 
-def _place(path: str) -> tuple[float, int] | None:
-    """What sorts the layers of a network: its stage and block; None where the name tells none."""
-    if not path.startswith("backbone/"):
-        return math.inf, 0
-    if re.match(r"backbone/(stem|patch_embed|cls_token|pos_embed)(/|$)", path):
-        return -1, 0
-    if block := re.match(r"backbone/(?:stage_(\d+)_)?block_(\d+)/", path):
-        return int(block[1] or 0), int(block[2])
-    if downsample := re.match(r"backbone/downsample_(\d+)/", path):
-        return int(downsample[1]), 0
-    return None
-
-
-def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+def _scale_by_layer(decay: float, layer_of: LayerOf) -> optax.GradientTransformation:
     """Multiplies updates by decay^(last layer - layer)."""
 
     def scale(updates, _):
-        depths = layer_depths(updates)
+        depths = layer_depths(updates, layer_of)
         last = max(jax.tree.leaves(depths))
         return jax.tree.map(
             lambda depth, update: optax.tree.scale(decay ** (last - depth), update),

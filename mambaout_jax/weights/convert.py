@@ -1,44 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts weights between PyTorch state dicts and this project's variables, both ways.
 
-A family's `TORCH_NAMES` gives module names; this file knows how leaves are called and laid out:
+`torch_names` says how a family's `TORCH_NAMES` are read.
 
-    kernel (I, O)            weight (O, I)            linear
-    kernel (K, K, I, O)      weight (O, I, K, K)      convolution; depthwise has I = 1
-    scale, bias, gamma       weight, bias, gamma      norms, layer scale
-
-Any other leaf, such as a class token, belongs to no layer: `TORCH_NAMES` names it whole, and it is
-laid out alike.
+A family may also have `torch_buffers(backbone, naming)`: tables that PyTorch's model derives from
+its sizes and saves, such as Swin's indices. They are compared when read, and written where the
+naming has them. A BatchNorm's `num_batches_tracked` is ignored when read, and written as 0.
 
 Nothing is skipped and nothing is filled in: a name too many, a name too few or a shape that differs
 is an error that lists all of them. PyTorch itself is not needed.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mambaout_jax.backbone import Classifier
-from mambaout_jax.layers.linear import height_and_width
+from mambaout_jax.backbone import Backbone, Classifier
+from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_model, find_variant
+from mambaout_jax.weights.torch_names import Path, Rules, Tensor, torch_name, torch_tensors
 
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "gamma": "gamma"}
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
 POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
 WRAPPERS = ("model", "state_dict", "state_dict_ema")  # what checkpoints call a state dict
 _SHOWN = 8
-
-
-class _Entry(NamedTuple):
-    path: tuple[str, ...]  # in the variables, collection first
-    shape: tuple[int, ...]  # there
-    torch_shape: tuple[int, ...]
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -48,27 +38,36 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
         name: one of `list_models()`.
         state_dict: names to arrays or CPU tensors, in any naming that the family knows (told apart
             by the names); also a checkpoint that holds it under "model" or "state_dict".
-        **options: of `create_model`.
+        **options: options of `create_model`.
 
     Returns:
-        Nested dict of numpy arrays, float32 or wider, equal bit for bit.
+        Nested dict of numpy arrays, float32 or wider, equal bit for bit; they share no memory with
+        the state dict.
 
     Raises:
-        ValueError: names or shapes do not fit; the message lists them.
+        ValueError: names, shapes or derived tables do not fit; the message lists them.
     """
     for wrapper in WRAPPERS:
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
             break
-    shapes = _shapes(name, options)
+    model = create_model(name, **options)
+    shapes = _shapes(name, model, options)
     naming = _detect_naming(name, state_dict, shapes)
-    entries = _entries(name, naming, shapes)
-    wanted = {key: entry.torch_shape for key, entry in entries.items()}
-    given = {key: tuple(np.shape(value)) for key, value in state_dict.items()}
-    _check(name, naming, wanted, given)
+    tensors = _tensors(name, naming, shapes)
+    derived = _derived(name, naming, model.backbone, tensors)
+    for other in _namings(name):  # older files of a naming may hold tables that it no longer has
+        derived = {**_buffers(name, other, model.backbone), **derived}
+    _compare_derived(name, derived, state_dict)
+    wanted = {key: tensor.torch_shape for key, tensor in tensors.items()}
+    found = {key: tuple(np.shape(x)) for key, x in state_dict.items() if key not in derived}
+    _check(name, naming, wanted, found)
     flat = {
-        entry.path: _from_torch_layout(_to_numpy(state_dict[key]), entry.path[-1])
-        for key, entry in entries.items()
+        path: part
+        for key, tensor in tensors.items()
+        for path, part in zip(
+            tensor.paths, tensor.from_torch(_to_numpy(state_dict[key])), strict=True
+        )
     }
     return flax.traverse_util.unflatten_dict(flat)
 
@@ -80,148 +79,145 @@ def to_torch(
 
     Args:
         name: one of `list_models()`.
-        variables: of `create_model(name, **options)`.
+        variables: variables of `create_model(name, **options)`.
         naming: a key of the family's `TORCH_NAMES`.
-        **options: of `create_model`.
+        **options: options of `create_model`.
+
+    Returns:
+        Names to numpy arrays, which share no memory with the variables.
 
     Raises:
         ValueError: the family has no such naming, or the variables are not those of the model.
     """
-    entries = _entries(name, naming, _shapes(name, options))
-    flat: dict[tuple[str, ...], Any] = flax.traverse_util.flatten_dict(dict(variables))
-    wanted = {"/".join(entry.path): entry.shape for entry in entries.values()}
-    given = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
-    _check(name, "this project's", wanted, given)
-    return {
-        key: _to_torch_layout(np.asarray(flat[entry.path]), entry.path[-1])
-        for key, entry in entries.items()
+    model = create_model(name, **options)
+    shapes = _shapes(name, model, options)
+    tensors = _tensors(name, naming, shapes)
+    flat: dict[Path, Any] = flax.traverse_util.flatten_dict(dict(variables))
+    _check_paths(name, shapes, flat)
+    state = {
+        key: tensor.to_torch([np.asarray(flat[path]) for path in tensor.paths])
+        for key, tensor in tensors.items()
     }
+    return {**state, **_derived(name, naming, model.backbone, tensors)}
 
 
 def check_variables(name: str, variables: Mapping[str, Any], **options: Any) -> None:
     """Raises ValueError unless names and shapes are those of `create_model(name, **options)`."""
-    wanted = {"/".join(path): leaf.shape for path, leaf in _shapes(name, options).items()}
-    flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(variables), sep="/")
-    given = {path: tuple(np.shape(value)) for path, value in flat.items()}
-    _check(name, "this project's", wanted, given)
+    shapes = _shapes(name, create_model(name, **options), options)
+    _check_paths(name, shapes, flax.traverse_util.flatten_dict(dict(variables)))
 
 
-def count_classes(name: str, state_dict: Mapping[str, Any]) -> int:
-    """Classes of a PyTorch state dict's classifier, 0 where it has none.
+def torch_shape(name: str, state_dict: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    """Shape of one parameter in a state dict of any naming, () where it is not there.
 
     Args:
         name: one of `list_models()`.
         state_dict: names to arrays, in any naming that the family knows.
+        path: of the parameter, such as `CLASSIFIER`.
     """
-    shape = _torch_shape(name, state_dict, CLASSIFIER)
-    return shape[0] if shape else 0
+    for naming in _namings(name):
+        named = torch_name(path, _rules(name, naming))
+        if named is not None and named[0] in state_dict:
+            return tuple(np.shape(state_dict[named[0]]))
+    return ()
 
 
-def count_positions(name: str, state_dict: Mapping[str, Any]) -> int:
-    """Tokens of a PyTorch state dict's position table, 0 where it has none.
-
-    Args:
-        name, state_dict: as in `count_classes`.
-    """
-    shape = _torch_shape(name, state_dict, POSITIONS)
-    return shape[-2] if len(shape) > 1 else 0
-
-
-def model_variables(model: Classifier, image_size: int | tuple[int, int]) -> Any:
-    """Shapes and dtypes of a model's variables, without computing any.
+def model_variables(model: Classifier | Backbone, image_size: int | tuple[int, int]) -> Any:
+    """Shapes and dtypes of the variables of a classifier or backbone, without computing any.
 
     Args:
         image_size: side or (height, width) in pixels.
     """
-    shape = (1, *height_and_width(image_size), model.in_chans)
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    shape = (1, *height_and_width(image_size), backbone.in_chans)
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
-def _shapes(name: str, options: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _shapes(name: str, model: Classifier, options: Mapping[str, Any]) -> dict[Path, Any]:
     """Shapes and dtypes of a model's variables, by path."""
     _, variant = find_variant(name)
     image_size = options.get("image_size") or variant.image_size
-    variables = model_variables(create_model(name, **options), image_size)
-    return flax.traverse_util.flatten_dict(variables)
+    return flax.traverse_util.flatten_dict(model_variables(model, image_size))
 
 
-def _entries(name: str, naming: str, shapes: Mapping[tuple[str, ...], Any]) -> dict[str, _Entry]:
-    """The torch names of a model's variables."""
-    family = _named_family(name)
-    if naming not in family.TORCH_NAMES:
+def _tensors(name: str, naming: str, shapes: Mapping[Path, Any]) -> dict[str, Tensor]:
+    try:
+        return torch_tensors(_rules(name, naming), shapes)
+    except ValueError as error:
         raise ValueError(
-            f"naming={naming!r} is not known for {name}; allowed are {sorted(family.TORCH_NAMES)}"
-        )
-    entries = {}
-    for path, leaf in shapes.items():
-        key = _torch_name(path, family.TORCH_NAMES[naming])
-        if key is None:
-            raise ValueError(
-                f"{name} has a parameter that the {naming} naming has no name for: "
-                f"{'/'.join(path)}; choose another naming of {sorted(family.TORCH_NAMES)}"
-            )
-        torch_shape = _to_torch_layout(np.empty(leaf.shape, np.bool_), path[-1]).shape
-        entries[key] = _Entry(path, leaf.shape, torch_shape)
-    return entries
+            f"{name} cannot be named in the {naming} naming: {error}; choose another naming of "
+            f"{sorted(_namings(name))}"
+        ) from error
 
 
-def _torch_name(path: tuple[str, ...], rules: tuple[tuple[str, str], ...]) -> str | None:
-    leaf = _LEAF_NAMES.get(path[-1])
-    named = "/".join(path[1:-1] if leaf else path[1:])
-    for pattern, replacement in rules:
-        if match := re.fullmatch(pattern, named):
-            name = match.expand(replacement)
-            return f"{name}.{leaf}" if leaf else name
-    return None
-
-
-def _torch_shape(
-    name: str, state_dict: Mapping[str, Any], path: tuple[str, ...]
-) -> tuple[int, ...]:
-    """Shape of one parameter in a state dict of any naming, () where it is not there."""
-    family, _ = find_variant(name)
-    for rules in family.TORCH_NAMES.values():
-        key = _torch_name(path, rules)
-        if key is not None and key in state_dict:
-            return np.shape(state_dict[key])
-    return ()
-
-
-def _detect_naming(
-    name: str, state_dict: Mapping[str, Any], shapes: Mapping[tuple[str, ...], Any]
-) -> str:
-    """The naming that shares most names with the state dict."""
-    family = _named_family(name)
-    return max(
-        family.TORCH_NAMES,
-        key=lambda naming: sum(
-            _torch_name(path, family.TORCH_NAMES[naming]) in state_dict for path in shapes
-        ),
-    )
-
-
-def _named_family(name: str) -> ModuleType:
-    """The family of a model, which has to have names in PyTorch."""
+def _namings(name: str) -> Mapping[str, Rules]:
+    """The namings of a model's family, which has to have some."""
     family, _ = find_variant(name)
     if not family.TORCH_NAMES:
         raise ValueError(
             f"{name} has no PyTorch names: no PyTorch version of it is published; save its "
             "variables under our own, `weights.load.save_variables`"
         )
-    return family
+    return family.TORCH_NAMES
 
 
-def _to_torch_layout(value: np.ndarray, leaf: str) -> np.ndarray:
-    if leaf == "kernel":
-        value = np.transpose(value, (1, 0) if value.ndim == 2 else (3, 2, 0, 1))
-    return np.ascontiguousarray(value)
+def _rules(name: str, naming: str) -> Rules:
+    namings = _namings(name)
+    if naming not in namings:
+        raise ValueError(
+            f"naming={naming!r} is not known for {name}; allowed are {sorted(namings)}"
+        )
+    return namings[naming]
 
 
-def _from_torch_layout(value: np.ndarray, leaf: str) -> np.ndarray:
-    if leaf == "kernel":
-        value = np.transpose(value, (1, 0) if value.ndim == 2 else (2, 3, 1, 0))
-    return np.ascontiguousarray(value)
+def _detect_naming(name: str, state_dict: Mapping[str, Any], shapes: Mapping[Path, Any]) -> str:
+    """The naming that shares most names with the state dict."""
+
+    def shared(naming: str) -> int:
+        named = (torch_name(path, _rules(name, naming)) for path in shapes)
+        return sum(tensor is not None and tensor[0] in state_dict for tensor in named)
+
+    return max(_namings(name), key=shared)
+
+
+def _buffers(name: str, naming: str, backbone: Backbone) -> dict[str, np.ndarray]:
+    """The tables that PyTorch's model derives from its sizes."""
+    family: ModuleType = find_variant(name)[0]
+    derive = getattr(family, "torch_buffers", None)
+    return {} if derive is None else derive(backbone, naming)
+
+
+def _derived(
+    name: str, naming: str, backbone: Backbone, tensors: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """What a state dict holds beside learned and running tensors."""
+    counters = (
+        f"{key.removesuffix('running_mean')}num_batches_tracked"
+        for key, tensor in tensors.items()
+        if tensor.paths[0][0] == "batch_stats" and key.endswith("running_mean")
+    )
+    return {
+        **_buffers(name, naming, backbone),
+        **{key: np.zeros((), np.int64) for key in counters},
+    }
+
+
+def _compare_derived(
+    name: str, derived: Mapping[str, np.ndarray], state_dict: Mapping[str, Any]
+) -> None:
+    wrong = [
+        key
+        for key, value in derived.items()
+        if key in state_dict
+        and not key.endswith("num_batches_tracked")
+        and not np.array_equal(value, np.asarray(state_dict[key]))
+    ]
+    if wrong:
+        raise ValueError(
+            f"these tables of {name} follow from its sizes, and the weights have others: "
+            f"{_listed(wrong)}; check image_size and the options"
+        )
 
 
 def _to_numpy(value: Any) -> np.ndarray:
@@ -232,18 +228,24 @@ def _to_numpy(value: Any) -> np.ndarray:
     return value.astype(np.promote_types(value.dtype, np.float32), copy=False)
 
 
+def _check_paths(name: str, shapes: Mapping[Path, Any], flat: Mapping[Path, Any]) -> None:
+    wanted = {"/".join(path): tuple(leaf.shape) for path, leaf in shapes.items()}
+    found = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
+    _check(name, "this project's", wanted, found)
+
+
 def _check(
     name: str,
     naming: str,
     wanted: Mapping[str, tuple[int, ...]],
-    given: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
 ) -> None:
-    missing = [key for key in wanted if key not in given]
-    unexpected = [key for key in given if key not in wanted]
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
     wrong = [
-        f"{key} (the model has {wanted[key]}, the weights have {given[key]})"
+        f"{key} (the model has {wanted[key]}, the weights have {found[key]})"
         for key in wanted
-        if key in given and wanted[key] != given[key]
+        if key in found and wanted[key] != found[key]
     ]
     if not (missing or unexpected or wrong):
         return
@@ -254,7 +256,11 @@ def _check(
         ("wrong shape", wrong),
     ):
         if keys:
-            more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            lines.append(f"  {title} ({len(keys)}): {', '.join(keys[:_SHOWN])}{more}")
+            lines.append(f"  {title} ({len(keys)}): {_listed(keys)}")
     lines.append("check the model's name, num_classes, in_chans and options")
     raise ValueError("\n".join(lines))
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more

@@ -26,7 +26,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.backbone import Classifier
-from mambaout_jax.layers.linear import height_and_width, resize_positions
+from mambaout_jax.layers.positions import height_and_width, resize_positions
 from mambaout_jax.models import create_backbone, create_model, find_variant
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.checkpoint import read_checkpoint
@@ -35,10 +35,10 @@ from mambaout_jax.weights.convert import (
     POSITIONS,
     WRAPPERS,
     check_variables,
-    count_classes,
-    count_positions,
     from_torch,
+    model_variables,
     to_torch,
+    torch_shape,
 )
 from mambaout_jax.weights.locate import MODEL_KEY, locate, open_safetensors
 from mambaout_jax.weights.read import read_torch_file
@@ -90,15 +90,16 @@ def load_pretrained(
     num_classes = options.pop("num_classes", None)
     tensors = _read(found.fetch(), ema)
     trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
-    options["image_size"] = options.get("image_size") or trained
-    flat = _to_variables(source, found.name, tensors, {**options, "image_size": trained})
+    of_weights = {**options, "image_size": trained}
+    flat = _to_variables(source, found.name, tensors, of_weights)
 
     own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
     wanted = own if num_classes is None else num_classes
-    model = create_model(found.name, num_classes=wanted, **options)
+    image_size = options.pop("image_size", None) or trained
+    model = create_model(found.name, num_classes=wanted, image_size=image_size, **options)
     if POSITIONS in flat:
-        before = create_backbone(found.name, **{**options, "image_size": trained})
-        flat[POSITIONS] = _fit_positions(source, flat[POSITIONS], before.grid, model.backbone.grid)
+        grid = create_backbone(found.name, **of_weights).grid
+        flat[POSITIONS] = _fit_positions(source, flat[POSITIONS], grid, model.backbone.grid)
     if wanted not in (0, own) and not reset_head:
         raise ValueError(
             f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
@@ -107,8 +108,8 @@ def load_pretrained(
     if reset_head or wanted != own:
         flat = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
     if reset_head and wanted:
-        image_size = options["image_size"] or find_variant(found.name)[1].image_size
-        flat.update(_fresh_classifier(source, model, image_size, seed))
+        size = image_size or find_variant(found.name)[1].image_size
+        flat.update(_fresh_classifier(source, model, size, seed))
     return model, unflatten_dict(flat)
 
 
@@ -258,8 +259,9 @@ def _to_variables(
 ) -> dict[tuple[str, ...], Any]:
     """Variables of the model with the classes that the tensors have, checked, by path."""
     try:
-        if not any("/" in key for key in tensors):
-            num_classes = count_classes(name, tensors)
+        if _named_in_torch(tensors):
+            kernel = torch_shape(name, tensors, CLASSIFIER)
+            num_classes = kernel[0] if kernel else 0
             return flatten_dict(from_torch(name, tensors, num_classes=num_classes, **options))
         kernel = tensors.get("/".join(CLASSIFIER))
         variables = unflatten_dict(dict(tensors), sep="/")
@@ -278,13 +280,24 @@ def _image_size(
     Its length does not tell the grid: a square one where that can be, else the one asked for.
     """
     own = np.shape(tensors.get("/".join(POSITIONS), ()))
-    tokens = own[-2] if len(own) > 1 else count_positions(name, tensors)
-    if not tokens:
+    shape = own or (torch_shape(name, tensors, POSITIONS) if _named_in_torch(tensors) else ())
+    if not shape:
         return None
-    side = math.isqrt(tokens - 1)  # without the class token
-    if side**2 != tokens - 1:
+    backbone = create_backbone(name, **options)
+    rows, columns = backbone.grid
+    published = flatten_dict(model_variables(backbone, backbone.image_size))[
+        POSITIONS[:1] + POSITIONS[2:]
+    ].shape
+    prefix = published[-2] - rows * columns  # tokens without a place in the image
+    side = math.isqrt(shape[-2] - prefix)
+    if side**2 != shape[-2] - prefix:
         return options.get("image_size")
-    return side * create_backbone(name, **options).strides[-1]
+    return side * backbone.strides[-1]
+
+
+def _named_in_torch(tensors: _Tensors) -> bool:
+    """PyTorch's names have no slash."""
+    return not any("/" in key for key in tensors)
 
 
 def _fit_positions(
@@ -301,7 +314,7 @@ def _fresh_classifier(
     source: str | Path, model: Classifier, image_size: int | tuple[int, int], seed: int
 ) -> dict[tuple[str, ...], Any]:
     """The last layer as `model.init` makes it, by path; a line of the log says so."""
-    image = jnp.zeros((1, *height_and_width(image_size), model.in_chans))
+    image = jnp.zeros((1, *height_and_width(image_size), model.backbone.in_chans))
 
     @jax.jit  # which leaves out all that the last layer's parameters do not need
     def init(key):

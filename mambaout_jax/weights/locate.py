@@ -20,7 +20,8 @@ from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models, model_options
 from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.weights.catalog import CATALOG, Weights, weights_of
+from mambaout_jax.published import Weights
+from mambaout_jax.weights.catalog import CATALOG, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
 
 MODEL_KEY = "model"  # of the metadata of our own files

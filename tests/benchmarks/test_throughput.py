@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 from goldens.fill import input_of
-from support.goldens import read_golden
-from support.places import GOLDENS as FOLDER
+from support.goldens import load
+from support.places import GOLDENS
 
 from mambaout_jax.benchmarks import throughput
 
@@ -19,7 +19,7 @@ NAME = "test_mambaout"
 @pytest.fixture(scope="module")
 def theirs():
     """What `_Timm` gives, from the golden."""
-    arrays, meta, state_dict = read_golden(FOLDER / "mambaout" / f"{NAME}.npz")
+    arrays, meta, state_dict = load(GOLDENS / "mambaout" / f"{NAME}.npz")
     images = input_of(tuple(meta["input_shape"]), meta["seed"]).transpose(0, 2, 3, 1)
     return types.SimpleNamespace(
         images=np.ascontiguousarray(images),

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classification heads that families share: from `Features` to logits.
+
+With `num_classes=0` each returns what its last layer, `classifier`, would read.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.backbone import Features
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.precision import compute_dtype
+
+
+class PooledHead(nn.Module):
+    """Mean over the last map, norm, linear classifier.
+
+    Attributes:
+        num_classes: classes, 0 for none.
+        norm_first: normalise each token, and then take the mean.
+        epsilon: of the norm's variance.
+        dtype: dtype of the computation; float32 means at least float32.
+    """
+
+    num_classes: int = 1000
+    norm_first: bool = False
+    epsilon: float = 1e-6
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        dtype = compute_dtype(self.dtype)
+        norm = LayerNorm(self.epsilon, dtype=dtype, name="norm")
+        x = features.maps[-1]
+        x = norm(x).mean(axis=(1, 2)) if self.norm_first else norm(x.mean(axis=(1, 2)))  # (B, C)
+        return classify(x, self.num_classes, dtype)
+
+
+class TokenHead(nn.Module):
+    """Norm of the class token, linear classifier.
+
+    Attributes:
+        num_classes: classes, 0 for none.
+        dtype: dtype of the computation; float32 means at least float32.
+    """
+
+    num_classes: int = 1000
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        dtype = compute_dtype(self.dtype)
+        token: Any = features.token  # families with this head have one
+        return classify(LayerNorm(dtype=dtype, name="norm")(token), self.num_classes, dtype)
+
+
+class HiddenHead(nn.Module):
+    """Mean over the last map, norm, hidden layer of four times the width, linear classifier.
+
+    Attributes:
+        num_classes: classes, 0 for none.
+        hidden_norm: normalise the hidden layer (MambaOut's head does, timm's `_rw` heads do not).
+        dropout: rate, before the classifier, while training.
+        dtype: dtype of the computation; float32 means at least float32.
+    """
+
+    num_classes: int = 1000
+    hidden_norm: bool = True
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        dtype = compute_dtype(self.dtype)
+        x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
+        x = LayerNorm(dtype=dtype, name="norm")(x)
+        x = Dense(4 * x.shape[-1], dtype=dtype, name="hidden")(x)
+        x = activation("gelu")(x)  # also where the blocks use another activation
+        if self.hidden_norm:
+            x = LayerNorm(dtype=dtype, name="hidden_norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return classify(x, self.num_classes, dtype)
+
+
+def classify(x: Float[Array, "B C"], num_classes: int, dtype: Dtype | None) -> Float[Array, "B _"]:
+    """The last layer of a head, to be called inside it; 0 classes leave `x` as it is.
+
+    It is always called "classifier": replacing the classes of a model means replacing this layer.
+    """
+    if num_classes == 0:
+        return x
+    return Dense(num_classes, dtype=dtype, name="classifier")(x)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions of feature maps, padded as in PyTorch.
+
+("SAME" would pad even sizes by (0, 1) at stride 2, half a pixel off.)
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax import Array as JaxArray
+from jaxtyping import Array, ArrayLike, Float
+
+from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+from mambaout_jax.kernels.strided_conv import strided_conv
+from mambaout_jax.layers.initializers import normal_init
+
+
+class Conv(nn.Module):
+    """Convolution over all channels with a square kernel, zeros around the map.
+
+    Attributes:
+        features: channels that come out.
+        kernel_size: side K of the kernel, stored as (K, K, I, F).
+        stride: step in pixels.
+        padding: zeros on every side.
+        use_bias: whether there is a bias.
+        dtype: dtype of the computation, None to promote.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
+        shape = (self.kernel_size, self.kernel_size, jnp.shape(x)[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = strided_conv(x, kernel, stride=self.stride, padding=self.padding)
+        return y if bias is None else y + bias[None, None, None]
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return output.size * self.kernel_size**2 * inputs[0].shape[-1]
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution of stride 1 that keeps the map's size.
+
+    Attributes:
+        kernel_size: odd side K of the kernel, stored as (K, K, 1, C).
+        implementation: see `kernels.depthwise_conv`.
+        use_bias: whether there is a bias.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    kernel_size: int
+    implementation: str = "auto"
+    use_bias: bool = True
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        channels = x.shape[-1]
+        shape = (self.kernel_size, self.kernel_size, 1, channels)
+        kernel = self.param("kernel", normal_init, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = depthwise_conv(x, kernel[:, :, 0], implementation=self.implementation)
+        return y if bias is None else y + bias[None, None, None]
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return output.size * self.kernel_size**2

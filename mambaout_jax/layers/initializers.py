@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initial values as PyTorch code has them."""
+
+import jax
+from flax import linen as nn
+from flax.typing import Initializer
+
+# timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
+# plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
+normal_init = nn.initializers.normal(0.02)
+
+
+def uniform_fan_in_init(fan_in: int) -> Initializer:
+    """Uniform in ±1/√fan_in: PyTorch's default for linear layers, convolutions and biases."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perceptron of a transformer block."""
+
+import flax.linen as nn
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.linear import Dense
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), as wide at its end as at its start.
+
+    Attributes:
+        hidden: channels in between.
+        activation: a key of `activations.ACTIVATIONS`.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    hidden: int
+    activation: str = "gelu"
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        channels = x.shape[-1]
+        x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
+        x = activation(self.activation)(x)
+        return Dense(channels, dtype=self.dtype, name="fc2")(x)
