@@ -279,8 +279,10 @@ def _image_size(
 
     Its length does not tell the grid: a square one where that can be, else the one asked for.
     """
-    own = np.shape(tensors.get("/".join(POSITIONS), ()))
-    shape = own or (torch_shape(name, tensors, POSITIONS) if _named_in_torch(tensors) else ())
+    if _named_in_torch(tensors):
+        shape = torch_shape(name, tensors, POSITIONS)
+    else:
+        shape = np.shape(tensors[own]) if (own := "/".join(POSITIONS)) in tensors else ()
     if not shape:
         return None
     backbone = create_backbone(name, **options)

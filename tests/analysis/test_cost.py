@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from mambaout_jax.analysis.cost import activation_bytes, block_flops, count, length_ratio
-from mambaout_jax.layers.linear import Dense, DepthwiseConv, LayerNorm, StridedConv
+from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.ssm import MambaMixer, MapSSM
 from mambaout_jax.models import create_model, find_variant, list_models
@@ -28,7 +30,7 @@ PUBLISHED_GMACS = {
 class Layers(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = StridedConv(8, name="conv")(x)
+        x = Conv(8, name="conv")(x)
         x = DepthwiseConv(5, name="depthwise")(x)
         x = Dense(10, name="dense")(x)
         return nn.Dense(4, name="flax_dense")(x)

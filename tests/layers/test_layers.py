@@ -7,21 +7,20 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from mambaout_jax.layers.linear import (
-    Dense,
-    DropPath,
-    LayerNorm,
-    StridedConv,
-    activation,
-    drop_path_rates,
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.positions import (
     height_and_width,
     resize_positions,
 )
+from mambaout_jax.layers.residual import DropPath, drop_path_rates
 
 
 def test_strided_conv_pads_one_on_every_side(rng):
     x = rng.standard_normal((1, 6, 7, 2))
-    conv = StridedConv(3)
+    conv = Conv(3, 3, 2, 1)
     variables = conv.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     kernel = np.asarray(variables["params"]["kernel"], np.float64)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -107,7 +107,7 @@ PYRAMIDS = [*list_models("mambaout*"), "test_mambaout"]
 
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_drop_path_grows_linearly_to_the_rate_asked_for(name):
-    from mambaout_jax.layers.linear import drop_path_rates
+    from mambaout_jax.layers.residual import drop_path_rates
 
     backbone = create_backbone(name, drop_path=0.3)
     rates = drop_path_rates(0.3, backbone.depths)

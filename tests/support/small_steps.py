@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from mambaout_jax.config import default_config
-from mambaout_jax.layers.linear import DropPath
+from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.mesh import put_batch, state_shardings
 from mambaout_jax.tasks.classification import Classification

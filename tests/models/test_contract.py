@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every family promises, asked of its smallest model or of a tiny one.
+
+Shapes, names and costs are traced, so that a family adds about a second; numbers against its
+reference are in test_goldens.py.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from support.small import FAMILY_NAMES, IMAGE, small_options
+from support.variables import randomised
+
+from mambaout_jax.analysis.cost import count
+from mambaout_jax.backbone import subtree
+from mambaout_jax.models import (
+    FAMILIES,
+    create_backbone,
+    create_model,
+    find_variant,
+    list_models,
+    parameter_rules,
+)
+from mambaout_jax.train.optimizer import decay_mask, layer_depths
+from mambaout_jax.weights.catalog import CATALOG
+from mambaout_jax.weights.convert import from_torch, to_torch
+from mambaout_jax.weights.load import load_pretrained, save_variables
+
+every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
+
+
+def small(name, **options):
+    return create_model(name, **{**small_options(name), **options})
+
+
+def image(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@functools.cache
+def shapes_of(name):
+    """Shapes and dtypes of the variables of `small(name)`."""
+    return jax.eval_shape(small(name).init, jax.random.key(0), image(*IMAGE))
+
+
+def random_variables(name):
+    """Values that tell every two parameters apart."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes_of(name))
+
+
+@every_family
+def test_maps_are_as_said_before_initialisation_in_the_dtype_of_the_computation(name):
+    for dtype, shape in ((jnp.float32, IMAGE), (jnp.bfloat16, (2, 96, 64, 3))):
+        backbone = small(name, dtype=dtype).backbone
+        variables = subtree(shapes_of(name), "backbone")  # float32, whatever the computation
+        maps, _ = jax.eval_shape(
+            lambda v, x, backbone=backbone: backbone.apply(v, x, method="features"),
+            variables, image(*shape),
+        )  # fmt: skip
+        assert len(maps) == len(backbone.channels) == len(backbone.strides)
+        for stage, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+            assert stage.shape == (shape[0], shape[1] // stride, shape[2] // stride, channels)
+            assert stage.dtype == dtype
+
+
+@every_family
+def test_float64_stays_float64_and_logits_are_at_least_float32(name):
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
+        logits = jax.eval_shape(small(name).apply, double, image(*IMAGE, dtype=jnp.float64))
+    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float64)
+    half = small(name, dtype=jnp.bfloat16)
+    assert jax.eval_shape(half.apply, shapes_of(name), image(*IMAGE)).dtype == jnp.float32
+
+
+@every_family
+def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
+    model, whole = small(name, num_classes=0), shapes_of(name)["params"]["head"]
+    backbone = subtree(shapes_of(name), "backbone")
+    features = jax.eval_shape(
+        lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
+    )
+    head = {key: leaf for key, leaf in whole.items() if key != "classifier"}
+    read = jax.eval_shape(model.head.apply, {"params": head}, features)
+    assert read.shape == (1, whole["classifier"]["kernel"].shape[0])
+
+
+@every_family
+def test_remat_recomputes_every_block_under_the_same_names(name):
+    variables = shapes_of(name)
+    blocks = {path for path in variables["params"]["backbone"] if "block_" in path}
+    program = str(jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE)))
+    assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", program)) == len(blocks) > 0
+
+
+@every_family
+def test_another_number_of_image_channels_is_refused(name):
+    options = {**small_options(name), "in_chans": 1}
+    with pytest.raises(ValueError, match="made for 1 channels; pass in_chans=3"):
+        jax.eval_shape(create_backbone(name, **options).init, jax.random.key(0), image(*IMAGE))
+
+
+def test_backbone_reads_as_many_image_channels_as_asked_for():
+    backbone = create_backbone(FAMILY_NAMES[0], **small_options(FAMILY_NAMES[0]), in_chans=1)
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), image(1, 32, 32, 1))
+    assert shapes["params"]["stem"]["conv1"]["kernel"].shape[:3] == (3, 3, 1)
+
+
+@every_family
+def test_unknown_options_name_the_fields(name):
+    with pytest.raises(TypeError, match=rf"{name} has no option 'colour'.* Fields of its backbone"):
+        create_model(name, colour=1)
+
+
+@every_family
+def test_decay_and_layers_are_known_of_every_parameter(name):
+    params, rules = shapes_of(name)["params"], parameter_rules(name)
+    decays = flatten_dict(decay_mask(params, rules.decay), sep="/")
+    kernels = {path for path in decays if path.endswith("/kernel")}
+    assert {path for path, decay in decays.items() if decay} == kernels
+    depths = flatten_dict(layer_depths(params, rules.layer_of), sep="/")
+    blocks = {path.split("/")[1] for path in depths if "/block_" in path or "_block_" in path}
+    assert set(depths.values()) == set(range(len(blocks) + 2))  # before them, and the head
+    assert {depths[path] for path in depths if path.startswith("head/")} == {len(blocks) + 1}
+
+
+@every_family
+def test_saved_variables_load_bit_for_bit(name, tmp_path):
+    variables, path = random_variables(name), tmp_path / "weights.safetensors"
+    save_variables(variables, path, {"model": name})
+    options = small_options(name)
+    del options["num_classes"]
+    _, loaded = load_pretrained(path, **options)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+NAMINGS = [(name, naming) for name in FAMILY_NAMES for naming in find_variant(name)[0].TORCH_NAMES]
+
+
+@pytest.mark.parametrize(("name", "naming"), NAMINGS)
+def test_names_convert_there_and_back_strictly(name, naming):
+    variables, options = random_variables(name), small_options(name)
+    state = to_torch(name, variables, naming, **options)
+    again = from_torch(name, state, **options)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    for tree in (again, variables):  # training one side must not change the other
+        for leaf in jax.tree.leaves(tree):
+            assert not any(np.shares_memory(leaf, tensor) for tensor in state.values())
+
+
+def scalar(name, rest, images, **options):
+    """A function of the parameters, in training mode."""
+    model = small(name, **options)
+
+    def loss(params):
+        logits, _ = model.apply(
+            {"params": params, **rest},
+            images,
+            train=True,
+            rngs={"dropout": jax.random.key(0)},
+            mutable=list(rest),
+        )
+        return (logits**2).sum()
+
+    return loss
+
+
+@every_family
+def test_plain_models_have_hessian_vector_products(name):
+    variables = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes_of(name))
+    params = variables.pop("params")
+    loss = scalar(name, variables, jnp.ones((2, *IMAGE[1:])), plain=True)
+    product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,))[1], params)
+    assert jax.tree.map(jnp.shape, product) == jax.tree.map(jnp.shape, params)
+
+
+@every_family
+@pytest.mark.slow
+def test_plain_models_have_the_right_forward_and_second_derivatives(name, rng):
+    images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
+    variables = randomised(small(name), images)
+    params = variables.pop("params")
+    with jax.enable_x64(True):
+        wide = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)  # noqa: E731
+        params, step = wide(params), 1e-5
+        loss = scalar(name, wide(variables), wide(images), plain=True)
+
+        @jax.jit
+        def derivatives(params):
+            value, linear = jax.linearize(loss, params)
+            slope = jax.jacfwd(lambda s: loss(jax.tree.map(lambda x: s * x, params)))(1.0)
+            _, product = jax.jvp(jax.grad(loss), (params,), (params,))
+            return value, linear(params), slope, product
+
+        value_and_gradient = jax.jit(jax.value_and_grad(loss))
+        _, along, slope, product = derivatives(params)
+        (high, later), (low, sooner) = (
+            value_and_gradient(jax.tree.map(lambda x, s=s: (1 + s) * x, params))
+            for s in (step, -step)
+        )
+    expected = (high - low) / (2 * step)
+    np.testing.assert_allclose([along, slope], expected, rtol=1e-4)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(product))
+    jax.tree.map(
+        lambda x, a, b: np.testing.assert_allclose(x, (a - b) / (2 * step), atol=1e-3 * largest),
+        product, later, sooner,
+    )  # fmt: skip
+
+
+@every_family
+@pytest.mark.slow
+def test_plain_models_compute_the_same_logits_and_gradients(name, rng):
+    images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
+    variables = randomised(small(name), images)
+
+    def logits_and_gradient(model):
+        def loss(variables):
+            logits = model.apply(variables, images)
+            return jnp.sum(logits**2), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    ours, plain = (logits_and_gradient(small(name, plain=p)) for p in (False, True))
+    scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), ours, plain)
+
+
+@every_family
+@pytest.mark.slow
+def test_every_parameter_has_a_gradient(name, rng):
+    images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
+    variables = randomised(small(name), images)
+    gradients = jax.jit(jax.grad(lambda p, rest: (
+        small(name).apply({**rest, "params": p}, images) ** 2
+    ).sum()))(variables.pop("params"), variables)  # fmt: skip
+    for path, gradient in flatten_dict(gradients, sep="/").items():
+        assert np.isfinite(gradient).all(), path
+        assert np.abs(gradient).max() > 0, path
+
+
+SMALLEST = {
+    min(family.VARIANTS, key=lambda name: family.VARIANTS[name].parameters) for family in FAMILIES
+}
+
+
+def sized(name):
+    return pytest.param(name, marks=() if name in SMALLEST else pytest.mark.goldens)
+
+
+@pytest.mark.parametrize("name", [sized(name) for name in list_models()])
+def test_parameters_and_macs_are_those_of_the_table(name):
+    _, variant = find_variant(name)
+    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+
+
+def test_names_of_models_and_weights_are_unique():
+    assert len(set(list_models())) == sum(len(family.VARIANTS) for family in FAMILIES)
+    assert len(CATALOG) == sum(len(family.WEIGHTS) for family in FAMILIES)
+    for key, weights in CATALOG.items():
+        family, _ = find_variant(weights.model)
+        assert key.startswith(weights.model)
+        assert weights.naming in family.TORCH_NAMES
+        assert math.isfinite(weights.image_size)

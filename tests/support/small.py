@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny model of any family: two blocks of few channels, by the names that backbones share."""
+
+import dataclasses
+
+from mambaout_jax.models import FAMILIES, find_variant
+
+SMALL = {
+    "depths": (1, 1),
+    "dims": (8, 16),
+    "heads": (2, 2),
+    "depth": 1,
+    "dim": 8,
+    "state_size": 2,
+}
+FAMILY_NAMES = [next(iter(family.VARIANTS)) for family in FAMILIES]  # a model of each
+IMAGE = (1, 64, 32, 3)  # every stride divides it
+
+
+def small_options(name):
+    """Options of `create_model` that make a model of the family of `name` as small as can be."""
+    family, _ = find_variant(name)
+    fields = {field.name: field.type for field in dataclasses.fields(family.BACKBONE)}
+    options = {option: value for option, value in SMALL.items() if option in fields}
+    if fields.get("heads") is int:
+        options["heads"] = 2
+    if "image_size" in fields:
+        options["image_size"] = IMAGE[1:3]
+    return {"num_classes": 3, **options}
