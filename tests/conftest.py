@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test runs under: eight fake devices, strict ranks, checked shape annotations.
 
-Programs are compiled without XLA's optimisations, which takes about half of the time: the tests run
-each of them a few times on small arrays. What claims something of an optimised program, such as its
-text, memory, FLOPs or equal bits, is marked `optimised`, a test or with `pytestmark` a whole file.
+Programs are compiled without LLVM's optimisations, in half of the time: the tests run each of them
+a few times on small arrays. XLA's own passes are not affected, and so neither are the text, the
+memory and the FLOPs of a program. Tests that take longer to run than to compile, or that claim
+something of speed, are marked `optimised`.
 """
 
 import atexit
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Turns XLA's optimisations on for tests marked `optimised`, with their fixtures, only."""
+    """Turns LLVM's optimisations on for tests marked `optimised`, with their fixtures, only."""
     quick = str(item.get_closest_marker("optimised") is None)
     if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != quick:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick  # of processes that a test starts

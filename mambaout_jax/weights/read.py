@@ -121,7 +121,9 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, size = pid
         if kind != "storage" or dtype not in _DTYPES.values():
-            raise _RefusedError(f"it holds a {kind!r} of {dtype!r}, which is not a known kind of storage")
+            raise _RefusedError(
+                f"it holds a {kind!r} of {dtype!r}, which is not a known kind of storage"
+            )
         if key not in self._storages:
             raw = self._archive.read(f"{self._folder}data/{key}")
             # numpy knows bfloat16 by its type, not by its name.
