@@ -1,23 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test runs under: eight fake devices, strict ranks, checked shape annotations."""
+"""What every test runs under: eight fake devices, strict ranks, checked shape annotations.
 
+Programs are compiled without LLVM's optimisations, in half of the time: the tests run each of them
+a few times on small arrays. XLA's own passes are not affected, and so neither are the text, the
+memory and the FLOPs of a program. Tests that take longer to run than to compile, or that claim
+something of speed, are marked `optimised`.
+"""
+
+import atexit
 import os
+import shutil
 import tempfile
 
-# Before any JAX call. Subprocesses that a test starts inherit both.
+# Before any JAX call. Processes that a test starts inherit all of it.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="mambaout_jax_compilation_cache_")
-)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # By the first process, for its workers too. A folder set from outside is used again by the next
+    # run: its entries are told apart by the versions of JAX and XLA and by the compiler options.
+    folder = tempfile.mkdtemp(prefix="mambaout_jax_compilation_cache_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 install_import_hook("mambaout_jax", "typechecker.check")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files marked `long` first: else one of them is still running when all others end."""
+    items.sort(key=lambda item: item.parent.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Turns LLVM's optimisations on for tests marked `optimised`, with their fixtures, only."""
+    quick = str(item.get_closest_marker("optimised") is None)
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != quick:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = quick  # of processes that a test starts
+        jax.config.update("jax_disable_most_optimizations", quick == "True")
+        jax.clear_caches()  # programs in memory are not told apart by it
 
 
 @pytest.fixture

@@ -71,6 +71,7 @@ def test_quickstart_is_what_its_docstring_says():
     assert (resolved.learning_rate, config.augment.flip_probability) == (4e-3, 0)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_quickstart_reads_98_percent_of_the_digits_on_one_device(tmp_path):
     result = subprocess.run(
@@ -88,6 +89,7 @@ def test_quickstart_reads_98_percent_of_the_digits_on_one_device(tmp_path):
     assert f"eval/top1 {last['eval/top1']:.4g}" in result.stdout.strip().split("\n")[-1]
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_gpu_suite_keeps_what_it_measured_and_counts_what_failed(tmp_path):
     environment = os.environ | {

@@ -63,6 +63,7 @@ def test_notebook_is_short_and_kept_with_its_outputs(path):
     keeps(notebook, path.stem)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=NAMES)
 def test_notebook_runs_and_keeps_its_promises(path, tmp_path, monkeypatch):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings files of the Hugging Face hub and of the web onto this machine, whole or not at all.
+"""Downloads files from the Hugging Face hub and from the web, whole or not at all.
 
-The hub's own client keeps what it has downloaded, and reads its environment: HF_ENDPOINT for a
-mirror, HF_HOME for the place, HF_HUB_OFFLINE=1, HF_TOKEN. Files of the web are kept in
-`$XDG_CACHE_HOME/mambaout_jax`, by default `~/.cache/mambaout_jax`; they appear there under their
-name when they are complete.
+Files from the hub are kept in the cache of its own client, which obeys the usual environment
+variables: HF_ENDPOINT (a mirror), HF_HOME (where the cache is), HF_HUB_OFFLINE=1 and HF_TOKEN.
+Files from the web are kept in `$XDG_CACHE_HOME/mambaout_jax`, by default `~/.cache/mambaout_jax`,
+and get their name there once they are complete.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ _CHUNK_BYTES = 1 << 20
 
 
 def hub_file(repository: str, filename: str, sha256: str | None = None) -> Path:
-    """A file of a model repository on the hub, from the client's cache where it has it.
+    """Path of a file from a model repository on the hub, downloaded if it is not in the cache.
 
     Args:
-        repository: "owner/name", with "@revision" after it for another one than the newest.
-        filename: in the repository.
-        sha256: of the file, where it is known.
+        repository: "owner/name", or "owner/name@revision" for a revision other than the newest.
+        filename: name of the file in the repository.
+        sha256: expected SHA-256 of the file in hexadecimal; None if it is not known.
 
     Raises:
-        FileNotFoundError: no such repository, revision or file; or the hub cannot be reached and
-            the file is not in the cache.
+        FileNotFoundError: there is no such repository, revision or file; or the hub cannot be
+            reached and the file is not in the cache.
         RuntimeError: the download failed.
-        ValueError: the file is not the one with this hash, or the name cannot be a repository's.
+        ValueError: the file has another SHA-256, or `repository` is not a valid name.
     """
     name, _, revision = repository.partition("@")
     hub = constants.ENDPOINT
@@ -56,7 +56,7 @@ def hub_file(repository: str, filename: str, sha256: str | None = None) -> Path:
         ) from error
     except errors.GatedRepoError as error:
         raise FileNotFoundError(
-            f"{what} is only given to those who have agreed to its terms; do so on {hub}/{name}, "
+            f"{what} can only be downloaded after agreeing to its terms: do so on {hub}/{name}, "
             "then set HF_TOKEN"
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
@@ -71,23 +71,23 @@ def hub_file(repository: str, filename: str, sha256: str | None = None) -> Path:
         ) from error
     except errors.HFValidationError:  # says what a repository's name looks like
         raise
-    except Exception as error:  # of the client's HTTP library, which changes with its version
+    except Exception as error:  # from the client's HTTP library, which differs between its versions
         raise _failed(what, hub, error) from error
     _check_hash(path, what, sha256)
     return path
 
 
 def web_file(url: str, sha256: str | None = None) -> Path:
-    """A file of the web, downloaded once.
+    """Path of a file from the web, downloaded once and then kept.
 
     Args:
-        url: http or https.
-        sha256: of the file, where it is known.
+        url: address that begins with http:// or https://.
+        sha256: expected SHA-256 of the file in hexadecimal; None if it is not known.
 
     Raises:
         FileNotFoundError: the server has no such file.
         RuntimeError: the download failed or broke off; nothing of it is kept.
-        ValueError: the file is not the one with this hash; a download is not kept.
+        ValueError: the file has another SHA-256; if it was just downloaded, it is not kept.
     """
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
     target = _cache() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
@@ -132,7 +132,7 @@ def _download(url: str, part: Path) -> None:
             while chunk := stream.read(_CHUNK_BYTES):
                 f.write(chunk)
         f.flush()
-        os.fsync(f.fileno())  # or a crash could leave the name of a file without its content
+        os.fsync(f.fileno())  # else a crash can leave the new name without the contents
     size = part.stat().st_size
     if size != int(length):
         raise OSError(f"it broke off after {size} of {length} bytes")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what `torch.save` wrote, without PyTorch, and without running anything that the file says.
+"""Reads files of `torch.save` without PyTorch and without running code from them.
 
-A `.pth` file is a zip of one pickle and of one raw file per storage. A pickle is a program: it can
-name any function of any module and call it. The reader here knows a handful of names (`_Reader`),
-none of which can do more than build a container or look at numbers; a file that names anything else
-is refused. Among them is `argparse.Namespace`, which becomes a plain record: the training scripts
+A `.pth` file is a zip archive of one pickle and one raw file per storage. A pickle is a program: it
+can name any function of any module and call it. The reader here (`_Reader`) knows a handful of
+names, none of which can do more than build a container or view numbers; a file that names anything
+else is refused. `argparse.Namespace` is among them, as a plain record, because the training scripts
 of timm and MambaOut store their arguments next to the weights.
 """
 
@@ -36,18 +36,19 @@ _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_torch_file(path: Path | str) -> Any:
-    """The object in a file of `torch.save`, its tensors as read-only numpy arrays.
+    """The object in a file of `torch.save`, with its tensors as read-only numpy arrays.
 
     Args:
-        path: of a zip file, as PyTorch writes since 1.6.
+        path: the file, in the zip format that PyTorch has written since version 1.6.
 
     Returns:
-        Usually a dict of names to arrays, or a dict that holds one. bfloat16 is `jnp.bfloat16`.
+        Usually a dict from names to arrays, or a dict that holds one. The dtypes are those of the
+        tensors; bfloat16 is `jnp.bfloat16`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is of the older format, damaged, or holds more than tensors and
-            containers, and might run code.
+        ValueError: the file is in the older format, is damaged, or holds more than tensors and
+            containers, so that it might run code.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -85,7 +86,7 @@ class _Storage(NamedTuple):
 
 
 class _Reader(pickle.Unpickler):
-    """Unpickler that finds tensors and plain containers only."""
+    """Unpickler that knows tensors and plain containers only."""
 
     def __init__(self, archive: zipfile.ZipFile):
         names = archive.namelist()
@@ -98,8 +99,8 @@ class _Reader(pickle.Unpickler):
         super().__init__(io.BytesIO(archive.read(pickled[0])))
         self._archive, self._folder = archive, folder
         self._storages: dict[str, _Storage] = {}
-        # A pickle can also set attributes on what it is given. So that it changes nothing here, all
-        # of these are immutable, or made for this file alone.
+        # A pickle can also set attributes on these objects. So that this changes nothing outside,
+        # all of them are immutable, or made for this file alone.
         self._allowed: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("argparse", "Namespace"): types.SimpleNamespace,
@@ -120,7 +121,9 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, size = pid
         if kind != "storage" or dtype not in _DTYPES.values():
-            raise _RefusedError(f"it holds a {kind!r} of {dtype!r}, which is no known storage")
+            raise _RefusedError(
+                f"it holds a {kind!r} of {dtype!r}, which is not a known kind of storage"
+            )
         if key not in self._storages:
             raw = self._archive.read(f"{self._folder}data/{key}")
             # numpy knows bfloat16 by its type, not by its name.
@@ -136,7 +139,7 @@ def _tensor(
     offset: int,
     shape: tuple[int, ...],
     strides: tuple[int, ...],
-    *_: Any,  # requires_grad, hooks and metadata, which are nothing to an array
+    *_: Any,  # requires_grad, hooks and metadata, which a numpy array does not have
 ) -> np.ndarray:
     if not isinstance(storage, _Storage) or len(shape) != len(strides):
         raise _RefusedError("a tensor in it is not made of a storage")

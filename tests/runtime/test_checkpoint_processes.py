@@ -51,6 +51,7 @@ def test_a_kill_during_a_save_leaves_the_step_before(tmp_path):
     assert read_checkpoint(tmp_path).state["step"] == 2
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_two_processes_save_check_and_fall_back_together(tmp_path):
     with socket.socket() as free:

@@ -63,6 +63,7 @@ def uninterrupted(start, tmp_path_factory):
     return workdir, out.strip().split("\n")[-1].split("  (")[0]
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
@@ -85,6 +86,7 @@ def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterru
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_sigterm_saves_and_exits_with_code_75(start, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
@@ -102,6 +104,7 @@ def test_sigterm_saves_and_exits_with_code_75(start, uninterrupted, tmp_path):
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_two_processes_train_as_one_does_and_stop_together(start, tmp_path):
     settings = [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """States of many dtypes, containers and shardings, to be saved and compared."""
 
+import functools
 from typing import Any
 
 import jax
@@ -43,7 +44,17 @@ def make_shardings(state, mesh):
 
 def make_state(seed, mesh=None, width=16):
     """A state of many dtypes whose optimizer has made one update from random gradients."""
+    return _maker(mesh or make_mesh(8, 1), width)(seed)
 
+
+@functools.cache
+def _maker(mesh, width):
+    make = functools.partial(_make_state, width=width)
+    shardings = make_shardings(jax.eval_shape(make, 0), mesh)
+    return jax.jit(make, out_shardings=shardings)
+
+
+def _make_state(seed, width):
     def normal(key, shape, dtype=jnp.float32):
         return jax.random.normal(jax.random.fold_in(jax.random.key(seed), key), shape, dtype)
 
@@ -56,8 +67,8 @@ def make_state(seed, mesh=None, width=16):
     # Orbax splits a whole array over the devices: 8 chunks, each too large to be stored inline.
     noise = jax.random.bits(jax.random.key(seed), (16384,), jnp.uint8)
     counts = {"seen": jnp.array([True, False]), "bytes": noise}
-    state = State(jnp.int32(seed), {"params": params, "counts": counts}, opt_state)
-    return jax.device_put(state, make_shardings(state, mesh or make_mesh(8, 1)))
+    step = jnp.asarray(seed, jnp.int32)
+    return State(step, {"params": params, "counts": counts}, opt_state)
 
 
 def make_abstract(state, mesh=None):

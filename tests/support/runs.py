@@ -63,8 +63,8 @@ def rewind(workdir, to, step):
 
 
 def flip_a_byte_of_the_data(checkpoint):
-    """In the largest file of the state, which Orbax reads without noticing."""
-    path = max((checkpoint / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    """In the largest file of the state, among the values, which are read without an error."""
+    path = max(checkpoint.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x10
     path.write_bytes(data)

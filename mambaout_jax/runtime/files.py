@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way to write a file that is never half there."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yields a path to write to; at the end what is there takes the place of `path`, in one step.
+
+    Readers find the whole old file or the whole new one, and so does the next run if this one is
+    killed. If the block raises, the old file stays and what was written is removed.
+
+    Args:
+        path: file to write, in a folder that exists. Only one process may write it at a time.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut can leave the new name without the contents
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Replaces the file `path` by `text`, in UTF-8."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Replaces the file `path` by `value` as indented JSON.
+
+    Raises:
+        TypeError: `value` is not JSON-able. The old file stays.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files are replaced whole or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mambaout_jax.runtime.files import replacing, write_json, write_text
+
+
+def test_written_text_is_utf8_and_leaves_nothing_else(tmp_path):
+    write_text(tmp_path / "a.txt", "größe\n")
+    write_text(tmp_path / "a.txt", "Größe\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"Gr\xc3\xb6\xc3\x9fe\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_is_read_back_as_it_was(tmp_path):
+    value = {"a": [1, 2.5, None], "b": "größe"}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value
+    assert text.endswith("}\n")
+
+
+def test_a_value_that_is_not_json_keeps_the_old_file(tmp_path):
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        write_json(tmp_path / "a.json", {1, 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_while_writing_keeps_the_old_file_alone(tmp_path, error):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail():
+        with replacing(path) as part:
+            part.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+
+
+def test_readers_see_the_old_file_until_the_end(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_kill_while_writing_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    source = (
+        "import os, signal, sys\n"
+        "from mambaout_jax.runtime.files import replacing, write_text\n"
+        "with replacing(sys.argv[1]) as part:\n"
+        "    part.write_text('half of the n')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", source, str(path)]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    write_text(path, "new")  # over what the kill left
+    assert os.listdir(tmp_path) == ["a.txt"]
