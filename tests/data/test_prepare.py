@@ -295,4 +295,4 @@ def test_ctrl_c_is_told_and_ends_with_the_code_of_a_preemption(monkeypatch, tmp_
 
     monkeypatch.setattr(prepare, "prepare_imagenet", interrupted)
     assert main(["prepare", "imagenet", "--folder", "x", "--out", str(tmp_path)]) == 75
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes here" in capsys.readouterr().err
