@@ -29,7 +29,8 @@ def draw(result: dict[str, Any], path: Path | str) -> None:
 
     Lines are medians in microseconds per token, on logarithmic axes, with a band from the fastest
     to the slowest round. Crosses at the top, one row per mixer, mark lengths that were too large,
-    too slow or failed. The dotted line is at L = 6D, where sequences are long for the paper (Eq. 6).
+    too slow or failed. The dotted line is at L = 6D, beyond which the paper calls a sequence long
+    (Eq. 6).
 
     Args:
         result: the result of `scan.run`.
