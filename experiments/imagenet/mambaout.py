@@ -119,8 +119,8 @@ def set_optimisation(config):
     config.optimizer.clip_norm = 0.0
     config.ema.decay = 0.0
 
-    # 312 updates per epoch: 1,281,167 images are 312 batches and a remainder. timm drops it; here it
-    # begins the next epoch.
+    # 312 updates per epoch: 1,281,167 images are 312 batches and a remainder. timm drops it; here
+    # it begins the next epoch.
     config.schedule.total_epochs = 300.0
     config.schedule.cooldown_epochs = 10.0  # timm's default, which the authors did not change
     config.schedule.warmup_epochs = 20.0

@@ -155,7 +155,9 @@ def _race(
     peer: Callable[..., tuple[Callable, Callable]] | None,
 ) -> dict[str, Any]:
     x, kernel, dy = arrays
-    calls, results, compile_seconds = {}, {}, {}
+    calls = {}
+    results = {}
+    compile_seconds = {}
     with_pallas = platform == "gpu" and kernel.shape[0] <= _MAX_PALLAS_SIDE
     for name in ("lax", "shift", "pallas")[: 3 if with_pallas else 2]:
         start = time.perf_counter()

@@ -273,7 +273,8 @@ def _write_images(root: Path) -> Path:
         (root / "val" / name).mkdir(parents=True)
         height, width, _ = photo.shape
         for index in range(_SYNTHETIC_FILES // 2 + 1):
-            left, top = rng.integers(0, width - 400), rng.integers(0, height - 300)
+            left = rng.integers(0, width - 400)
+            top = rng.integers(0, height - 300)
             box = (left, top, left + 400, top + 300)
             image = Image.fromarray(photo).resize(
                 _SYNTHETIC_SIZE, Image.Resampling.BICUBIC, box=box

@@ -250,7 +250,8 @@ def _crossover(scan: dict[int, float], attention: dict[int, float]) -> tuple[str
         return "<", lengths[0]
     if last == len(lengths) - 1:
         return ">", lengths[-1]
-    low, high = math.log(lengths[last]), math.log(lengths[last + 1])
+    low = math.log(lengths[last])
+    high = math.log(lengths[last + 1])
     share = excess[last] / (excess[last] - excess[last + 1])
     return "=", math.exp(low + share * (high - low))
 

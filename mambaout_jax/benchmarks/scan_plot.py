@@ -43,7 +43,8 @@ def _figure(result: dict[str, Any]) -> Any:
     rows = result["rows"]
     widths = list(dict.fromkeys(row["width"] for row in rows))
     passes = list(dict.fromkeys(row["pass"] for row in rows))
-    columns, height = len(passes), _PANEL[1] * len(widths)
+    columns = len(passes)
+    height = _PANEL[1] * len(widths)
     figure = new_figure(_PANEL[0] * columns, height + 60, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     panels = figure.subplots(len(widths), columns, squeeze=False, sharey="row")

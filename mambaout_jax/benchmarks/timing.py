@@ -229,7 +229,8 @@ def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) ->
         rounds: how many turns each has.
         limits: memory and time that a contender may take.
     """
-    rows, calls = {}, {}
+    rows = {}
+    calls = {}
     for name, contender in contenders.items():
         rows[name] = row = _empty_row()
         try:

@@ -35,7 +35,7 @@ kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and 
 
 Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
 
-_ON_DEVICE = ("conv", "scan", "throughput")
+_ON_DEVICE = ("conv", "scan", "throughput")  # `input` measures the host
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     One that the question does not take ends the program with code 2.
     """
     question = arguments.question
-    given = {}
+    options = {}
     for action, questions in arguments.options:
         value = getattr(arguments, action.dest)
         if value is None:
@@ -102,8 +102,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
                 ": it measures the host" if questions == _ON_DEVICE else f"; {questions[0]} does"
             )
             arguments.parser.error(f"{question} takes no {action.option_strings[0]}{reason}")
-        given[action.dest] = value
-    return given
+        options[action.dest] = value
+    return options
 
 
 def _check_output(out: Path, parser: argparse.ArgumentParser) -> None:

@@ -135,19 +135,18 @@ def prepare_imagenet(
         _claim(work, members, shard_bytes)
         shards = {split: _shards(work, split, members[split], shard_bytes) for split in members}
         _check_space(work, shards)
-        made = _make_shards(shards, progress, processes)
-    lengths = {split: [len(part) for part in of.values()] for split, of in shards.items()}
-    write_metadata(
-        work, lengths, {split: sum(size for size, _ in parts) for split, parts in made.items()}
-    )
+        checks = _write_shards(shards, progress, processes)
+    lengths = {split: [len(part) for part in shards[split].values()] for split in shards}
+    num_bytes = {split: sum(size for size, _ in checks[split]) for split in checks}
+    write_metadata(work, lengths, num_bytes)
     if work == unfinished:
         work.rename(finished)
     converted = {
-        split: sorted(name for _, names in parts for name in names) for split, parts in made.items()
+        split: sorted(name for _, names in checks[split] for name in names) for split in checks
     }
     if not partial:
         _report_converted(converted)
-    images = {split: sum(of_split) for split, of_split in lengths.items()}
+    images = {split: sum(lengths[split]) for split in lengths}
     return Prepared(finished, images, {split: len(lengths[split]) for split in lengths}, converted)
 
 
@@ -277,7 +276,7 @@ def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
         )
 
 
-def _make_shards(
+def _write_shards(
     shards: dict[str, _Shards], progress: Progress, processes: int | None
 ) -> dict[str, list[tuple[int, list[str]]]]:
     """Writes the missing shards and checks all; `check_shard`'s result for each, by split."""
@@ -285,7 +284,7 @@ def _make_shards(
         split: progress.add_task(f"{split}: writing", total=sum(map(len, of_split.values())))
         for split, of_split in shards.items()
     }
-    made = {split: [] for split in shards}
+    checks = {split: [] for split in shards}
     # Spawned: a forked process would inherit locks of the threads of ArrayRecord and the progress
     # bar.
     executor = ProcessPoolExecutor(
@@ -293,17 +292,17 @@ def _make_shards(
     )
     try:
         futures = {
-            executor.submit(_make_shard, path, members): (split, len(members))
+            executor.submit(_write_and_check_shard, path, members): (split, len(members))
             for split, of_split in shards.items()
             for path, members in of_split.items()
         }
         for future in as_completed(futures):
             split, count = futures[future]
-            made[split].append(future.result())
+            checks[split].append(future.result())
             progress.advance(tasks[split], count)
     finally:
         executor.shutdown(cancel_futures=True)
-    return made
+    return checks
 
 
 def _begin_worker() -> None:
@@ -319,7 +318,7 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _make_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
+def _write_and_check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
     if not path.exists():
         write_shard(path, members)
     return check_shard(path, members)

@@ -69,12 +69,14 @@ def check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
 
     try:
         records = ArrayRecordReader(str(path)).read_all()
-        size, converted = 0, []
+        size = 0
+        converted = []
         for record, member in zip(records, members, strict=True):
             example = _features().deserialize_example_np(
                 record, decoders={"image": decode.SkipDecoding()}
             )
-            image, name = example["image"], example["file_name"].decode()
+            image = example["image"]
+            name = example["file_name"].decode()
             if (name, int(example["label"])) != (member.name, member.label):
                 raise ValueError(f"it holds {name} in place of {member.name}")
             if not _is_rgb_or_grey_jpeg(image):

@@ -41,17 +41,29 @@ from mambaout_jax.imagenet_classes import CLASS_NAMES
 
 SUITES = ("val", "real", "v2", "a", "r", "sketch", "c")
 CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
-    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
-    "jpeg_compression",
-)  # fmt: skip
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_FOLDERS = {"v2": "imagenet-v2", "a": "imagenet-a", "r": "imagenet-r",
-            "sketch": "imagenet-sketch", "c": "imagenet-c"}  # fmt: skip
+_FOLDERS = {
+    "v2": "imagenet-v2",
+    "a": "imagenet-a",
+    "r": "imagenet-r",
+    "sketch": "imagenet-sketch",
+    "c": "imagenet-c",
+}
 # Classes and images as published; for "c" those of each severity's folder.
-_SIZES = {"val": (1000, 50_000), "v2": (1000, 10_000), "a": (200, 7_500), "r": (200, 30_000),
-          "sketch": (1000, 50_889), "c": (1000, 50_000)}  # fmt: skip
+_SIZES = {
+    "val": (1000, 50_000),
+    "v2": (1000, 10_000),
+    "a": (200, 7_500),
+    "r": (200, 30_000),
+    "sketch": (1000, 50_889),
+    "c": (1000, 50_000),
+}
 _ORIGINS = {
     "val": "ILSVRC2012_img_val.tar from image-net.org with `mambaout prepare imagenet`",
     "real": "real.json from github.com/google-research/reassessed-imagenet, beside imagenet/",
