@@ -62,7 +62,7 @@ def _add_verb(subparsers, verb: ModuleType) -> None:
     parser = subparsers.add_parser(
         verb.__name__.rpartition(".")[2],
         help=verb.SUMMARY,
-        description=f"{verb.SUMMARY.capitalize()}.",
+        description=f"{verb.SUMMARY[0].upper()}{verb.SUMMARY[1:]}.",
         epilog=verb.EXAMPLES,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -25,15 +25,15 @@ def help_text(capsys, *arguments):
 
 def test_help_is_quick_and_light():
     code = (
-        "import sys, time; began = time.perf_counter()\n"
+        "import sys, time\n"
         "from mambaout_jax.cli.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit as stop: print('code', stop.code)\n"
-        "print('seconds', time.perf_counter() - began)\n"
         f"print('heavy', sorted(set({HEAVY}) & set(sys.modules)))\n"
+        "print('seconds', time.process_time())\n"  # of this process alone: machines are busy
     )
     seconds = []
-    for _ in range(3):  # the machine may be busy
+    for _ in range(3):
         result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
         )
@@ -89,3 +89,7 @@ def test_version(capsys):
 )
 def test_missing_arguments_are_named(capsys, arguments, words):
     assert words in usage_error(capsys, *arguments)
+
+
+def test_description_of_a_verb_is_its_summary(capsys):
+    assert "\nConvert weights between PyTorch's names and ours.\n" in help_text(capsys, "convert")
