@@ -4,14 +4,14 @@
     python experiments/quickstart.py
 
 Data: scikit-learn's digits, 1,797 real scans of 8x8 pixels, upscaled to 32; 1,438 to train, 359 to
-test. Nothing is downloaded. The run is kept in runs/quickstart: the same command again goes on
-with it. It is also a config:
+test. Nothing is downloaded. The run is kept in runs/quickstart, and the same command resumes it
+there. This file is also a config:
 
     mambaout train --config experiments/quickstart.py --config.seed=1
     mambaout train --config experiments/quickstart.py:conv+ssm --workdir runs/ssm
 
-The second command puts an SSM behind every convolution and changes nothing else: the paper's
-question, asked of digits.
+The second command adds an SSM after every convolution and changes nothing else: the paper's
+question, asked about digits.
 
 Result: see README.md.
 """
@@ -39,7 +39,7 @@ def get_config(token_mixer: str = "conv"):
 
     config.augment.crop = "shift"
     config.augment.shift_pixels = 4
-    config.augment.flip_probability = 0.0  # a mirrored digit is no digit
+    config.augment.flip_probability = 0.0  # a mirrored digit is not a digit
     config.augment.erase_probability = 0.25
 
     config.optimizer.learning_rate = 4e-3

@@ -5,9 +5,9 @@ from mambaout_jax.runtime.huge_pages import restart_with_huge_pages
 
 
 def run() -> int:
-    """The command line in a process with huge pages; its exit code."""
+    """Runs the command line in a process with huge pages; returns its exit code."""
     restart_with_huge_pages()
-    from mambaout_jax.cli.main import main  # now, so that nothing is imported twice
+    from mambaout_jax.cli.main import main  # after the restart, so that nothing is imported twice
 
     return main()
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of a run, its default and its unit, and the numbers that follow from them.
 
-An experiment file starts from `default_config()`, changes values and returns it from
-`get_config()`. Nothing else in the package invents a setting or a default.
+An experiment file starts from `default_config()`, changes values and returns the config from
+`get_config()`. No other file of the package adds a setting or a default.
 
-A duration is one setting with two spellings, `<name>_epochs` and `<name>_steps`: where
-`<name>_steps` is given it replaces the epochs, and `resolve` turns both into updates before
-anything is built.
+A duration has two spellings, `<name>_epochs` and `<name>_steps`: `<name>_steps` replaces the epochs
+if it is set, and `resolve` turns both into updates before anything is built.
 """
 
 import dataclasses
@@ -15,8 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-# A locked `ConfigDict`. Its declared value type is the union of all that a value could be, which no
-# type checker can follow.
+# A locked `ConfigDict`. Its declared value type is a union of all types that a value could have,
+# which no type checker can follow.
 Config = Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,14 +61,14 @@ def default_config() -> Config:
 
     config.model = ConfigDict()
     config.model.name = "mambaout_tiny"
-    # Rate of the last block, earlier blocks linearly less, the first 0; None: the published rate.
+    # Rate of the last block; the rate rises linearly from 0 in the first. None: the published rate.
     config.model.drop_path = config_dict.placeholder(float)
-    config.model.dtype = "float32"  # of the computation; parameters are always float32
+    config.model.dtype = "float32"  # precision of the computation; parameters are always float32
     config.model.remat = False  # recompute each block in the backward pass: less memory, more time
     config.model.conv_implementation = "auto"
-    config.model.options = ConfigDict()  # any further field of the family's backbone
-    config.model.pretrained = ""  # weights to start from, as `weights.load` takes them; "": none
-    config.model.reset_head = True  # of these weights: initialise the last layer afresh
+    config.model.options = ConfigDict()  # further fields of the family's backbone
+    config.model.pretrained = ""  # weights to start from, as for `weights.load`; "": none
+    config.model.reset_head = True  # initialise the last layer instead of taking it from them
 
     _set_data(config)
     _set_training(config)
@@ -78,44 +77,44 @@ def default_config() -> Config:
 
 def _set_data(config: Config) -> None:
     config.data = ConfigDict()
-    # "digits": embedded; "folder": images in class sub-folders of `path`; "imagenet": ImageNet-1k,
-    # of which `path` holds such folders or what `mambaout prepare` or TensorFlow Datasets wrote.
+    # "digits": those of scikit-learn; "folder": images in class sub-folders of `path`; "imagenet":
+    # ImageNet-1k in such folders, or as `mambaout prepare` or TensorFlow Datasets write it.
     config.data.source = "folder"
     config.data.path = ""
     config.data.image_size = 224  # pixels, height and width
     config.data.channels = 3  # 1: greyscale, 3: RGB
     config.data.mean = IMAGENET_MEAN  # per channel, of pixel values in [0, 1]
     config.data.std = IMAGENET_STD
-    config.data.validation_fraction = 0.2  # held out of a folder that has no split of its own
+    config.data.validation_fraction = 0.2  # held out, if a folder has no splits of its own
     config.data.crop_fraction = 1.0  # evaluation: side of the central crop over the resized side
     config.data.crop_mode = "center"  # evaluation: "center" keeps proportions, "squash" does not
-    config.data.interpolation = "bicubic"  # evaluation, and training unless it is drawn
-    # Of training images; evaluation is always Pillow's. "opencv": faster, about a grey level off.
+    config.data.interpolation = "bicubic"  # evaluation; training too, unless it is drawn at random
+    # For training images; evaluation always uses Pillow. "opencv": faster, about a grey level off.
     config.data.decoder = "pillow"
-    config.data.num_threads = 16  # that decode, in this process
-    config.data.num_workers = 0  # processes that decode; 0: threads of this process only
-    config.data.prefetch_batches = 4  # batches made ahead
-    config.data.max_corrupt_fraction = 0.01  # of the examples read; more of them stop the training
+    config.data.num_threads = 16  # threads that decode, in this process
+    config.data.num_workers = 0  # processes that decode; 0: only the threads of this process
+    config.data.prefetch_batches = 4  # batches prepared ahead
+    config.data.max_corrupt_fraction = 0.01  # of the examples read; more than that stop the run
 
     config.augment = ConfigDict()
     config.augment.crop = "random_resized"  # one of CROPS
     config.augment.scale = (0.08, 1.0)  # random_resized: area of the crop over that of the image
     config.augment.ratio = (3 / 4, 4 / 3)  # random_resized: width over height
-    config.augment.shift_pixels = 4  # shift: largest translation along each axis, zeros come in
+    config.augment.shift_pixels = 4  # shift: largest translation along each axis, filled with zeros
     config.augment.random_interpolation = False  # draw bilinear or bicubic for each crop
     config.augment.flip_probability = 0.5  # horizontal
     config.augment.rand_augment_layers = 0  # operations drawn per image, with replacement; 0: off
-    config.augment.rand_augment_magnitude = 9.0  # 0 to 10, the mean of each operation's
-    config.augment.rand_augment_deviation = 0.5  # of the magnitude, normal
-    config.augment.rand_augment_probability = 0.5  # that a drawn operation is applied
+    config.augment.rand_augment_magnitude = 9.0  # mean magnitude of the operations, 0 to 10
+    config.augment.rand_augment_deviation = 0.5  # standard deviation of the magnitude
+    config.augment.rand_augment_probability = 0.5  # probability that a drawn operation is applied
     config.augment.color_jitter = 0.0  # largest change of brightness, contrast, saturation; 0: off
-    config.augment.mixup_alpha = 0.0  # of Beta(alpha, alpha); 0: off
+    config.augment.mixup_alpha = 0.0  # mixing weights are drawn from Beta(alpha, alpha); 0: off
     config.augment.cutmix_alpha = 0.0  # likewise
-    config.augment.mix_probability = 1.0  # that a group of examples is mixed at all
-    config.augment.cutmix_share = 0.5  # of the mixed groups, where mixup and cutmix are both on
+    config.augment.mix_probability = 1.0  # probability that a group of examples is mixed at all
+    config.augment.cutmix_share = 0.5  # share of cutmix among mixed groups, if mixup is on too
     config.augment.mix_group_size = 0  # examples that share one mixing weight; 0: a micro-batch
     config.augment.erase_probability = 0.0  # random erasing with normal noise
-    config.augment.erase_after_mixing = True  # False: noise is mixed, too
+    config.augment.erase_after_mixing = True  # False: the noise is mixed too
 
 
 def _set_training(config: Config) -> None:
@@ -124,18 +123,18 @@ def _set_training(config: Config) -> None:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3  # peak
-    config.optimizer.learning_rate_batch_size = 0  # > 0: the rate is for this batch, scaled
+    config.optimizer.learning_rate_batch_size = 0  # batch that the rate is for; 0: do not scale it
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.epsilon = 1e-8
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
-    # (regular expression, decays?): the first that is found in a parameter's path decides; those
-    # of the model's family follow. A parameter that none covers is an error.
+    # (regular expression, decays?): the first one found in a parameter's path decides; the rules of
+    # the model's family come after these. A parameter that matches none is an error.
     config.optimizer.decay_rules = ()
-    # The rate of each layer over that of the next one towards the head; 1: the same for all.
+    # Learning rate of each layer over that of the next one towards the head; 1: the same for all.
     config.optimizer.layer_decay = 1.0
-    config.optimizer.freeze = ()  # regular expressions: parameters found by one are not trained
+    config.optimizer.freeze = ()  # regular expressions; parameters that match one are not trained
 
     config.schedule = ConfigDict()  # linear warm-up, then a half cosine
     config.schedule.total_epochs = 300.0  # until the cosine ends
@@ -144,11 +143,11 @@ def _set_training(config: Config) -> None:
     config.schedule.warmup_steps = config_dict.placeholder(int)
     config.schedule.cooldown_epochs = 0.0  # at the final rate, on top of the total
     config.schedule.cooldown_steps = config_dict.placeholder(int)
-    # The cosine begins where the warm-up ends; False: at update 0, its start hidden by the warm-up.
+    # True: the cosine begins where the warm-up ends; False: at update 0, hidden by the warm-up.
     config.schedule.warmup_prefix = True
-    config.schedule.per_epoch = False  # hold the rate that an epoch's first update has
+    config.schedule.per_epoch = False  # keep the rate of an epoch's first update for all of it
     config.schedule.warmup_learning_rate = 1e-6  # at update 0, not scaled
-    config.schedule.final_learning_rate = 1e-5  # where the cosine ends, not scaled
+    config.schedule.final_learning_rate = 1e-5  # at the end of the cosine, not scaled
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # per update, of parameters and batch statistics; 0: no average is kept
@@ -164,26 +163,26 @@ def _set_training(config: Config) -> None:
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1.0
     config.checkpoint.every_steps = config_dict.placeholder(int)
-    config.checkpoint.keep = 2  # newest checkpoints
+    config.checkpoint.keep = 2  # how many of the newest checkpoints
 
     config.log = ConfigDict()
     config.log.every_steps = 50
     config.log.tensorboard = False
-    config.log.wandb = False  # Weights & Biases, by the package's own environment variables
+    config.log.wandb = False  # Weights & Biases, set up by its own environment variables
     config.log.wandb_project = "mambaout_jax"
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What `resolve` makes of a config: durations in updates, rates per update.
+    """The numbers that follow from a config: durations in updates, the scaled learning rate.
 
     Attributes:
         steps_per_epoch: updates that see as many examples as the training set has, rounded down.
-        total_steps: of the run, with its cool-down.
-        warmup_steps, cooldown_steps: the first and the last of them.
-        evaluate_every, checkpoint_every, log_every: updates between two.
+        total_steps: updates of the whole run, including the cool-down.
+        warmup_steps, cooldown_steps: updates of the warm-up and the cool-down.
+        evaluate_every, checkpoint_every, log_every: updates from one to the next.
         micro_batch_size: examples of one forward and backward pass, over all devices.
-        learning_rate: peak, after scaling by the batch size.
+        learning_rate: peak rate, after scaling by the batch size.
     """
 
     steps_per_epoch: int
@@ -205,7 +204,8 @@ def resolve(config: Config, num_examples: int) -> Resolved:
         num_examples: size of the training set.
 
     Raises:
-        ValueError: the batch is larger than the training set, or the warm-up longer than the run.
+        ValueError: the batch is larger than the training set, or the warm-up is longer than the
+            run.
     """
     if config.batch_size > num_examples:
         raise ValueError(
@@ -243,14 +243,15 @@ def _steps(section: Config, name: str, steps_per_epoch: int) -> int:
 
 
 def validate(config: Config, device_count: int) -> None:
-    """Checks what no single value can show, before anything is built.
+    """Checks values and how they fit together, before anything is built.
 
     Args:
-        config: made by `default_config`.
-        device_count: devices of all processes.
+        config: a config that began as `default_config()`.
+        device_count: devices of all processes together.
 
     Raises:
-        ValueError: names the setting, its value, what is allowed and what to set instead.
+        ValueError: a setting is wrong; the message has its value, what is allowed and what to set
+            instead.
     """
     _one_of(config, "task", TASKS)
     _one_of(config, "model.dtype", DTYPES)
@@ -308,13 +309,15 @@ def _validate_batch(config: Config, device_count: int) -> None:
         )
     unit = device_count * config.accumulate_steps
     if config.batch_size % unit:
-        down, up = config.batch_size // unit * unit, -(-config.batch_size // unit) * unit
+        down = config.batch_size // unit * unit
+        up = down + unit
         raise ValueError(
             f"batch_size={config.batch_size} does not divide into {device_count} devices x "
             f"{config.accumulate_steps} micro-batches; set --config.batch_size to "
             f"{f'{down} or ' if down else ''}{up}"
         )
-    micro, group = config.batch_size // config.accumulate_steps, config.augment.mix_group_size
+    micro = config.batch_size // config.accumulate_steps
+    group = config.augment.mix_group_size
     if group and micro % group:
         raise ValueError(
             f"augment.mix_group_size={group} does not divide the micro-batch of {micro} examples; "

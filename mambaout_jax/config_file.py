@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config files, `experiments/*.py`, what a command line changes in them, and saved settings."""
+"""Reading config files (`experiments/*.py`), settings from the command line, saved settings."""
 
 import json
 import runpy
@@ -14,14 +14,14 @@ from mambaout_jax.config import Config, default_config
 
 
 def read_config(file: str) -> Config:
-    """The config that `get_config` of a Python file returns.
+    """The config that a Python file's `get_config` returns.
 
     Args:
-        file: path, with ":ARG" after it where `get_config` takes an argument.
+        file: path of the file, followed by ":ARG" to call `get_config("ARG")`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has no `get_config`, or sets what is no setting.
+        FileNotFoundError: the file does not exist.
+        ValueError: it has no `get_config`, or sets something that is not a setting.
     """
     path, argument = split_argument(file)
     if not Path(path).is_file():
@@ -35,13 +35,13 @@ def read_config(file: str) -> Config:
         )
     try:
         return get_config() if argument is None else get_config(argument)
-    except AttributeError as error:  # its message lists every setting there is
+    except AttributeError as error:  # its message ends with a list of all settings
         first, _, _ = str(error).partition(" Other fields present")
         raise ValueError(f"{path}: {first}") from error
 
 
 def split_argument(file: str) -> tuple[str, str | None]:
-    """Path and argument of "FILE.py:ARG"; None without one."""
+    """Path and argument of "FILE.py:ARG"; the argument is None in "FILE.py"."""
     path, separator, argument = file.partition(".py:")  # the path itself may hold a colon
     return (f"{path}.py", argument) if separator else (file, None)
 
@@ -50,7 +50,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     """The config with settings from the command line, such as "--config.batch_size=128".
 
     Raises:
-        ValueError: one names no setting, or has a value of the wrong type.
+        ValueError: there is no such setting, or its value has the wrong type.
     """
     values = flags.FlagValues()
     argv = ["mambaout", *overrides]
@@ -70,7 +70,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes all settings as JSON; a kill in between leaves the old file whole."""
+    """Writes all settings as JSON; a process killed meanwhile leaves the old file intact."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
     temporary.replace(path)
@@ -80,8 +80,8 @@ def load_config(path: Path) -> Config:
     """The settings that `save_config` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds a setting that is not known here.
+        FileNotFoundError: the file does not exist.
+        ValueError: it holds an unknown setting, or is not JSON.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -98,7 +98,8 @@ def load_config(path: Path) -> Config:
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, by dotted name, as (old value, new value)."""
-    before, after = _flat(old), _flat(new)
+    before = _flat(old)
+    after = _flat(new)
     return {
         name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())
@@ -118,7 +119,7 @@ def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON has lists only; settings are tuples."""
+    """The value with tuples for lists: settings are tuples, which JSON writes as lists."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

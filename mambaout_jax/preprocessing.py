@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image becomes a model's input: of a config, of published weights, into a config."""
+"""How an image becomes a model's input: read from a config or from weights, written to a config."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class Preprocessing:
             resized to the same length.
         interpolation: "bilinear" or "bicubic".
         mean, std: per channel, of pixel values in [0, 1].
-        class_names: in the order of the outputs, None where they are not known.
+        class_names: names in the order of the outputs; None if they are unknown.
     """
 
     image_size: int
@@ -30,13 +30,13 @@ class Preprocessing:
 
     @classmethod
     def of(cls, data: Config, class_names: tuple[str, ...] | None = None) -> "Preprocessing":
-        """What the section `data` of a config says."""
+        """The preprocessing that section `data` of a config describes."""
         values = {name: data[name] for name in _SETTINGS}
         values |= {name: tuple(values[name]) for name in ("mean", "std")}
         return cls(**values, class_names=class_names)
 
     def write_to(self, data: Config) -> None:
-        """Sets the section `data` of a config to this, `channels` included."""
+        """Sets section `data` of a config to this preprocessing, including `channels`."""
         for name in _SETTINGS:
             data[name] = getattr(self, name)
         data.channels = len(self.mean)

@@ -5,19 +5,19 @@
     python experiments/ablations/grid.py --preset tiny --out runs/ablation_tiny
     python experiments/ablations/grid.py --preset full --out runs/ablation_full
 
-MambaOut (arXiv 2405.07992, Section 3) says that an SSM suits tasks which are both long and
-autoregressive. Here length and visibility vary one at a time, and blocks that differ in the token
-mixer alone are trained with equal data, updates, learning rate and MACs. Writes <out>.json (all
+MambaOut (arXiv 2405.07992, Section 3) says that an SSM suits tasks that are both long and
+autoregressive. Here length and visibility vary one at a time, and blocks that differ only in the
+token mixer are trained with equal data, updates, learning rate and MACs. Writes <out>.json (all
 numbers), <out>.md (tables) and <out>.png (figure).
 
-Hardware: two CPU cores: 14 minutes. "tiny" shows only that all of it runs. "full" is for a GPU and
+Hardware: two CPU cores, 14 minutes. "tiny" only shows that everything runs. "full" is for a GPU and
 has not been run.
-Result: see experiments/results/ablation_small.md; three seeds, so signs rather than proofs. Where
-the task is short the SSM adds nothing, as the paper says. In long autoregressive tasks the
-convolution stays at chance: the SSM adds 22, 46 and 13 points to it in `recall`, as the paper
-expects, and 9, 33 and -1 in `copying`, which decides nothing; attention is better in both. Where
-far-apart parts of a long visible map decide, neither convolution nor SSM left chance in this
-budget, and attention did. No mixer learned `matching`.
+Result: see experiments/results/ablation_small.md; with three seeds these are hints, not proofs. In
+short tasks the SSM adds nothing, as the paper says. In long autoregressive tasks the convolution
+stays at chance: the SSM adds 22, 46 and 13 points to it in `recall`, as the paper expects, and 9,
+33 and -1 in `copying`, which decides nothing; attention is better in both. If far-apart parts of a
+long visible map decide, neither convolution nor SSM left chance within this budget, but attention
+did. No mixer learned `matching`.
 """
 
 import argparse
@@ -35,7 +35,9 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    for result in run_grid(arguments.preset):  # after each task: a run cut short leaves what it has
+    for result in run_grid(
+        arguments.preset
+    ):  # after each task, so that a stopped run leaves results
         out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
         out.with_suffix(".md").write_text(as_markdown(result))
         draw(result, out.with_suffix(".png"))

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters and multiply-accumulates of a model, from shapes alone: nothing is computed.
 
-The count is the literature's: one multiply-accumulate per kernel tap of every output of a
-convolution, taps that fall on padding included, per weight of a linear layer, and per pair of
-tokens and channel of the two matrix products of attention, masked pairs included; norms,
-activations, softmax and pooling are free. (XLA's own cost analysis leaves padded taps out and
-counts additions and multiplications apart, so it does not give the published figures.)
+Multiply-accumulates are counted as in the literature:
 
-A selective scan is counted by one of two formulas that papers use, see `SCAN_FORMULAS`.
+- convolutions: one per kernel tap of every output, including taps that fall on padding;
+- linear layers: one per weight and token;
+- attention: one per channel and pair of tokens in each of its two matrix products, including masked
+  pairs;
+- norms, activations, softmax and pooling: none;
+- selective scans: by one of two formulas that papers use, see `SCAN_FORMULAS`.
+
+(XLA's own cost analysis leaves padded taps out and counts additions and multiplications separately,
+so it does not give the published figures.)
 """
 
 import math
@@ -22,12 +26,12 @@ from flax.traverse_util import flatten_dict
 
 from mambaout_jax.mixers.ssm import ScanSize
 
-_SHOWN = 4  # modules in an error
+_SHOWN = 4  # how many modules an error lists
 
 # Multiply-accumulates of one scan over L tokens of D channels with N states.
-#   parallel  9·L·D·N for the recurrence and L·D for the skip, the most used; a gate is L·D more
-#   hand      5·L·D·N + 2·L·D, of LocalMamba's and Vim's code; there the projections of the first
-#             path are counted, and those of further paths are not
+#   parallel  the most widely used: 9·L·D·N for the recurrence and L·D for the skip; a gate adds L·D
+#   hand      that of LocalMamba's and Vim's code: 5·L·D·N + 2·L·D; it counts the projections of the
+#             first path and not those of further paths
 SCAN_FORMULAS: dict[str, Callable[[int, int, int], int]] = {
     "parallel": lambda L, D, N: 9 * L * D * N + L * D,
     "hand": lambda L, D, N: 5 * L * D * N + 2 * L * D,
@@ -36,8 +40,8 @@ SCAN_FORMULAS: dict[str, Callable[[int, int, int], int]] = {
 
 class Cost(NamedTuple):
     """Attributes:
-    parameters: learned numbers, frozen tables included.
-    macs: multiply-accumulates of one image.
+    parameters: numbers in `params`, including frozen tables.
+    macs: multiply-accumulates for one image.
     """
 
     parameters: int
@@ -45,16 +49,16 @@ class Cost(NamedTuple):
 
 
 def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "parallel") -> Cost:
-    """Counts the parameters of a model and the multiply-accumulates of one image.
+    """Counts the parameters of a model and its multiply-accumulates for one image.
 
     Args:
-        model: any linen module that maps images (1, H, W, C).
+        model: any linen module whose input is images (1, H, W, C).
         image_shape: (H, W, C).
         scan_formula: a key of `SCAN_FORMULAS`.
 
     Raises:
-        ValueError: `image_shape` is not (H, W, C), there is no such formula, or a module has
-            parameters whose multiply-accumulates nobody states.
+        ValueError: `image_shape` is not (H, W, C), `scan_formula` is unknown, or a module has
+            parameters but does not state its multiply-accumulates.
     """
     if len(image_shape) != 3:
         raise ValueError(f"image_shape={image_shape} must be (H, W, C), without a batch axis")
@@ -72,7 +76,7 @@ def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "p
 
 
 def block_flops(L: int, D: int) -> int:
-    """Operations of a transformer block: 24·D²·L + 4·D·L² (paper, Eq. 6), two per MAC.
+    """Operations of a transformer block, two per MAC: 24·D²·L + 4·D·L² (paper, Eq. 6).
 
     Args:
         L: tokens.
@@ -82,8 +86,14 @@ def block_flops(L: int, D: int) -> int:
 
 
 def length_ratio(L: int, D: int) -> float:
-    """L / (6·D): above 1 attention costs more than all that is linear in L, and the sequence is
-    long in the paper's sense (Eq. 6 there; 2,304 tokens at ViT-S's width, 4,608 at ViT-B's).
+    """L / (6·D), from Eq. 6 of the paper.
+
+    Above 1, attention costs more than everything that is linear in L, and the paper calls the
+    sequence long. The threshold is 2,304 tokens at the width of ViT-S and 4,608 at that of ViT-B.
+
+    Args:
+        L: tokens.
+        D: channels.
     """
     return L / (6 * D)
 
@@ -91,10 +101,11 @@ def length_ratio(L: int, D: int) -> float:
 def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size: int) -> int:
     """Bytes that a forward pass in training mode keeps for the backward pass.
 
-    These are the residuals as JAX traces them, so an upper estimate: XLA fuses some away and needs
-    some space for its own work. Parameters are not counted.
+    These are the residuals as JAX traces them. XLA fuses some of them away and needs some space of
+    its own, so that this is an upper estimate. Parameters are not counted.
 
     Args:
+        model: any linen module whose input is images (B, H, W, C) and which takes `train=`.
         image_shape: (H, W, C).
         batch_size: images on one device.
     """
@@ -122,7 +133,7 @@ def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size:
 
 
 class _Counter:
-    """Interceptor that adds up what modules state of themselves while a model is traced."""
+    """Interceptor that adds up the costs that modules state, while a model is traced."""
 
     def __init__(self, scan_formula: str) -> None:
         self.macs = 0
@@ -153,7 +164,7 @@ class _Counter:
         return output
 
     def check(self, owners: set[tuple[str, ...]]) -> None:
-        """Raises ValueError if one of the modules with parameters of their own states no cost."""
+        """Raises ValueError if a module with parameters of its own does not state its cost."""
         unknown = sorted(owners - self._stated)
         if unknown:
             kinds = {self._types[path].__name__ for path in unknown if path in self._types}
@@ -165,8 +176,9 @@ class _Counter:
             )
 
     def _scan_macs(self, scan: ScanSize) -> int:
-        """All paths, without the projections, which are linear layers inside."""
-        L, D = scan.tokens, scan.channels
+        """All paths of a scan, without the projections, which are linear layers inside it."""
+        L = scan.tokens
+        D = scan.channels
         gate = L * D if scan.gated else 0
         return scan.paths * SCAN_FORMULAS[self._scan_formula](L, D, scan.states) + gate
 
@@ -188,7 +200,7 @@ def _no_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
     return 0
 
 
-# Modules of flax, for models that are made of them.
+# Modules of flax, for models that use them.
 _FLAX_MACS: dict[type[nn.Module], Callable[..., int]] = {
     nn.Conv: _conv_macs,
     nn.Dense: _dense_macs,

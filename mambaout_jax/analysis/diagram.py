@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two blocks that everything here compares, side by side: Gated CNN, and Mamba with its SSM.
+"""The two blocks that this project compares, side by side: Gated CNN, and Mamba with its SSM.
 
 Paper: MambaOut (arXiv 2405.07992), Figure 1 and Eq. 8, 10 and 11; the picture is our own.
 """
@@ -41,7 +41,7 @@ def draw_blocks(path: Path | str) -> None:
     """Draws the Gated CNN block and the Mamba block as a PNG file.
 
     Args:
-        path: of the PNG file.
+        path: the PNG file to write.
     """
     figure = new_figure(_WIDTH, _HEIGHT)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -103,10 +103,9 @@ def _draw_sign(axes: Any, x: float, y: float, sign: str) -> None:
 
 
 def _draw_arrow(axes: Any, left: float, points: tuple[tuple[float, float], ...]) -> None:
-    """A line through the points, in a block's coordinates, with a head at the last."""
+    """Draws a line through points in a block's coordinates, with an arrowhead at the last."""
     shifted = [(left + x, y) for x, y in points]
     if len(shifted) > 2:
         axes.plot(*zip(*shifted[:-1], strict=True), color=INK, linewidth=1, solid_capstyle="round")
-    axes.annotate("", shifted[-1], shifted[-2],
-                  arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1,
-                              "shrinkA": 0, "shrinkB": 0})  # fmt: skip
+    style = {"arrowstyle": "-|>", "color": INK, "linewidth": 1, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", shifted[-1], shifted[-2], arrowprops=style)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of a report as PNG files: curves of runs, grids of images, confusion matrices.
+"""Figures as PNG files: curves of runs, grids of images, confusion matrices.
 
-Drawn with Matplotlib's objects: no display, no `pyplot`, no state between two figures. Names that
-a user gives are shown as they are, never as mathematics, and shortened where there is no room.
+They are drawn with Matplotlib's objects: no display, no `pyplot`, no state between two figures.
+Names that a user gives are shown as they are, never read as mathematics, and shortened where there
+is no room.
 """
 
 import bisect
@@ -16,44 +17,47 @@ from PIL import Image
 
 from mambaout_jax.metrics.confusion import check_confusion_matrix
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; without yellow and black.
+# Okabe and Ito's colours, without yellow and black: colour-blind readers can tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_HIGHLIGHT, INK, _FAINT = "#C81E1E", "#333333", "#D9D9D9"
+INK = "#333333"
+_HIGHLIGHT = "#C81E1E"
+_FAINT = "#D9D9D9"
 
-# By title, the metrics of a panel; the second is of the averaged weights.
+# Metrics of each panel, by its title; the second metric is that of the averaged weights.
 _PANELS = {
     "Training loss": ("train/loss",),
     "Evaluation loss": ("eval/loss", "eval_ema/loss"),
     "Top-1 accuracy (%)": ("eval/top1", "eval_ema/top1"),
     "Learning rate": ("train/learning_rate",),
 }
-_FEW_POINTS = 40  # up to here every one is marked
+_FEW_POINTS = 40  # a curve of at most so many points has all of them marked
 
-# A power of two: sizes in pixels survive the way through Matplotlib's inches.
+# A power of two, so that sizes in pixels are exact when Matplotlib converts them from inches.
 _DPI = 128
 _LINE = 16  # pixels from line to line of text
 _TEXT_SIZE = 7.5  # points
 
-_IMAGE_SIDE = 160  # pixels, of the longer side of an image in a grid
-_FRAME, _GAP = 4, 12  # pixels
+_IMAGE_SIDE = 160  # pixels, longer side of an image in a grid
+_FRAME = 4  # pixels
+_GAP = 12  # pixels
 _MAX_SIDE = 2**16 - 1  # pixels that Matplotlib can draw
 
-_MATRIX_SIDE = 700  # pixels at least, but for a few classes
+_MATRIX_SIDE = 700  # pixels; at least this large, unless there are very few classes
 _MAX_CELL = 160  # pixels
-_MAX_LABEL = 180  # pixels of a class's name
-_MAX_COUNTS = 20  # classes up to which counts are written into the cells
+_MAX_LABEL = 180  # pixels, width of a class's name
+_MAX_COUNTS = 20  # counts are written into the cells up to this number of classes
 
 
 def draw_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path | str) -> None:
-    """Draws the losses, accuracy and learning rate of runs over one another, against updates.
+    """Draws the losses, accuracy and learning rate of several runs against updates.
 
     Args:
-        runs: by name, lines such as `{"step": 400, "train/loss": 0.61}`. A line leaves no gap in
-            a curve that it has no value of; a value that is not finite does.
-        path: of the PNG file.
+        runs: by name, lines such as `{"step": 400, "train/loss": 0.61}`. A metric that is missing
+            from a line leaves no gap in its curve; a value that is not finite does.
+        path: the PNG file to write.
 
     Raises:
-        ValueError: there is no run, a run has no line, or no line has a metric that is drawn.
+        ValueError: there are no runs, a run has no lines, or no line has a metric to draw.
     """
     save_figure(_curves_figure(runs), path)
 
@@ -69,48 +73,49 @@ def draw_image_grid(
     """Draws images in rows, each under its title.
 
     Args:
-        images: uint8 (B, H, W, C), C = 1 (greyscale) or 3 (RGB). Small ones are enlarged by a whole
-            number, so that their pixels stay squares.
-        titles: of each image; of one line or several, which are shortened to its width.
-        path: of the PNG file.
-        columns: images in a row; None: as many as there are rows.
-        highlights: images with a red frame and title, such as those that a model gets wrong.
+        images: uint8 (B, H, W, C), C = 1 (greyscale) or 3 (RGB). Small images are enlarged by a
+            whole factor, so that their pixels stay squares.
+        titles: one title for each image; its lines are shortened to the width of the image.
+        path: the PNG file to write.
+        columns: images per row; None: about as many as there are rows.
+        highlights: whether each image has a red frame and title, for example because a model got it
+            wrong.
 
     Raises:
-        ValueError: there is no image, the array is of another kind, the counts differ, or the
-            figure would be larger than 65535 pixels.
+        ValueError: there are no images, the array has the wrong type or shape, the counts differ,
+            or the figure would be larger than 65535 pixels.
     """
     save_figure(_image_grid_figure(images, titles, columns, highlights), path)
 
 
 def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path | str) -> None:
-    """Draws how often each class was taken for which, as a share of its examples.
+    """Draws which share of each class's examples was predicted as each class.
 
-    The colour scale is that of the square root, which keeps rare confusions visible; a class
-    without examples is grey. Up to 20 classes the counts are written as well.
+    The colour scale follows the square root, which keeps rare confusions visible; a class without
+    examples is grey. With up to 20 classes the counts are written into the cells.
 
     Args:
-        matrix: int (K, K), as `confusion_matrix` makes it.
-        class_names: K of them.
-        path: of the PNG file.
+        matrix: int (K, K), true class by predicted class (`metrics.confusion.confusion_matrix`).
+        class_names: the K names.
+        path: the PNG file to write.
 
     Raises:
-        ValueError: as of `check_confusion_matrix`.
+        ValueError: the matrix or the names are unsuitable (`check_confusion_matrix`).
     """
     save_figure(_confusion_figure(matrix, class_names), path)
 
 
 def _curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
     if not runs:
-        raise ValueError("there is no run to draw; give at least one")
+        raise ValueError("there are no runs to draw; give at least one")
     for name, lines in runs.items():
         if not lines:
             raise ValueError(f"run {name!r} has no metrics; leave it out or train it further")
-    there = {key for lines in runs.values() for line in lines for key in line}
-    panels = {title: names for title, names in _PANELS.items() if there & set(names)}
+    found = {key for lines in runs.values() for line in lines for key in line}
+    panels = {title: names for title, names in _PANELS.items() if found & set(names)}
     if not panels:
         wanted = [metric for metrics in _PANELS.values() for metric in metrics]
-        raise ValueError(f"no run has any of {wanted}; there are {sorted(there - {'step'})}")
+        raise ValueError(f"no run has any of {wanted}; found are {sorted(found - {'step'})}")
 
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
@@ -118,14 +123,14 @@ def _curves_figure(runs: Mapping[str, Sequence[Mapping[str, float]]]) -> Any:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     colors = dict(zip(runs, _run_colors(len(runs)), strict=True))
     last = max(line["step"] for lines in runs.values() for line in lines)
-    for place, (title, metrics) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, columns, place)
+    for index, (title, metrics) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, index)
         _style_curves(axes, title)
         axes.set_xlim(0, 1.02 * max(last, 1))
         for name, lines in runs.items():
             for metric, style in zip(metrics, ("-", "--"), strict=False):
                 _plot(axes, lines, metric, color=colors[name], linestyle=style)
-    averaged = any(metric.startswith("eval_ema/") for metric in there)
+    averaged = any(metric.startswith("eval_ema/") for metric in found)
     _add_legend(figure, colors, averaged)
     return figure
 
@@ -159,14 +164,19 @@ def _plot(axes: Any, lines: Sequence[Mapping[str, float]], metric: str, **style:
         return
     steps, values = np.asarray(points, np.float64).T
     finite = np.isfinite(values)
-    # A point between two gaps has no line to show it.
-    near = np.pad(finite, 1)
-    lonely = finite & ~near[:-2] & ~near[2:]
-    marked = finite & (lonely | (len(points) <= _FEW_POINTS))
+    # A point between two gaps is on no line, so that only a marker shows it.
+    padded = np.pad(finite, 1)
+    isolated = finite & ~padded[:-2] & ~padded[2:]
+    marked = finite & (isolated | (len(points) <= _FEW_POINTS))
     axes.plot(
-        steps, np.where(finite, values, np.nan), marker="o", markersize=3.5, markevery=marked,
-        linewidth=1.5, **style,
-    )  # fmt: skip
+        steps,
+        np.where(finite, values, np.nan),
+        marker="o",
+        markersize=3.5,
+        markevery=marked,
+        linewidth=1.5,
+        **style,
+    )
 
 
 def _add_legend(figure: Any, colors: Mapping[str, Any], averaged: bool) -> None:
@@ -177,7 +187,7 @@ def _add_legend(figure: Any, colors: Mapping[str, Any], averaged: bool) -> None:
     if averaged:
         names += ["weights", "averaged weights"]
         handles += [Line2D([], [], color=INK, linestyle=style) for style in ("-", "--")]
-    column = 60 + max(_text_width(name, figure) for name in names)  # with its line and spaces
+    column = 60 + max(_text_width(name, figure) for name in names)  # with line and spacing
     in_row = max(1, int(figure.bbox.width / column))
     figure.set_figheight(figure.get_figheight() + 21 / _DPI * math.ceil(len(names) / in_row))
     legend = figure.legend(
@@ -207,13 +217,13 @@ def _image_grid_figure(
     tiles = [_tile(image) for image in images]
     height, width = tiles[0].shape[:2]
     title_height = _LINE * max(title.count("\n") + 1 for title in titles)
-    cell_width = max(width + 2 * _FRAME, 110) + _GAP  # a narrow image, too, has room for a title
+    cell_width = max(width + 2 * _FRAME, 110) + _GAP  # room for a title even above narrow images
     cell_height = title_height + height + 2 * _FRAME + _GAP
     size = columns * cell_width + _GAP, rows * cell_height + _GAP
     if max(size) > _MAX_SIDE:
         raise ValueError(
             f"{len(images)} images in {columns} columns make {size[0]} x {size[1]} pixels, more "
-            f"than {_MAX_SIDE}; give fewer images or other columns"
+            f"than {_MAX_SIDE}; give fewer images or another number of columns"
         )
     canvas = np.full((size[1], size[0], 3), 255, np.uint8)
     figure = new_figure(*size)
@@ -260,7 +270,7 @@ def _check_images(
 
 
 def _tile(image: np.ndarray) -> np.ndarray:
-    """The image as RGB, its longer side about `_IMAGE_SIDE`."""
+    """The image as RGB, with a longer side of about `_IMAGE_SIDE`."""
     height, width, channels = image.shape
     image = np.broadcast_to(image, (height, width, 3)) if channels == 1 else image
     scale = _IMAGE_SIDE / max(height, width)
@@ -280,16 +290,19 @@ def _confusion_figure(matrix: np.ndarray, class_names: Sequence[str]) -> Any:
     shares = np.ma.masked_where(
         np.broadcast_to(totals == 0, matrix.shape), matrix / np.maximum(totals, 1)
     )
-    # Whole pixels: a cell that fell between two would vanish or be drawn double.
+    # Cells of whole pixels: otherwise some would vanish or be drawn twice as large.
     cell = min(_MAX_CELL, math.ceil(_MATRIX_SIDE / classes))
-    side, every = cell * classes, math.ceil(_LINE / cell)
+    side = cell * classes
+    every = math.ceil(_LINE / cell)
     ticks = range(0, classes, every)
     probe = new_figure(1, 1)
     labels = [_fit(class_names[tick], _MAX_LABEL, probe) for tick in ticks]
     widest = math.ceil(max(_text_width(label, probe) for label in labels))
     upright = widest > cell * every - 4
-    left, bottom = widest + 48, (widest if upright else _LINE) + 48
-    width, height = left + side + 120, bottom + side + 16
+    left = widest + 48
+    bottom = (widest if upright else _LINE) + 48
+    width = left + side + 120
+    height = bottom + side + 16
     figure = new_figure(width, height)
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     image = axes.imshow(
@@ -332,7 +345,7 @@ def _write_counts(axes: Any, matrix: np.ndarray, shares: Any, cell: int) -> None
 
 
 def new_figure(width: int, height: int, **options: Any) -> Any:
-    """An empty figure of so many pixels."""
+    """An empty figure of `width` x `height` pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -342,14 +355,15 @@ def new_figure(width: int, height: int, **options: Any) -> Any:
 
 
 def save_figure(figure: Any, path: Path | str) -> None:
+    """Writes a figure as a PNG file, whatever the suffix of `path`."""
     figure.canvas.print_png(path)
 
 
 def _fit(text: str, room: float, figure: Any) -> str:
-    """The text, cut so that it is at most `room` pixels wide."""
+    """The text, shortened with "…" if it is wider than `room` pixels."""
     if _text_width(text, figure) <= room:
         return text
-    # Widths grow with length, and bisection measures long names quickly.
+    # The width grows with the length, so that bisection finds the cut with few measurements.
     length = bisect.bisect_right(
         range(len(text)), room, key=lambda count: _text_width(f"{text[:count]}…", figure)
     )

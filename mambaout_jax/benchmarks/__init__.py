@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file per question of speed. Each compares contenders in one run and returns raw numbers
-together with the machine they are from, ready for JSON.
+"""Benchmarks, one file per question: `conv` (depthwise convolution), `scan` (SSM, convolution and
+attention), `throughput` (whole models), `input` (the loader). In each, contenders take turns in one
+process; the result is raw numbers with a description of the machine, ready for JSON. `timing` holds
+the clock that they share.
 """

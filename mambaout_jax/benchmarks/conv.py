@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much faster is the shift form of the depthwise convolution than XLA's own and PyTorch's?
 
-The four stages of MambaOut-Tiny at 224 pixels, 7x7 kernels, or a sweep over maps, channels and
-kernels, on which the choice of "auto" rests; forward alone and with gradients. PyTorch takes part
-where it is installed, channels last, on the same device; so does the Pallas kernel on GPUs, up
-to 13x13 taps. All of ours are compiled with the options that this library gives its models.
+Measured at the four stages of MambaOut-Tiny (224 pixels, 7x7 kernels), or in a sweep over maps,
+channels and kernels, on which the choice of "auto" is based; the forward pass alone and with
+gradients. PyTorch takes part if it is installed, channels last and on the same device; the Pallas
+kernel takes part on GPUs, up to 13x13 taps. All of ours are compiled with the options that this
+library uses for its models.
 """
 
 import functools
@@ -41,11 +42,15 @@ SHAPES = {  # side of the map, channels, side of the kernel
     ),
 }
 PASSES = ("forward", "forward+backward")
-QUICK = {"shapes": SHAPES["stages"][2:], "batch_size": 2, "rounds": 2}  # of `run`, to see it run
+QUICK = {
+    "shapes": SHAPES["stages"][2:],
+    "batch_size": 2,
+    "rounds": 2,
+}  # arguments of `run` for a trial
 
 _BATCH_SIZE = {"cpu": 8, "gpu": 128, "tpu": 128}
-_MAX_PALLAS_SIDE = 13  # more taps the kernel refuses
-_MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest value
+_MAX_PALLAS_SIDE = 13  # the kernel refuses more taps
+_MAX_DIFFERENCE = {"float32": 1e-4, "bfloat16": 0.05}  # relative to the largest value
 
 save = save_json
 
@@ -64,43 +69,44 @@ def run(
     Progress is printed to the standard error.
 
     Args:
-        shapes: "stages" or "sweep", of `SHAPES`, or others: side of the map, channels, side of the
-            kernel.
-        batch_size: images per call; None: 8 on CPUs, else 128.
-        dtype: of maps and kernels.
-        rounds: turns of each contender; the numbers reported are medians over them.
+        shapes: "stages" or "sweep", keys of `SHAPES`, or a list of shapes: side of the map,
+            channels, side of the kernel.
+        batch_size: images per call; None: 8 on CPUs, otherwise 128.
+        dtype: precision of maps and kernels, "float32" or "bfloat16".
+        rounds: how many turns each contender has; the numbers reported are medians over them.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
-        keep: is given what has been measured so far, after every row.
+        keep: called after every row with the result so far.
 
     Returns:
-        A JSON-able dict: `environment`, the arguments, and `rows`, one per shape and pass, with
-        milliseconds by contender, compile seconds of ours, `speedup`: that of shift over each other
-        contender (median, min and max over rounds), and `difference`, the largest of a contender's
-        results from those of lax, relative to the largest value.
+        A dict ready for JSON: `environment`, the arguments, and `rows`, one per shape and pass.
+        A row has milliseconds by contender, `compile_seconds` of ours, `speedup`, how many times
+        faster shift is than each other contender (median, min and max over rounds), and
+        `difference`, the largest difference of a contender's results from those of lax, relative to
+        the largest value.
 
     Raises:
-        ValueError: there is no such device, PyTorch is there but does not see it, or a contender
-            computes something else.
+        ValueError: the device is not there, PyTorch is installed but does not see it, or a
+            contender computes something else.
     """
-    place = find_device(device)
+    jax_device = find_device(device)
     torch = find_torch()
-    batch_size = _BATCH_SIZE[place.platform] if batch_size is None else batch_size
-    peer = None if torch is None else functools.partial(_torch_call, torch, place)
+    batch_size = _BATCH_SIZE[jax_device.platform] if batch_size is None else batch_size
+    peer = None if torch is None else functools.partial(_torch_call, torch, jax_device)
     rows = []
     result = {
-        "environment": environment(place) | {"torch": torch and torch.__version__},
+        "environment": environment(jax_device) | {"torch": torch and torch.__version__},
         "batch_size": batch_size,
         "dtype": dtype,
         "rounds": rounds,
         "rows": rows,
     }
-    with jax.default_device(place):
+    with jax.default_device(jax_device):
         for side, channels, kernel_side in SHAPES[shapes] if isinstance(shapes, str) else shapes:
             shape = (batch_size, side, side, channels)
             for name in PASSES:
                 report_progress(f"{'x'.join(map(str, shape))} by {kernel_side} {name}")
                 arrays = _draw(shape, kernel_side, dtype)
-                race = _race(name, arrays, rounds, place.platform, peer)
+                race = _race(name, arrays, rounds, jax_device.platform, peer)
                 row = {"shape": list(shape), "kernel_side": kernel_side, "pass": name}
                 rows.append(row | race)
                 keep(result)
@@ -108,7 +114,7 @@ def run(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `run` returned: milliseconds, and how much faster shift is; medians."""
+    """Prints the result of `run`: median milliseconds, and how many times faster shift is."""
     where = result["environment"]
     versions = f"jax {where['jax']}, torch {where['torch'] or 'not installed'}"
     print(f"{where['device']} ({where['platform']}), {versions}, {result['dtype']}")
@@ -149,7 +155,9 @@ def _race(
     peer: Callable[..., tuple[Callable, Callable]] | None,
 ) -> dict[str, Any]:
     x, kernel, dy = arrays
-    calls, results, compile_seconds = {}, {}, {}
+    calls = {}
+    results = {}
+    compile_seconds = {}
     with_pallas = platform == "gpu" and kernel.shape[0] <= _MAX_PALLAS_SIDE
     for name in ("lax", "shift", "pallas")[: 3 if with_pallas else 2]:
         start = time.perf_counter()
@@ -182,10 +190,11 @@ def _race(
 
 
 def _torch_call(
-    torch: Any, place: Any, x: Any, kernel: Any, dy: Any, pass_name: str
+    torch: Any, jax_device: Any, x: Any, kernel: Any, dy: Any, pass_name: str
 ) -> tuple[Callable[[], Queued], Callable[[], list[np.ndarray]]]:
-    """A call to be timed, and one that returns its results in our layout."""
-    device, dtype = torch_device(torch, place), getattr(torch, x.dtype.name)
+    """A function to be timed, and one that returns its results in our layout."""
+    device = torch_device(torch, jax_device)
+    dtype = getattr(torch, x.dtype.name)
     queued = Queued(torch, device)
 
     def put(array, axes):

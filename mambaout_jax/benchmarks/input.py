@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many training images per second does one core make, ours against timm's loader?
+"""How many training images per second does one core make, with our loader and with timm's?
 
-The same JPEG files go through both: decode, random-resized crop, flip, and with the recipe of
-ImageNet also RandAugment. Counted is CPU time, over all threads of the process, so that neighbours
-on the machine matter little; bare decoding is the limit of both. Besides, a consumer that is slower
-than the loader measures how long a training step would have to wait for it.
+The same JPEG files go through both: decode, random-resized crop, flip, and in the recipe for
+ImageNet also RandAugment. What is measured is CPU time over all threads of the process, so that
+other processes on the machine matter little; bare decoding is the limit for both. In addition, a
+consumer that is slower than the loader measures how long a training step would wait for it.
 
-timm takes part where PyTorch and timm are installed. Its tensors are uint8 too: normalising and
-erasing are left out on both sides, as both do them on the device.
+timm takes part if PyTorch and timm are installed. Its tensors are uint8 too: normalising and
+erasing are left out on both sides, because both do them on the device.
 """
 
 import functools
@@ -37,12 +37,18 @@ from mambaout_jax.data.sets.sources import open_source
 from mambaout_jax.data.views import opencv
 
 RECIPES = ("crop+flip", "rand-augment")
-QUICK = {"images": 64, "rounds": 2}  # arguments of `run`, to see it run
+QUICK = {"images": 64, "rounds": 2}  # arguments of `run` for a trial
 
-_BATCH, _SIZE = 32, 224
-_MADE_FILES, _MADE_SIZE, _MADE_QUALITY = 64, (500, 375), 90  # the most frequent size of ImageNet
-_NAMES_PER_FILE = 64  # a short list costs the shuffle of Grain more per example than a long one
-_WAIT_BATCHES, _SLOWER = 20, 1.25  # a step's seconds over those of the loader for its batch
+_BATCH = 32
+_SIZE = 224  # pixels, side of the crop
+_SYNTHETIC_FILES = 64
+_SYNTHETIC_SIZE = (500, 375)  # pixels, the most frequent size in ImageNet
+_SYNTHETIC_QUALITY = 90
+_NAMES_PER_FILE = (
+    64  # Grain's shuffle costs more per example with a short list than with a long one
+)
+_WAIT_BATCHES = 20
+_SLOWER = 1.25  # seconds of a step over the loader's seconds for its batch
 
 save = save_json
 
@@ -60,22 +66,23 @@ def run(
     Progress is printed to the standard error.
 
     Args:
-        data: a folder of class folders of JPEG files; None: 64 crops of scikit-learn's two
+        data: folder of class folders of JPEG files; None: 64 crops of scikit-learn's two
             photographs, of 500 x 375 pixels.
-        images: that each contender makes per turn.
-        rounds: turns of each; the numbers reported are medians over them.
-        images_per_second: what a training run wants; the cores for it are reported.
-        keep: is given what has been measured so far, after every row.
+        images: how many images each contender makes per turn.
+        rounds: how many turns each contender has; the numbers reported are medians over them.
+        images_per_second: speed that a training run wants; the cores needed for it are reported.
+        keep: called after every row with the result so far.
 
     Returns:
-        A JSON-able dict: `environment`, the arguments, and `rows`, one per recipe, with
-        `images_per_second_and_core` of each contender, `over_timm` and `over_decode`: its speed
-        over that of timm's loader and of bare decoding with the same decoder (median, min and max
-        over rounds), and `cores`, that `images_per_second` takes; `wait`: by decoder, the share of
-        its time that a consumer waits which takes 1.25 times as long as the loader.
+        A dict ready for JSON: `environment`, the arguments, `rows` and `wait`. There is a row per
+        recipe, with `images_per_second_and_core` of each contender, `over_timm` and `over_decode`,
+        its speed over that of timm's loader and of bare decoding with the same decoder (median, min
+        and max over rounds), and `cores`, the number needed for `images_per_second`. `wait` is, by
+        decoder, the share of its time that a consumer waits if it takes 1.25 times as long as the
+        loader.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such folder, or it is no folder of classes.
+        ValueError, FileNotFoundError: `data` does not exist, or is not a folder of classes.
     """
     result: dict[str, Any] = {
         "environment": environment() | _versions(),
@@ -87,7 +94,7 @@ def run(
         "wait": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(data).expanduser() if data else _make_files(Path(folder))
+        root = Path(data).expanduser() if data else _write_images(Path(folder))
         for recipe in RECIPES:
             report_progress(recipe)
             row = _race(recipe, root, images, rounds)
@@ -102,7 +109,7 @@ def run(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `run` returned, medians over rounds."""
+    """Prints the result of `run`, medians over rounds."""
     wanted = result["images_per_second"]
     print(f"images per second and core, {_SIZE} pixels, and cores for {wanted:,.0f} images/s")
     for row in result["rows"]:
@@ -123,7 +130,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def _race(recipe: str, root: Path, images: int, rounds: int) -> dict[str, Any]:
-    """The row of one recipe."""
+    """Measures one recipe; returns its row."""
     loaders = {f"ours {name}": _ours(root, recipe, name) for name in DECODERS}
     if _versions()["timm"] is not None:
         loaders["timm"] = _timm_batches(root, recipe)
@@ -135,7 +142,7 @@ def _race(recipe: str, root: Path, images: int, rounds: int) -> dict[str, Any]:
         turns[f"decode {decoder}"] = functools.partial(_decode, root, decoder, steps * _BATCH)
     times = {name: [] for name in turns}
     for turn in turns.values():
-        turn()  # fills the loaders' buffers, too
+        turn()  # also fills the loaders' buffers
     for _ in range(rounds):
         for name, turn in turns.items():
             _wait_until_idle()
@@ -159,7 +166,7 @@ def _race(recipe: str, root: Path, images: int, rounds: int) -> dict[str, Any]:
 
 
 def _wait_until_idle() -> None:
-    """Until the threads of all loaders have filled their buffers again: whose turn it was pays."""
+    """Waits until all loaders have refilled their buffers, within the turn that emptied them."""
     while True:
         before = time.process_time()
         time.sleep(0.05)
@@ -207,7 +214,7 @@ def _timm_batches(root: Path, recipe: str) -> Any:
 
 
 def _allow_posterize_to_nothing() -> None:
-    """timm draws 0 bits to keep at times, which newer versions of Pillow refuse."""
+    """Lets timm keep 0 bits, which it sometimes draws and newer versions of Pillow refuse."""
     from timm.data import auto_augment  # pyright: ignore[reportMissingImports]
 
     def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
@@ -243,7 +250,7 @@ def _files(root: Path) -> list[Path]:
 
 
 def _wait_share(root: Path, decoder: str) -> float:
-    """Of the time of a consumer that is a little slower than the loader on this machine."""
+    """Share of its time that a consumer waits which is a little slower than the loader."""
     with _ours(root, RECIPES[1], decoder) as batches:
         _draw(batches, _WAIT_BATCHES // 2)
         start = time.perf_counter()
@@ -254,24 +261,27 @@ def _wait_share(root: Path, decoder: str) -> float:
             start = time.perf_counter()
             next(batches)
             waited += time.perf_counter() - start
-            time.sleep(step)  # the device computes, and the host is free
+            time.sleep(step)  # the device computes and the host is free
     return waited / (waited + _WAIT_BATCHES * step)
 
 
-def _make_files(root: Path) -> Path:
-    """JPEG files in two classes: random crops of two photographs, enlarged a little."""
+def _write_images(root: Path) -> Path:
+    """Writes JPEG files in two classes: random crops of two photographs, slightly enlarged."""
     rng = np.random.default_rng(0)
     for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True):
         (root / "train" / name).mkdir(parents=True)
         (root / "val" / name).mkdir(parents=True)
         height, width, _ = photo.shape
-        for index in range(_MADE_FILES // 2 + 1):
-            left, top = rng.integers(0, width - 400), rng.integers(0, height - 300)
+        for index in range(_SYNTHETIC_FILES // 2 + 1):
+            left = rng.integers(0, width - 400)
+            top = rng.integers(0, height - 300)
             box = (left, top, left + 400, top + 300)
-            image = Image.fromarray(photo).resize(_MADE_SIZE, Image.Resampling.BICUBIC, box=box)
+            image = Image.fromarray(photo).resize(
+                _SYNTHETIC_SIZE, Image.Resampling.BICUBIC, box=box
+            )
             split = "train" if index else "val"
             path = root / split / name / f"{index:03}.jpg"
-            image.save(path, quality=_MADE_QUALITY)
+            image.save(path, quality=_SYNTHETIC_QUALITY)
             for copy in range(1, _NAMES_PER_FILE):
                 path.with_stem(f"{path.stem}_{copy}").hardlink_to(path)
     return root

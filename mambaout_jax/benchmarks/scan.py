@@ -3,10 +3,10 @@
 
 Token mixers of equal width D, described in `scan_mixers`, map the same tokens. The batch shrinks as
 the sequence grows, so that calls have about as many tokens at all lengths. "pallas" takes part on
-GPUs and TPUs, which it is written for, and where it is asked for.
+GPUs and TPUs, for which it is written, and elsewhere if it is named.
 
-Besides, the three portable scans run alone, without projections, at four fixed shapes: the bars
-that the chunked scan is held against.
+In addition, the three portable scans run alone, without projections, at four fixed shapes, `BARS`:
+the chunked scan is compared with the other two there.
 """
 
 import csv
@@ -39,11 +39,11 @@ from mambaout_jax.benchmarks.timing import (
 )
 from mambaout_jax.mixers.ssm import STATE_SIZE
 
-WIDTHS = (96, 192, 384, 576)  # of the four stages of MambaOut-Tiny and -Small
-LENGTHS = (49, 196, 784, 3136, 12544, 65536)  # maps of 7, 14, 28, 56, 112 and 256 tokens a side
+WIDTHS = (96, 192, 384, 576)  # the four stages of MambaOut-Tiny and -Small
+LENGTHS = (49, 196, 784, 3136, 12544, 65536)  # maps with sides of 7, 14, 28, 56, 112 and 256 tokens
 BARS = ((8, 196, 384, 16), (2, 3136, 96, 16), (8, 196, 384, 1), (2, 3136, 96, 1))  # B, L, D, N
 
-# Arguments of `run`, to see that it runs.
+# Arguments of `run` for a trial.
 QUICK = {"widths": WIDTHS[:1], "lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
 
 _TOKENS_PER_CALL = {"cpu": 2 * 3136, "accelerator": 64 * 3136}
@@ -71,34 +71,38 @@ def run(
     Args:
         widths: D, channels of the tokens.
         lengths: L, tokens of a sequence; "conv" needs squares.
-        mixers: of `scan_mixers.MIXERS`; None: all that the platform has.
-        state_size: N of the SSMs.
-        dtype: of the tokens and the computation; parameters and states are at least float32.
-        tokens_per_call: the batch is this over L, at least 1; None: 6,272 on CPUs, else 200,704.
-        rounds: turns of each mixer; the numbers reported are medians over them.
-        budget_seconds: that the calls of one mixer at one length and pass may take together.
+        mixers: names from `scan_mixers.MIXERS`; None: all that the platform has.
+        state_size: N, states of the SSMs per channel.
+        dtype: precision of the tokens and the computation; parameters and states are at least
+            float32.
+        tokens_per_call: the batch is this number over L, at least 1; None: 6,272 on CPUs, otherwise
+            200,704.
+        rounds: how many turns each mixer has; the numbers reported are medians over them.
+        budget_seconds: time that the calls of one mixer at one length and pass may take together.
         memory_limit: bytes that a call may take; None: what is free, see `timing.free_memory`.
-        bars: (B, L, D, N) of the scans that run alone.
+        bars: shapes (B, L, D, N) for the scans alone.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
-        keep: is given what has been measured so far, after every width and length.
+        keep: called after every width and length with the result so far.
 
     Returns:
-        A JSON-able dict: `environment`; `settings`; `rows`, one per mixer, width, length and pass,
-        with the keys that `timing.race` describes, tokens per second, and the time over that of the
-        convolution (median over rounds); `crossovers`, see `find_crossovers`; `bars`, rows of the
-        scans alone; `peer`, see `scan_peer.cuda_peer`, on GPUs.
+        A dict ready for JSON: `environment`; `settings`; `rows`, one per mixer, width, length and
+        pass, with the keys that `timing.race` describes, tokens per second, and the time over that
+        of the convolution (median over rounds); `crossovers`, see `find_crossovers`; `bars`, the
+        rows of the scans alone; on GPUs `peer`, see `scan_peer.cuda_peer`.
 
     Raises:
-        ValueError: an unknown mixer, a device that is not there, an empty list, a number below 1,
-            or a width that the heads of attention do not divide.
+        ValueError: a mixer is unknown, the device is not there, a list is empty, a number is below
+            1, or the heads of attention do not divide a width.
     """
-    place = find_device(device)
-    limits = Limits(free_memory(place) if memory_limit is None else memory_limit, budget_seconds)
-    mixers, tokens = _fill_in(mixers, tokens_per_call, place.platform)
+    jax_device = find_device(device)
+    limits = Limits(
+        free_memory(jax_device) if memory_limit is None else memory_limit, budget_seconds
+    )
+    mixers, tokens = _fill_in(mixers, tokens_per_call, jax_device.platform)
     settings = Settings(mixers, state_size, dtype, tokens, rounds, limits)
     _check(settings, widths, lengths)
-    result = _begin(place, settings)
-    with jax.default_device(place):
+    result = _begin(jax_device, settings)
+    with jax.default_device(jax_device):
         for rows in _measure_widths(widths, sorted(lengths), settings):
             result["rows"] += rows
             result["crossovers"] = find_crossovers(result["rows"])
@@ -106,21 +110,22 @@ def run(
         for bar in bars:
             result["bars"] += measure_scans(bar, settings)
             keep(result)
-        if place.platform == "gpu":
-            result["peer"] = cuda_peer(place, rounds)
+        if jax_device.platform == "gpu":
+            result["peer"] = cuda_peer(jax_device, rounds)
     return result
 
 
 def find_crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """From which L on attention is dearer than a scan, for each pair, width and pass.
+    """The L from which attention is slower than a scan, for each pair of them, width and pass.
 
     Args:
-        rows: of `run`; of two mixers those lengths count at which both were measured.
+        rows: rows of `run`'s result; only lengths at which both mixers were measured count.
 
     Returns:
         Dicts with `width`, `pass`, `attention`, `scan`, `relation` and `length`. The relation is
-        "=", between two lengths: the logarithm of the ratio of times is interpolated linearly in
-        that of L; "<", dearer already at the shortest length; ">", not dearer at the longest.
+        "=" if the crossover is between two lengths (log of the ratio of times, interpolated
+        linearly in log L), "<" if attention is slower even at the shortest length, and ">" if it is
+        not slower at the longest.
     """
     times = {}
     for row in rows:
@@ -140,12 +145,13 @@ def find_crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def save(result: dict[str, Any], path: Path) -> list[Path]:
-    """Writes what `run` returned: FILE.json, its rows as FILE.csv, and FILE.png.
+    """Writes the result of `run` as FILE.json, its rows as FILE.csv, and FILE.png.
 
     Returns:
-        The paths of the three.
+        The three paths.
     """
-    table, figure = path.with_suffix(".csv"), path.with_suffix(".png")
+    table = path.with_suffix(".csv")
+    figure = path.with_suffix(".png")
     save_json(result, path)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, result["rows"][0])
@@ -156,8 +162,9 @@ def save(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `run` returned, medians over rounds, and why what is missing is missing."""
-    device, settings = result["environment"], result["settings"]
+    """Prints the result of `run`: medians over rounds, and why anything was not measured."""
+    device = result["environment"]
+    settings = result["settings"]
     print(f"{device['device']} ({device['platform']}), jax {device['jax']}, {settings['dtype']}")
     for width in dict.fromkeys(row["width"] for row in result["rows"]):
         title = f"\nD={width} N={settings['state_size']}"
@@ -173,7 +180,7 @@ def print_table(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         if row["note"]:
             print("{mixer} D={width} L={length} {pass}: {status}, {note}".format(**row))
-    print("\nLength from which on attention is dearer (in the paper L > 6D is long)")
+    print("\nLength from which attention is slower (in the paper L > 6D is long)")
     for found in result["crossovers"]:
         pair = "D={width} {pass}: {attention} than {scan}".format(**found)
         length = "L {relation} {length:,.0f}".format(**found)
@@ -186,7 +193,7 @@ def print_table(result: dict[str, Any]) -> None:
 def _fill_in(
     mixers: Sequence[str] | None, tokens_per_call: int | None, platform: str
 ) -> tuple[tuple[str, ...], int]:
-    """What `run` takes where none are given."""
+    """The mixers and tokens per call, with `run`'s defaults instead of None."""
     on_cpu = platform == "cpu"
     if mixers is None:
         mixers = [name for name in MIXERS if name != "pallas" or not on_cpu]
@@ -195,10 +202,10 @@ def _fill_in(
     return tuple(mixers), tokens_per_call
 
 
-def _begin(place: Any, settings: Settings) -> dict[str, Any]:
-    """What `run` returns, before anything has been measured."""
+def _begin(jax_device: Any, settings: Settings) -> dict[str, Any]:
+    """The result of `run` before anything has been measured."""
     return {
-        "environment": environment(place),
+        "environment": environment(jax_device),
         "settings": settings._asdict() | {"limits": settings.limits._asdict()},
         "rows": [],
         "crossovers": [],
@@ -210,7 +217,7 @@ def _begin(place: Any, settings: Settings) -> dict[str, Any]:
 def _measure_widths(
     widths: Sequence[int], lengths: Sequence[int], settings: Settings
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows of one width and length after the other."""
+    """Yields the rows of each width and length in turn."""
     parameters = {width: make_parameters(width, settings) for width in widths}
     for width in widths:
         previous = {}
@@ -231,11 +238,11 @@ def _check(settings: Settings, widths: Sequence[int], lengths: Sequence[int]) ->
     }
     for name, smallest in numbers.items():
         if smallest < 1:
-            raise ValueError(f"{name}: there is none, or {smallest}; give at least one, at least 1")
+            raise ValueError(f"{name}: none, or {smallest}; give one or more, each at least 1")
 
 
 def _crossover(scan: dict[int, float], attention: dict[int, float]) -> tuple[str, float]:
-    """Relation and length of `find_crossovers`, from times by length."""
+    """Relation and length as in `find_crossovers`, from times by length."""
     lengths = sorted(scan.keys() & attention.keys())
     excess = [math.log(attention[length] / scan[length]) for length in lengths]
     last = max((index for index, value in enumerate(excess) if value <= 0), default=None)
@@ -243,13 +250,14 @@ def _crossover(scan: dict[int, float], attention: dict[int, float]) -> tuple[str
         return "<", lengths[0]
     if last == len(lengths) - 1:
         return ">", lengths[-1]
-    low, high = math.log(lengths[last]), math.log(lengths[last + 1])
+    low = math.log(lengths[last])
+    high = math.log(lengths[last + 1])
     share = excess[last] / (excess[last] - excess[last + 1])
     return "=", math.exp(low + share * (high - low))
 
 
 def _print_grid(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> None:
-    """A line per length, a column per mixer."""
+    """Prints a line per length and a column per mixer."""
     mixers = list(dict.fromkeys(row["mixer"] for row in rows))
     print(f"{'L':>7}{'batch':>7}" + "".join(f"{name:>18}" for name in mixers))
     for length in dict.fromkeys(row["length"] for row in rows):

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scan benchmark measures: token mixers of equal width, and scans alone.
 
-Mixers map tokens (B, L, D). Each is what stands between the projections of its block:
+Mixers map tokens (B, L, D). Each is the part of a block between its outer projections:
 
     conv                depthwise 7x7 over the square map, the mixer of the Gated CNN block; it has
                         no projections of its own
     sequential, associative, chunked, pallas
-                        the selective SSM along the sequence, one direction, with the projections
-                        that choose its coefficients, by implementation of the scan
+                        the selective SSM along the sequence in one direction, with the projections
+                        that make its coefficients; named after the implementation of the scan
     attention           softmax attention in heads of 32 channels, with its two projections
-    causal_attention    the same under a mask: all pairs are computed, half of them in vain
+    causal_attention    the same under a mask: all pairs are computed, half of them for nothing
 """
 
 import functools
@@ -48,7 +48,7 @@ _HEAD_WIDTH = 32
 
 
 class Settings(NamedTuple):
-    """Of a benchmark, see `scan.run`."""
+    """Settings of the scan benchmark, see `scan.run`."""
 
     mixers: tuple[str, ...]
     state_size: int
@@ -59,7 +59,9 @@ class Settings(NamedTuple):
 
 
 def make_parameters(width: int, settings: Settings) -> dict[str, Any]:
-    """Of each mixer; those of all scans are the same, and the portable one can make them.
+    """Initialises the parameters of each mixer of the settings, by name.
+
+    All scans have the same parameters, so the sequential one, which runs everywhere, makes them.
 
     Raises:
         ValueError: the heads of attention do not divide the width.
@@ -79,11 +81,14 @@ def measure_mixers(
     settings: Settings,
     previous: dict[tuple[str, str], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The rows of all mixers at one width and length, both passes.
+    """Measures all mixers at one width and length in both passes; returns their rows.
 
     Args:
-        parameters: of `make_parameters`.
-        previous: by mixer and pass, the last row that knows what a call takes; updated.
+        parameters: parameters by mixer, from `make_parameters`.
+        width: D, channels.
+        length: L, tokens.
+        settings: settings of the benchmark.
+        previous: by mixer and pass, the last row with the time of a call; this function updates it.
     """
     batch = max(1, settings.tokens_per_call // length)
     keys = jax.random.split(jax.random.key(1))
@@ -112,12 +117,14 @@ def measure_mixers(
 
 
 def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[dict[str, Any]]:
-    """Rows of the three portable scans alone: time and temporary memory, also over chunked's.
+    """Measures the three portable scans alone; returns their rows.
 
-    The limit of time is not applied: a shape without its peers would say nothing.
+    A row has time and temporary memory, also relative to the chunked scan. The time limit is not
+    applied: a shape without its peers would say nothing.
 
     Args:
-        shape: B, L, D, N.
+        shape: (B, L, D, N).
+        settings: settings of the benchmark.
     """
     batch, length, width, states = shape
     keys = jax.random.split(jax.random.key(2), 5)
@@ -133,8 +140,8 @@ def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[
             scan: Any = functools.partial(selective_scan, implementation=name)
             function = _pass(pass_name, scan)
             contenders[name] = Contender(function, ((u, delta, A, B, C), dy))
-        what = "scan B={} L={} D={} N={} ".format(*shape) + pass_name
-        result = _race(contenders, what, settings)
+        title = "scan B={} L={} D={} N={} ".format(*shape) + pass_name
+        result = _race(contenders, title, settings)
         chunked = result.rows["chunked"]["temp_bytes"]
         for name, measured in result.rows.items():
             row = _identity(name, shape, pass_name) | measured
@@ -146,10 +153,10 @@ def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[
 
 
 class MapConv(nn.Module):
-    """The mixer of `models.mambaout.GatedCNNBlock`, for the tokens of a square map, row by row.
+    """The mixer of `models.mambaout.GatedCNNBlock` for the tokens of a square map, row by row.
 
     Attributes:
-        dtype: of the computation, None to promote.
+        dtype: precision of the computation; None: that of the promoted inputs.
     """
 
     dtype: Dtype | None = None
@@ -159,7 +166,7 @@ class MapConv(nn.Module):
         B, L, D = x.shape
         side = math.isqrt(L)
         if side**2 != L:
-            raise ValueError(f"{L} tokens are no square map; take {side**2} or {(side + 1) ** 2}")
+            raise ValueError(f"{L} tokens are not a square map; use {side**2} or {(side + 1) ** 2}")
         y = DepthwiseConv(_KERNEL_SIDE, dtype=self.dtype, name="conv")(x.reshape(B, side, side, D))
         return y.reshape(x.shape)
 
@@ -178,7 +185,7 @@ def _heads(width: int) -> int:
 
 
 def _pass(name: str, function: Callable[..., Array]) -> Callable[..., Any]:
-    """A function of the inputs and dy, which is y alone, or with the gradients of all inputs."""
+    """A function of the inputs and dy that returns y, or y and the gradients of all inputs."""
 
     def forward(inputs, dy):
         return function(*inputs)
@@ -190,19 +197,25 @@ def _pass(name: str, function: Callable[..., Array]) -> Callable[..., Any]:
     return forward if name == "forward" else forward_backward
 
 
-def _race(contenders: dict[str, Contender], what: str, settings: Settings) -> Race:
-    report_progress(what)
+def _race(contenders: dict[str, Contender], title: str, settings: Settings) -> Race:
+    report_progress(title)
     return race(contenders, rounds=settings.rounds, limits=settings.limits)
 
 
 def _identity(name: str, shape: tuple[Any, ...], pass_name: str) -> dict[str, Any]:
     batch, length, width, states = shape
-    return {"mixer": name, "width": width, "length": length, "batch": batch,
-            "state_size": states, "pass": pass_name}  # fmt: skip
+    return {
+        "mixer": name,
+        "width": width,
+        "length": length,
+        "batch": batch,
+        "state_size": states,
+        "pass": pass_name,
+    }
 
 
 def _time_over(result: Race, name: str, baseline: str) -> float | None:
-    """The median over rounds of one's time over another's."""
+    """A contender's time over that of the baseline, median over rounds."""
     times = result.milliseconds
     if name not in times or baseline not in times:
         return None
@@ -210,8 +223,10 @@ def _time_over(result: Race, name: str, baseline: str) -> float | None:
 
 
 def _estimate(row: dict[str, Any] | None, batch: int, length: int) -> float | None:
-    """Seconds of a call, from a row of a shorter length: a token costs the same everywhere, but in
-    attention as much more as it has more tokens to look at.
+    """Seconds that a call should take, from a row of a shorter length.
+
+    A token costs the same at every length, except in attention, where its cost grows with the
+    number of tokens.
     """
     if row is None:
         return None
@@ -221,7 +236,9 @@ def _estimate(row: dict[str, Any] | None, batch: int, length: int) -> float | No
 
 
 def _score_bytes(batch: int, length: int, width: int) -> int:
-    """Of the float32 scores of attention. XLA:CPU may fuse the two products of attention into a
-    library call, whose memory its plan leaves out; it was measured to be that of the scores.
+    """Bytes of the float32 scores of attention.
+
+    XLA:CPU may fuse the two products of attention into a library call, whose memory its plan leaves
+    out. Measured, that memory is as large as the scores.
     """
     return batch * _heads(width) * length**2 * 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scan against the CUDA kernel of mamba_ssm, and against what an H100 allows at most.
+"""The scan against the CUDA kernel of mamba_ssm, and against the limits of an H100.
 
 Not run so far: it needs an NVIDIA GPU, PyTorch and mamba_ssm built with its CUDA kernels.
 """
@@ -16,18 +16,19 @@ from mambaout_jax.benchmarks.timing import first_line, interleaved_milliseconds,
 from mambaout_jax.kernels.selective_scan import selective_scan
 
 SHAPES = ((64, 3136, 192, 16), (64, 784, 384, 16), (64, 196, 768, 16), (64, 49, 768, 16))
-_CALLS = 20  # in a turn, waited for once: the cost of launching overlaps, for both alike
+_CALLS = 20  # per turn, with one wait at its end, so that launches overlap on both sides
 
-# Of an NVIDIA H100 SXM, per second: bytes of a copy, as measured; exponentials, 16 a clock and SM,
-# and float32 instructions, 128 a clock and SM, of 132 SMs at 1.98 GHz.
-_BYTES, _EXPONENTIALS, _INSTRUCTIONS = 3.0e12, 4.18e12, 33.5e12
+# What an NVIDIA H100 SXM does per second, with 132 SMs at 1.98 GHz.
+_BYTES = 3.0e12  # measured with a copy
+_EXPONENTIALS = 4.18e12  # 16 per clock and SM
+_INSTRUCTIONS = 33.5e12  # float32, 128 per clock and SM
 _CHUNK = 64  # tokens from one saved float32 state to the next
 
 
 def bound_microseconds(B: int, L: int, D: int, N: int) -> dict[str, dict[str, float]]:
-    """What a fused scan takes on an H100 at least: bfloat16 arrays, float32 state, softplus inside.
+    """The least time of a fused scan on an H100: bfloat16 arrays, float32 state, softplus inside.
 
-    Per token and channel, of E = B·L·D:
+    Work per token and channel, of which there are E = B·L·D:
 
                   bytes                     exponentials   instructions
         forward   6:  u, delta, y           N + 2          4N + 10
@@ -38,10 +39,11 @@ def bound_microseconds(B: int, L: int, D: int, N: int) -> dict[str, dict[str, fl
     pass.
 
     Returns:
-        By pass, "forward" and "backward": the time of each of the three, and the `bound`, which is
-        the longest.
+        By pass, "forward" and "backward": the microseconds of each of the three, and the longest of
+        them as `bound`.
     """
-    E, states = B * L * D, 4 * B * L * D * N / _CHUNK
+    E = B * L * D
+    states = 4 * E * N / _CHUNK
     work = {
         "forward": (6 * E + 4 * B * L * N + states, (N + 2) * E, (4 * N + 10) * E),
         "backward": (10 * E + 12 * B * L * N + states, (N + 4) * E, (17 * N + 30) * E),
@@ -61,14 +63,15 @@ def cuda_peer(device: Any, rounds: int) -> dict[str, Any]:
     """Times the "pallas" scan against `selective_scan_fn` of mamba_ssm.
 
     Args:
-        device: an NVIDIA GPU, the first one.
-        rounds: turns of each.
+        device: the first NVIDIA GPU.
+        rounds: how many turns each has.
 
     Returns:
-        `note`, empty, or why nothing (more) was measured; `rows`, one per shape of `SHAPES` and
-        pass, with the milliseconds of both, the ratio peer / ours (median, min and max over rounds,
-        above 1 ours is faster), the fraction of the H100's bound that ours reaches (None on another
-        GPU), and the largest difference of y, relative to the largest value.
+        `note`, empty or the reason why nothing (more) was measured, and `rows`, one per shape of
+        `SHAPES` and pass. A row has the milliseconds of both, the ratio peer / ours (median, min
+        and max over rounds; ours is faster above 1), the fraction of the H100's bound that ours
+        reaches (None on other GPUs), and the largest difference of y, relative to the largest
+        value.
     """
     rows = []
     try:
@@ -81,13 +84,13 @@ def cuda_peer(device: Any, rounds: int) -> dict[str, Any]:
             rows += _compare(torch, selective_scan_fn, shape, device, rounds)
     except ImportError as error:
         return {"note": f"no comparison with mamba_ssm: {first_line(error)}", "rows": rows}
-    except Exception as error:  # of its kernels, or ours; the other results must not be lost
+    except Exception as error:  # from its kernels or ours; the other results must not be lost
         return {"note": f"comparison with mamba_ssm failed: {first_line(error)}", "rows": rows}
     return {"note": "", "rows": rows}
 
 
 def print_peer(peer: dict[str, Any]) -> None:
-    """Prints what `cuda_peer` returned."""
+    """Prints the result of `cuda_peer`."""
     print("\nThe bare scan in bfloat16 against mamba_ssm's CUDA kernel")
     for row in peer["rows"]:
         ours, theirs = (row["milliseconds"][name]["median"] for name in ("pallas", "mamba_ssm"))
@@ -102,17 +105,18 @@ def print_peer(peer: dict[str, Any]) -> None:
 def _compare(
     torch: Any, peer: Callable, shape: tuple[int, ...], device: Any, rounds: int
 ) -> list[dict[str, Any]]:
-    (B, L, D, N), generator = shape, np.random.default_rng(0)
+    B, L, D, N = shape
+    generator = np.random.default_rng(0)
     sizes = {"u": (B, L, D), "delta": (B, L, D), "B": (B, L, N), "C": (B, L, N), "dy": (B, L, D)}
     arrays = {name: generator.standard_normal(size, np.float32) for name, size in sizes.items()}
     rates = -np.broadcast_to(np.arange(1, N + 1, dtype=np.float32), (D, N)).copy()
 
     ours = {name: jnp.asarray(array, jnp.bfloat16) for name, array in arrays.items()}
-    u, delta, A, weights = ours["u"], ours["delta"], jnp.asarray(rates), (ours["B"], ours["C"])
+    inputs = (ours["u"], ours["delta"], jnp.asarray(rates), ours["B"], ours["C"])
     scan = functools.partial(selective_scan, delta_softplus=True, implementation="pallas")
-    forward = functools.partial(jax.jit(scan), u, delta, A, *weights)
-    step = jax.jit(lambda *inputs: jax.vjp(scan, *inputs[:-1])[1](inputs[-1]))
-    both = functools.partial(step, u, delta, A, *weights, ours["dy"])
+    forward = functools.partial(jax.jit(scan), *inputs)
+    step = jax.jit(lambda *arrays: jax.vjp(scan, *arrays[:-1])[1](arrays[-1]))
+    both = functools.partial(step, *inputs, ours["dy"])
 
     # mamba_ssm has the tokens last: (B, D, L) and (B, N, L).
     theirs = [
@@ -148,14 +152,15 @@ def _compare(
         times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
         times = {key: [value / _CALLS for value in values] for key, values in times.items()}
         medians = {key: summary(values) for key, values in times.items()}
-        rows.append({
+        row = {
             "shape": list(shape),
             "pass": name,
             "milliseconds": medians,
             "ratio": speedup(times["mamba_ssm"], times["pallas"]),
             "of_bound": limit[name] / 1e3 / medians["pallas"]["median"] if h100 else None,
             "difference": float(difference),
-        })  # fmt: skip
+        }
+        rows.append(row)
     return rows
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many images per second, against timm in the same process?
 
-Inference, and a training step with AdamW, of the same weights on the same images: ours compiled as
-this library compiles them, timm's eager and by torch.compile, channels last. They take turns, so
-that a busy machine slows all alike. timm's yardsticks have no contender here; they show where the
-family stands.
+Measured are inference and a training step with AdamW, with the same weights and images on both
+sides: ours compiled as this library compiles its models, timm's eager and with torch.compile,
+channels last. They take turns, so that a busy machine slows all of them equally. The yardsticks,
+other models of timm, have no counterpart of ours; they show where the family stands.
 
-Needs PyTorch and timm, which the package itself does not.
+Needs PyTorch and timm, which the package itself does not need.
 """
 
 import functools
@@ -54,7 +54,7 @@ QUICK = {"models": ("test_mambaout",), "image_size": 64, "rounds": 2, "compiled"
 _PLAN = ("compile_seconds", "temp_bytes", "torch_compile_seconds", "torch_peak_bytes")
 _CLASSES = 1000
 _LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 0.05
-_MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}  # of logits, in their standard deviation
+_MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}  # between logits, in standard deviations
 
 save = save_json
 
@@ -73,37 +73,38 @@ def run(
     """Times models against timm's; progress is printed to the standard error.
 
     Args:
-        models: names of timm; those that are ours too are compared.
+        models: timm's names of models; those that this library has too are compared.
         batch_size: images per call.
         image_size: pixels, height and width.
-        dtype: of the computation on both sides; parameters are float32.
-        rounds: turns of each contender.
+        dtype: precision of the computation on both sides; parameters are float32.
+        rounds: how many turns each contender has; the numbers reported are medians over them.
         compiled: whether torch.compile takes part; it takes minutes to compile on a CPU.
-        device: "cpu", "gpu" or "tpu"; None: JAX's default. timm runs on the same, but for "tpu".
-        keep: is given what has been measured so far, after every row.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default. timm runs on the same device, and on the
+            CPU if that is a TPU.
+        keep: called after every row with the result so far.
 
     Returns:
-        A JSON-able dict: `environment`, the arguments, and `rows`, one per model and pass, with
-        `images_per_second` and `milliseconds` of each contender, the `speedup` of ours over timm's
-        (round by round: median, min, max); `compile_seconds` and `temp_bytes` of ours,
-        `torch_compile_seconds`, the first call of timm compiled, and `torch_peak_bytes`, all
-        memory of an eager call, which only GPUs tell. None where it is not known. Where
-        torch.compile failed, `torch_compile_error` says why.
+        A dict ready for JSON: `environment`, the arguments, and `rows`, one per model and pass. A
+        row has `images_per_second` and `milliseconds` of each contender; `speedup`, how many times
+        faster ours is than timm's (round by round: median, min, max); `compile_seconds` and
+        `temp_bytes` of ours; `torch_compile_seconds`, the first call of timm's compiled model; and
+        `torch_peak_bytes`, all memory of an eager call, which is known on GPUs only. Unknown values
+        are None. If torch.compile failed, `torch_compile_error` says why.
 
     Raises:
-        ValueError: PyTorch or timm is not installed, there is no such device, or the logits differ.
+        ValueError: PyTorch or timm is not installed, the device is not there, or the logits differ.
     """
-    place = find_device(device)
-    peer = torch_device(_import_peers()[1], place)
+    jax_device = find_device(device)
+    peer = torch_device(_import_peers()[1], jax_device)
     result: dict[str, Any] = {
-        "environment": environment(place) | _torch_versions(),
+        "environment": environment(jax_device) | _torch_versions(),
         "batch_size": batch_size,
         "image_size": image_size,
         "dtype": dtype,
         "rounds": rounds,
         "rows": [],
     }
-    with jax.default_device(place):
+    with jax.default_device(jax_device):
         for name in models:
             theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
             ours = _Ours(name, theirs, dtype) if name in list_models() else None
@@ -121,7 +122,7 @@ def run(
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Prints what `run` returned: speeds, ours over each of timm's, compilation and memory."""
+    """Prints the result of `run`: speeds, ours over each of timm's, compilation and memory."""
     where = result["environment"]
     print(
         f"{where['device']} ({where['platform']}), jax {where['jax']}, torch {where['torch']}, "
@@ -142,15 +143,15 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def _plan_lines(row: dict[str, Any]) -> Iterator[str]:
-    """What is known of compilation and memory."""
-    for what, unit, keys in (
+    """Lines on compilation and memory, as far as these are known."""
+    for title, unit, keys in (
         ("compilation", "s", {"ours": "compile_seconds", "timm": "torch_compile_seconds"}),
         ("memory", "MiB", {"ours, temporary": "temp_bytes", "timm, in all": "torch_peak_bytes"}),
     ):
         scale = 2**20 if unit == "MiB" else 1
         known = {name: row[key] / scale for name, key in keys.items() if row[key] is not None}
         if known:
-            yield f"{what}: " + "; ".join(f"{k} {v:,.1f} {unit}" for k, v in known.items())
+            yield f"{title}: " + "; ".join(f"{k} {v:,.1f} {unit}" for k, v in known.items())
     if "torch_compile_error" in row:
         yield f"torch.compile failed: {row['torch_compile_error']}"
 
@@ -182,8 +183,8 @@ class _Ours:
         self._variables = jax.device_put(
             from_torch(name, theirs.state_dict(), image_size=theirs.images.shape[1])
         )
-        logits, expected = jax.jit(self._model.apply)(self._variables, self._images), theirs.logits
-        difference = float(np.abs(logits - expected).max() / expected.std())
+        logits = jax.jit(self._model.apply)(self._variables, self._images)
+        difference = float(np.abs(logits - theirs.logits).max() / theirs.logits.std())
         if not difference <= _MAX_DIFFERENCE[dtype]:
             raise ValueError(
                 f"the logits of {name} differ from timm's by {difference:.2g} standard deviations; "
@@ -191,10 +192,10 @@ class _Ours:
             )
 
     def call(self, passed: str, plan: dict[str, Any]) -> Callable[[], Any]:
-        """A compiled call; what compiling took is written into `plan`."""
+        """A compiled call; seconds and memory of the compilation are written into `plan`."""
         if passed == "inference":
-            function, arguments = self._model.apply, (self._variables, self._images)
-            compiled = _compile(function, arguments, plan)
+            arguments = (self._variables, self._images)
+            compiled = _compile(self._model.apply, arguments, plan)
             return functools.partial(compiled, *arguments)
         optimizer = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
         state = [jax.tree.map(jnp.copy, self._variables), None]
@@ -240,7 +241,7 @@ class _Timm:
     Attributes:
         images: float32 (B, H, W, 3).
         labels: (B,).
-        logits: what the model makes of the images.
+        logits: the model's outputs for the images, (B, 1000).
     """
 
     def __init__(
@@ -253,7 +254,9 @@ class _Timm:
         torch.manual_seed(0)
         sized = {"img_size": image_size} if "vit" in name or "deit" in name else {}
         model = timm.create_model(name, drop_path_rate=0.0, **sized)
-        self._torch, self._device, self._compiled = torch, device, compiled
+        self._torch = torch
+        self._device = device
+        self._compiled = compiled
         self._model = model.to(device, memory_format=torch.channels_last)
         self._dtype = getattr(torch, dtype)
         self._x = torch.from_numpy(self.images).permute(0, 3, 1, 2).to(device)
@@ -266,7 +269,7 @@ class _Timm:
         return {name: value.cpu().numpy() for name, value in self._model.state_dict().items()}
 
     def calls(self, passed: str, plan: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-        """By name, a call of each contender; what they took to begin with goes into `plan`."""
+        """A call of each contender, by name; compile time and memory are written into `plan`."""
         make = self._inference if passed == "inference" else self._training
         calls = {"timm": make(self._model)}
         if self._device == "cuda":
@@ -274,13 +277,13 @@ class _Timm:
             calls["timm"]()
             plan["torch_peak_bytes"] = self._torch.cuda.max_memory_allocated()
         if self._compiled:
-            # Models share code: after eight compilations of it torch would run the rest eagerly.
+            # Models share code: after compiling it eight times torch would run the rest eagerly.
             self._torch._dynamo.reset()
             call = make(self._torch.compile(self._model))
             start = time.perf_counter()
             try:
                 call()
-            except Exception as error:  # such as no C++ compiler: must not take the others with it
+            except Exception as error:  # for example no C++ compiler; the others still run
                 plan["torch_compile_error"] = first_line(error)
             else:
                 calls["timm compiled"] = call

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fair timing: contenders take turns, so that a busy machine slows them all alike.
+"""Fair timing: contenders take turns, so that a busy machine slows all of them equally.
 
-`interleaved_milliseconds` is the bare clock. `race` stands in front of it where contenders may be
-too large or too slow: what is not measured has a row that says why.
+`interleaved_milliseconds` is the bare clock. `race` adds limits, for contenders that may be too
+large or too slow: the row of one that is not measured says why.
 """
 
 import functools
@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 
 import jax
 
-# A turn of quick calls lasts about so long: many times the cost of reading the clock.
-_TURN_SECONDS, _MAX_CALLS = 0.02, 50
-_QUICK_SECONDS = 0.3
+_TURN_SECONDS = 0.02  # length of a turn of quick calls: many times the cost of reading the clock
+_MAX_CALLS = 50  # per turn
+_QUICK_SECONDS = 0.3  # turns of calls that take less begin with an untimed call
 _MEMINFO = Path("/proc/meminfo")
 
 
 class Contender(NamedTuple):
     """Attributes:
-    function: to be compiled; returns arrays.
-    arguments: of it, on the device to measure.
-    estimate: seconds that a call is expected to take; None: not known.
+    function: will be compiled; returns arrays.
+    arguments: arguments of the function, on the device to measure.
+    estimate: seconds that a call is expected to take; None: unknown.
     least_temp: bytes of temporary memory that it is known to need, for compilers that plan less.
     """
 
@@ -43,7 +43,7 @@ class Contender(NamedTuple):
 class Limits(NamedTuple):
     """Attributes:
     memory: bytes that a call may take: its arguments, results and temporary memory.
-    seconds: that all calls of one contender together may take.
+    seconds: time that all calls of one contender together may take.
     """
 
     memory: int
@@ -52,8 +52,8 @@ class Limits(NamedTuple):
 
 class Race(NamedTuple):
     """Attributes:
-    rows: by name, as described at `race`.
-    milliseconds: by name, of each round, of those that were measured.
+    rows: by contender, as `race` describes them.
+    milliseconds: time of a call in each round, by contender that was measured.
     """
 
     rows: dict[str, dict[str, Any]]
@@ -61,7 +61,11 @@ class Race(NamedTuple):
 
 
 def environment(device: Any = None) -> dict[str, Any]:
-    """The machine and the versions that numbers belong to; None: JAX's default device."""
+    """The machine and the versions that numbers belong to.
+
+    Args:
+        device: the JAX device that is measured; None: JAX's default device.
+    """
     if device is None:
         device = jax.devices()[0]
     return {
@@ -79,9 +83,9 @@ def environment(device: Any = None) -> dict[str, Any]:
 
 
 def save_json(result: dict[str, Any], path: Path) -> list[Path]:
-    """Writes what a benchmark returned; the paths of the files, which is one.
+    """Writes a benchmark's result as JSON; returns a list with the file's path.
 
-    Whoever stops it in between keeps the file that was there before.
+    If the process is stopped meanwhile, the file that was there before stays as it was.
     """
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(json.dumps(result, indent=2) + "\n")
@@ -90,19 +94,22 @@ def save_json(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def ignore(result: dict[str, Any]) -> None:
-    """What a benchmark does with its rows as they come, if nobody wants to keep them."""
+    """Does nothing: the `keep` of a benchmark whose rows nobody wants before its end."""
 
 
-def report_progress(what: str) -> None:
-    """Says on the standard error what is measured now; results alone go to the standard output."""
-    print(f"{what} ...", file=sys.stderr, flush=True)
+def report_progress(title: str) -> None:
+    """Prints what is measured now on the standard error; the standard output is for results."""
+    print(f"{title} ...", file=sys.stderr, flush=True)
 
 
 def find_device(platform: str | None) -> Any:
-    """The first device of a platform, "cpu", "gpu" or "tpu"; None: JAX's default device.
+    """The first device of a platform.
+
+    Args:
+        platform: "cpu", "gpu" or "tpu"; None: JAX's default device.
 
     Raises:
-        ValueError: there is none.
+        ValueError: JAX finds no such device.
     """
     if platform is None:
         return jax.devices()[0]
@@ -117,11 +124,13 @@ def find_device(platform: str | None) -> Any:
 
 
 def free_memory(device: Any) -> int:
-    """Bytes that a measurement may take: what is free, and two thirds of it on CPUs, where the
-    rest of the machine lives in the same memory.
+    """Bytes that a measurement may take.
+
+    On GPUs and TPUs that is the device's free memory; on CPUs it is two thirds of the free RAM,
+    because the rest of the machine uses the same memory.
 
     Raises:
-        ValueError: neither the device nor the machine tells.
+        ValueError: neither the device nor the machine reports its free memory.
     """
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -132,7 +141,7 @@ def free_memory(device: Any) -> int:
     if device.platform == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 2 // 3
     raise ValueError(
-        f"{device.device_kind} does not tell how much memory is free; give the memory limit"
+        f"{device.device_kind} does not report how much memory is free; give the memory limit"
     )
 
 
@@ -146,14 +155,14 @@ def interleaved_milliseconds(
     """Times A, B, A, B, ... after one warm-up of each.
 
     Args:
-        calls: name → function without arguments that returns JAX arrays.
-        rounds: how often each has its turn.
-        calls_per_round: calls in a row per turn, of all or by name; only the last is waited for,
-            so that the cost of dispatching overlaps as it does in a training loop.
-        untimed: whether a turn begins with a call that does not count, of all or by name.
+        calls: by name, functions without arguments that return JAX arrays.
+        rounds: how many turns each has.
+        calls_per_round: calls in a row per turn, one number for all or numbers by name; only the
+            last call is waited for, so that dispatching overlaps as it does in a training loop.
+        untimed: whether a turn begins with a call that does not count, for all or by name.
 
     Returns:
-        Name → milliseconds per call, one number per round.
+        Milliseconds per call by name, one number per round.
 
     Raises:
         ValueError: `rounds` is below 1.
@@ -180,7 +189,7 @@ def interleaved_milliseconds(
 
 
 def call_seconds(call: Callable[[], Any]) -> float:
-    """What the second call takes; the first may have to prepare something."""
+    """Seconds of the second call; the first may have to prepare something."""
     jax.block_until_ready(call())
     start = time.perf_counter()
     jax.block_until_ready(call())
@@ -188,10 +197,10 @@ def call_seconds(call: Callable[[], Any]) -> float:
 
 
 def plan_turns(seconds: Mapping[str, float]) -> dict[str, Any]:
-    """`calls_per_round` and `untimed` of `interleaved_milliseconds`, from what a call takes.
+    """`calls_per_round` and `untimed` for `interleaved_milliseconds`, from the seconds of a call.
 
-    Turns of quick calls begin with one that does not count: right after a contender that gave much
-    memory back to the system, one was seen to take 2.5 times as long as the next.
+    Turns of quick calls begin with one that does not count: right after a contender that returned
+    much memory to the system, a call was seen to take 2.5 times as long as the next.
     """
     counts = {
         name: min(_MAX_CALLS, math.ceil(_TURN_SECONDS / value)) for name, value in seconds.items()
@@ -201,33 +210,39 @@ def plan_turns(seconds: Mapping[str, float]) -> dict[str, Any]:
 
 
 def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) -> Race:
-    """Compiles contenders, and times in turns those which stay within the limits.
+    """Compiles contenders, and times those that stay within the limits in turns.
 
     A row has the keys
 
         status           "measured", "too large", "too slow" or "error"
-        note             why it was not measured: the bytes or seconds wanted, or the error
-        median_ms, min_ms, max_ms    of a call, over rounds
-        call_seconds     what a call was expected to take, or took in a first trial
+        note             why it was not measured: the bytes or seconds needed, or the error
+        median_ms, min_ms, max_ms    milliseconds of a call, over rounds
+        call_seconds     time that a call was expected to take, or took in a first trial
         temp_bytes       temporary memory, as planned by the compiler or known to be needed
         needed_bytes     the same with arguments and results
         compile_seconds  tracing, lowering and compiling
 
-    and None where a measurement did not come so far.
+    whose values are None if the contender did not get that far.
+
+    Args:
+        contenders: by name.
+        rounds: how many turns each has.
+        limits: memory and time that a contender may take.
     """
-    rows, calls = {}, {}
+    rows = {}
+    calls = {}
     for name, contender in contenders.items():
         rows[name] = row = _empty_row()
         try:
             call = _compile(contender, row)
             if _affordable(row, call, contender.estimate, rounds, limits):
                 calls[name] = call
-        except Exception as error:  # a contender that fails must not take the others with it
+        except Exception as error:  # if one contender fails, the others still run
             row |= _failure(error)
     turns = plan_turns({name: rows[name]["call_seconds"] for name in calls})
     try:
         times = interleaved_milliseconds(calls, rounds=rounds, **turns)
-    except Exception as error:  # whose it is nobody knows: each of them ran before
+    except Exception as error:  # it is unknown whose it is: each of them ran before
         for name in calls:
             rows[name] |= _failure(error)
         return Race(rows, {})
@@ -238,17 +253,17 @@ def race(contenders: Mapping[str, Contender], *, rounds: int, limits: Limits) ->
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of one contender's rounds."""
+    """Median, smallest and largest value of one contender's rounds."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def speedup(baseline: list[float], contender: list[float]) -> dict[str, float]:
-    """Summary of baseline / contender, taken round by round: above 1 the contender is faster."""
+    """Summary of baseline / contender, round by round; above 1 the contender is faster."""
     return summary([b / c for b, c in zip(baseline, contender, strict=True)])
 
 
 def first_line(error: Exception) -> str:
-    """Of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -268,7 +283,7 @@ def _compile(contender: Contender, row: dict[str, Any]) -> Callable[[], Any]:
     row["compile_seconds"] = time.perf_counter() - start
     memory = compiled.memory_analysis()
     if memory is None:
-        raise RuntimeError("the compiler of this platform does not tell how much memory is needed")
+        raise RuntimeError("this platform's compiler does not report how much memory is needed")
     row["temp_bytes"] = max(memory.temp_size_in_bytes, contender.least_temp)
     outside = memory.argument_size_in_bytes + memory.output_size_in_bytes
     row["needed_bytes"] = row["temp_bytes"] + outside
@@ -282,7 +297,7 @@ def _affordable(
     rounds: int,
     limits: Limits,
 ) -> bool:
-    """Whether a call fits into memory and all of them into the time; writes what it learns."""
+    """Whether a call fits into memory and all calls into the time; completes the row."""
     if row["needed_bytes"] > limits.memory:
         note = f"needs {row['needed_bytes']:,} bytes, and {limits.memory:,} may be used"
         row |= {"status": "too large", "note": note}

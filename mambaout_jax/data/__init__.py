@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from disk to batches: sources → transforms → loader. Nothing here names JAX.
+"""Images from disk to batches. Nothing here imports JAX.
 
-A *source* is a random-access sequence of decoded examples (`sources.Source`), `transforms` turns
-one image into `image_size` x `image_size` pixels, and `loader` orders, transforms and batches.
+`sets` holds one file per data set: random-access sequences of decoded examples
+(`sets.sources.Source`). `views` turns an image into the pixels that a model sees. `loader`
+shuffles, transforms and batches. `prepare` writes data sets in the form that is read fastest.
 Pixels leave as uint8; they are normalised on the device.
 """

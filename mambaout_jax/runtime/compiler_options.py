@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What XLA is told when it compiles this library's programs: models to run, models to start."""
+"""XLA compiler options, for programs that run often and for programs that run once."""
 
 from typing import Any
 
-# LLVM keeps to vectors of 256 bits even where a CPU has wider ones. With those of 512 (AVX-512) the
-# shifts of a depthwise convolution run up to 1.5 times faster, and inference with a whole model by
-# some percent. Where there are none, LLVM takes the widest there are.
+# LLVM uses vectors of 256 bits even if a CPU has wider ones. With 512 bits (AVX-512) the shifts of
+# a depthwise convolution run up to 1.5 times faster, and inference with a whole model is some
+# percent faster. On CPUs without such vectors LLVM uses the widest that there are.
 _FAST = {"xla_cpu_prefer_vector_width": 512}
-# Level 1 compiles three times faster than the default, to the same bits.
+# Level 1 compiles three times faster than the default, with bitwise equal results.
 _SOON = {"xla_backend_optimization_level": 1}
 
 
 def to_run_fast(platform: str) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit` for a model.
+    """`compiler_options` for `jax.jit` of a model.
 
     Args:
-        platform: that it will run on, such as `jax.default_backend()`.
+        platform: the platform that it will run on, for example `jax.default_backend()`.
 
     Returns:
-        None where there is nothing to tell: on all platforms but "cpu".
+        The options; None on all platforms except "cpu".
     """
     return _FAST if platform == "cpu" else None
 
 
 def to_start_soon(platform: str) -> dict[str, Any] | None:
-    """`compiler_options` of `jax.jit` for what runs once. Otherwise as `to_run_fast`."""
+    """`compiler_options` for `jax.jit` of a program that runs once, otherwise as `to_run_fast`."""
     return _SOON if platform == "cpu" else None

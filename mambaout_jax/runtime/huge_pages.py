@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Huge pages for programs on CPUs: a training step takes 18 to 29 % less time with them.
 
-XLA asks the system for all temporary memory of a program when it runs and gives it back at its end,
-so that every step meets each page anew. Pages of 2 MiB make that 512 times fewer. The C library
-asks for them where a variable says so that it reads once, as the process starts. (Measured:
-experiments/results/throughput_cpu.json with them, throughput_cpu_plain.json without.)
+XLA allocates a program's temporary memory when it runs and returns it to the system at the end, so
+that every step takes a page fault for each page. With pages of 2 MiB there are 512 times fewer. The
+C library asks for them if an environment variable says so, which it reads once, when the process
+starts. (Measured in experiments/results/throughput_cpu.json with them and throughput_cpu_plain.json
+without.)
 """
 
 import os
@@ -17,12 +18,12 @@ _KERNEL_MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages() -> None:
-    """Starts this process anew, with the same id and arguments, where that brings huge pages.
+    """Starts this process again, with the same id and arguments, if that gives it huge pages.
 
-    Returns where it does not: on other systems than Linux with glibc 2.35 or newer, where the
-    kernel gives huge pages to all ("always") or to none ("never"), and where `GLIBC_TUNABLES` has
-    a word on `glibc.malloc.hugetlb` already, of the user or of this function. To be called before
-    anything else, as what the process has done is lost.
+    It does nothing and returns if the system is not Linux with glibc 2.35 or newer, if the kernel
+    gives huge pages to all programs ("always") or to none ("never"), or if `GLIBC_TUNABLES` already
+    sets `glibc.malloc.hugetlb`, whether the user or this function did that. Call it before anything
+    else, because whatever the process has done is lost.
     """
     tunables = os.environ.get(_TUNABLES, "")
     if _HUGE_PAGES in tunables or not sys.executable or not _given_on_request():
@@ -37,12 +38,12 @@ def _given_on_request() -> bool:
         return False
     try:
         return "[madvise]" in _KERNEL_MODE.read_text()
-    except OSError:  # a kernel without huge pages, or a sandbox that does not tell
+    except OSError:  # a kernel without huge pages, or a sandbox that hides the file
         return False
 
 
 def _glibc_version() -> tuple[int, ...]:
-    """(0,) of another C library."""
+    """The version of glibc; (0,) if the C library is a different one."""
     try:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         numbers = tuple(map(int, version.split(".")))

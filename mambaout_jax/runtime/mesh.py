@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh and the rules that place arrays on it.
 
-Two axes: a batch is split over both, the training state over `fsdp` only. Parameters are gathered
-whole inside the loss (`step`), so that no rule ever leaks into activations.
+The mesh has two axes: a batch is split over both, the training state over `fsdp` only. Parameters
+are gathered inside the loss (`train.step`), so that their shardings never reach the activations.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# A leaf below this many elements costs more to gather than to keep on every device.
+# Smaller leaves (in elements) cost more to gather than to keep on every device.
 _MIN_SHARDED_SIZE = 2**14
 
 
@@ -23,25 +23,29 @@ def make_mesh(fsdp: int) -> Mesh:
 
 
 def platform_of(mesh: Mesh) -> str:
-    """Of its devices, such as "cpu" or "tpu"."""
+    """The platform of the mesh's devices, for example "cpu" or "tpu"."""
     return mesh.devices.flat[0].platform
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples split over all devices."""
+    """The sharding of a batch, whose examples are split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding per leaf: its largest axis that divides is split over `fsdp`.
+    """A sharding for each leaf: its largest axis that `fsdp` divides is split.
 
     Small leaves stay whole, and so do depthwise kernels (K, K, 1, C): XLA would carry the split of
-    their channels into the activations.
+    their channels over to the activations.
+
+    Args:
+        state: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+        mesh: a mesh from `make_mesh`.
     """
 
     def sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -59,7 +63,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's part of a batch."""
+    """The global arrays whose local parts are this process's part of a batch."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)

@@ -56,14 +56,3 @@ def test_the_command_draws_the_picture_in_the_readme(tmp_path, capsys):
     assert (
         np.abs(drawn - committed).max(axis=-1) > 64
     ).mean() < 0.01  # fonts move between versions
-
-
-def test_questions_take_the_arguments_that_they_need(capsys):
-    for arguments, words in (
-        (["curves"], "curves takes at least one WORKDIR, and got 0"),
-        (["blocks", "runs/a"], "blocks takes no WORKDIR, and got 1"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main(["analyse", *arguments])
-        assert stop.value.code == 2
-        assert words in capsys.readouterr().err

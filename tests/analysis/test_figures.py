@@ -183,9 +183,9 @@ def test_curves_legend_shows_names_as_they_are_and_no_text_overlaps():
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ({}, "there is no run"),
+        ({}, "there are no runs"),
         ({"a": run_lines([1.0]), "b": []}, "run 'b' has no metrics"),
-        ({"a": [{"step": 1, "train/speed": 2.0}]}, r"'train/loss'.* there are \['train/speed'\]"),
+        ({"a": [{"step": 1, "train/speed": 2.0}]}, r"'train/loss'.* found are \['train/speed'\]"),
     ],
 )
 def test_curves_name_what_is_wrong(tmp_path, runs, message):

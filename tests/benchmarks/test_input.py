@@ -50,7 +50,7 @@ def test_rows_hold_speeds_ratios_and_cores(result):
 
 
 def test_files_are_real_photographs_of_the_usual_size(tmp_path):
-    root = input_benchmark._make_files(tmp_path)
+    root = input_benchmark._write_images(tmp_path)
     files = sorted((root / "train").rglob("*.jpg"))
     assert len(files) == 64 * 64
     assert len({file.stat().st_ino for file in files}) == 64

@@ -165,9 +165,9 @@ def test_verb_writes_json_csv_and_png(result, capsys, monkeypatch, tmp_path):
     ("arguments", "words"),
     [
         ({"mixers": ("conv", "convolution")}, r"mixers=\['convolution'\] .* allowed are conv, "),
-        ({"mixers": ()}, "mixers: there is none"),
+        ({"mixers": ()}, "mixers: none, or 0"),
         ({"widths": ()}, "widths: there is none"),
-        ({"lengths": (49, 0)}, "lengths: there is none, or 0"),
+        ({"lengths": (49, 0)}, "lengths: none, or 0"),
         ({"rounds": 0}, "rounds: "),
         ({"state_size": 0}, "state_size: "),
         ({"tokens_per_call": 0}, "tokens_per_call: "),

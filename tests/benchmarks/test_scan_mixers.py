@@ -122,7 +122,7 @@ def test_estimate_prefers_the_median_to_the_trial():
 def test_length_without_a_map_is_an_error_of_the_convolution_alone():
     rows = measure(50, settings("conv", "chunked"))
     notes = {row["mixer"]: (row["status"], row["note"]) for row in rows}
-    words = "50 tokens are no square map; take 49 or 64"
+    words = "50 tokens are not a square map; use 49 or 64"
     assert notes == {"conv": ("error", words), "chunked": ("measured", "")}
     assert {row["over_conv"] for row in rows} == {None}
 

@@ -116,7 +116,7 @@ def test_free_memory_of_an_accelerator_is_what_it_reports():
     gpu.memory_stats.return_value = {"bytes_limit": 1000, "bytes_in_use": 300}
     assert timing.free_memory(gpu) == 700
     gpu.memory_stats.return_value = None
-    with pytest.raises(ValueError, match="some GPU does not tell how much memory is free"):
+    with pytest.raises(ValueError, match="some GPU does not report how much memory is free"):
         timing.free_memory(gpu)
 
 

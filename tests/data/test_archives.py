@@ -81,7 +81,7 @@ def test_validation_labels_refuse_other_lists(tmp_path):
     with pytest.raises(ValueError, match=r"50,000 words, of which 50,000 are no.*meta\.mat"):
         validation_labels(file)
     file.write_text("n01440764\n" * 49_999)
-    with pytest.raises(ValueError, match=r"no list of 50,000.*has 49,999 words"):
+    with pytest.raises(ValueError, match=r"not a list of 50,000.*has 49,999 words"):
         validation_labels(file)
     with pytest.raises(FileNotFoundError, match=r"--val-labels .*none\.txt does not exist"):
         validation_labels(tmp_path / "none.txt")
@@ -103,7 +103,7 @@ def test_members_refuse_a_number_beyond_the_labels(miniature):
 def test_members_refuse_what_is_no_archive(tmp_path, content):
     path = tmp_path / "wrong.tar"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"wrong\.tar is no tar archive.*SHA-256 sum b0820"):
+    with pytest.raises(ValueError, match=r"wrong\.tar is not a tar archive.*SHA-256 sum b0820"):
         list(train_members(path))
     with pytest.raises(FileNotFoundError, match=r"train archive .*none\.tar does not exist"):
         list(train_members(tmp_path / "none.tar"))

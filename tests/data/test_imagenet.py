@@ -254,7 +254,7 @@ def test_an_empty_path_is_refused_by_the_config():
 @pytest.mark.parametrize("name", ["5.1.0.incomplete", "incomplete.811C8Z_5.1.0"])  # ours, TFDS's
 def test_an_unfinished_preparation_is_told(tmp_path, name):
     (tmp_path / "imagenet2012" / name).mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"is not finished; give the command that began it"):
+    with pytest.raises(FileNotFoundError, match=r"is not finished; run the command that began it"):
         open_imagenet(str(tmp_path), "train")
 
 
@@ -304,7 +304,7 @@ def test_validation_images_without_folders_are_told(miniature, tmp_path):
     (tmp_path / "val").mkdir()
     with tarfile.open(miniature.val_tar) as tar:
         tar.extractall(tmp_path / "val", filter="data")
-    with pytest.raises(ValueError, match=r"lie directly in .*/val, without their labels") as caught:
+    with pytest.raises(ValueError, match=r"are directly in .*/val, without their labels") as caught:
         open_imagenet(str(tmp_path), "validation")
     caught.match(rf"mambaout prepare imagenet --folder {tmp_path} --out DIR")
 
@@ -314,10 +314,10 @@ def test_folders_that_are_no_synsets_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"train is empty; data\.source='imagenet' looks for"):
         open_imagenet(str(tmp_path), "train")
     (tmp_path / "train" / "n01440764").mkdir()
-    with pytest.raises(ValueError, match=r"1 class folders of .* hold no image: \['n01440764'\]"):
+    with pytest.raises(ValueError, match=r"1 class folders of .* hold no images: \['n01440764'\]"):
         open_imagenet(str(tmp_path), "train")
     (tmp_path / "train" / "cats").mkdir()
-    with pytest.raises(ValueError, match=r"1 folders that are no synsets.*\['cats'\].*=folder"):
+    with pytest.raises(ValueError, match=r"1 folders that are not synsets.*\['cats'\].*=folder"):
         open_imagenet(str(tmp_path), "train")
 
 

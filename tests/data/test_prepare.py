@@ -139,7 +139,7 @@ def test_finished_data_is_checked_and_kept(miniature, prepared, tmp_path):
     assert digests(out / "imagenet2012" / "5.1.0") == before
     shard = next((out / "imagenet2012" / "5.1.0").glob("*train*"))
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=rf"{shard} is damaged .*; remove this file and give the"):
+    with pytest.raises(ValueError, match=rf"{shard} is damaged .*; remove this file and run the"):
         from_tars(miniature, out)
     shard.unlink()
     from_tars(miniature, out)
@@ -238,8 +238,9 @@ def test_other_numbers_of_converted_images_than_imagenets_are_logged(
     with caplog.at_level(logging.WARNING):
         from_tars(miniature, tmp_path, partial=False, processes=1)
     (record,) = caplog.records
-    assert "2 train images were no JPEG in grey or RGB and were converted; in ImageNet there " in (
-        record.getMessage()
+    assert (
+        "2 train images were not grey or RGB JPEG files and were converted; in ImageNet there "
+        in (record.getMessage())
     )
 
 
@@ -295,4 +296,4 @@ def test_ctrl_c_is_told_and_ends_with_the_code_of_a_preemption(monkeypatch, tmp_
 
     monkeypatch.setattr(prepare, "prepare_imagenet", interrupted)
     assert main(["prepare", "imagenet", "--folder", "x", "--out", str(tmp_path)]) == 75
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes here" in capsys.readouterr().err

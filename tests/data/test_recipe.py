@@ -114,7 +114,7 @@ def test_every_machine_is_given_the_same_optimisation(model, machine):
 
 @pytest.mark.parametrize("argument", ["mambaout_huge", "mambaout_tiny,3gpu", "tiny", ","])
 def test_unknown_models_and_machines_are_named(argument):
-    with pytest.raises(ValueError, match=rf"'{argument}' is no model.*mambaout_tiny.*1gpu, pod"):
+    with pytest.raises(ValueError, match=rf"'{argument}' is not a model.*mambaout_tiny.*1gpu, pod"):
         RECIPE["get_config"](argument)
 
 

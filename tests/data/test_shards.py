@@ -93,7 +93,7 @@ def test_check_shard_notices_other_images_labels_and_order(tmp_path, members):
         [second, first, third],
         [relabelled, second, third],
     ):
-        with pytest.raises(ValueError, match=r"shard is damaged .*; remove this file and give"):
+        with pytest.raises(ValueError, match=r"shard is damaged .*; remove this file and run"):
             check_shard(path, other)
 
 

@@ -145,7 +145,7 @@ def test_image_folder_says_what_is_wrong_with_a_path(tmp_path):
 
 def test_image_folder_says_that_images_lie_directly_in_it(tmp_path):
     write(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"no sub-folders.*images lie directly in it"):
+    with pytest.raises(ValueError, match=r"no sub-folders.*images are directly in it"):
         ImageFolder(tmp_path, "train", 0.2)
     write_classes(tmp_path / "val", a=1, b=1)
     write(tmp_path / "train" / "x.png")
@@ -156,10 +156,10 @@ def test_image_folder_says_that_images_lie_directly_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({}, "no sub-folders \\(nor images\\)"),
+        ({}, "no sub-folders \\(and no images\\)"),
         ({"a": 0, "b": 0}, r"no images below .*\.jpeg, \.jpg"),
         ({"a": 5}, "only one class, 'a'.*train/ beside one of val, validation, valid, test"),
-        ({"a": 5, "b": 0}, r"without an image in .*\['b'\]"),
+        ({"a": 5, "b": 0}, r"without images in .*\['b'\]"),
         ({"a": 5, "b": 1}, "class 'b' of .* a single image"),
     ],
 )
@@ -178,7 +178,7 @@ def test_image_folder_lists_both_sides_of_different_classes(tmp_path):
 def test_image_folder_wants_images_to_train_on_in_every_class(tmp_path):
     write_classes(tmp_path / "train", a=1, b=0)
     write_classes(tmp_path / "val", a=1, b=1)
-    with pytest.raises(ValueError, match=r"without an image in .*train: \['b'\]"):
+    with pytest.raises(ValueError, match=r"without images in .*train: \['b'\]"):
         ImageFolder(tmp_path, "validation", 0.2)
 
 

@@ -249,7 +249,7 @@ def test_absent_suites_are_told_with_what_would_make_them(root, weights, tmp_pat
     assert [name for name in SUITES if written[name]["count"]] == ["a"]
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert (
-        f"absent: {tmp_path / 'imagenet-v2'} is not there; it is made of imagenetv2-"
+        f"absent: {tmp_path / 'imagenet-v2'} is not there; it is made from imagenetv2-"
         in (lines["v2"])
     )
     for name in set(SUITES) - {"a"}:
@@ -294,7 +294,7 @@ def test_corrupted_images_are_not_cropped_again(root, weights):
         (lambda root: (root / "imagenet-a" / "tench").mkdir(), "a", "no synsets .*'tench'"),
         (lambda root: (root / "imagenet-v2" / "1000").mkdir(), "v2", "folder '1000'; .* 0 to 999"),
         (lambda root: (root / "imagenet-v2" / "n01").mkdir(), "v2", "folder 'n01'"),
-        (lambda root: (root / "real.json").write_text("[1, 2]"), "real", "no list of lists"),
+        (lambda root: (root / "real.json").write_text("[1, 2]"), "real", "not a list of lists"),
         (lambda root: (root / "real.json").write_text("[[1], [1000]]"), "real", "0 to 999"),
         (lambda root: (root / "real.json").write_text("[[1]]"), "real", "label .* for 1 only"),
         (lambda root: (root / "imagenet-r" / SYNSETS[10] / "0.png").write_bytes(b"GIF"), "r",
@@ -342,7 +342,7 @@ def test_wrong_requests_are_one_line(root, weights, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "there is no suite 'x'; there are val, real" in error("--suite", str(root), "--suites=x")
-    assert f"{root}x is no folder" in error("--suite", f"{root}x")
+    assert f"{root}x is not a folder" in error("--suite", f"{root}x")
     with pytest.raises(SystemExit):
         main(["evaluate", "--weights", str(weights[0]), "--suites=val", "--data", str(root)])
     assert "--suites and --json go with --suite" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_recipe_is_folder_with_three_settings_changed():
     theirs.optimizer.learning_rate = 2.5e-4
     assert ours.to_dict() == theirs.to_dict()
     assert ours.optimizer.learning_rate == pytest.approx(4e-3 * 64 / 1024)
-    with pytest.raises(ValueError, match="mambaout_tiny names a model and no weights"):
+    with pytest.raises(ValueError, match="mambaout_tiny names a model, not weights"):
         read_config(f"{RECIPE}:mambaout_tiny")
 
 

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes data sets in the form that training reads best; resumable and verified."""
+"""ImageNet as ArrayRecord, the form that training reads best: what the original archives hold
+(`archives`), single shards (`shards`), and the whole preparation, resumable and verified
+(`imagenet`).
+"""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each image of ImageNet lies in the original archives, or in folders, and its label.
+"""Where each image of ImageNet is stored, in the original archives or in folders, and its label.
 
 Only headers are read here. The archives are those of ILSVRC 2012: the training archive holds one
-archive per synset, the validation archive holds the images alone.
+archive per synset, the validation archive holds nothing but images.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _SHA256 = {  # as TensorFlow Datasets lists them
 class Member(NamedTuple):
     """One image: `size` bytes at `offset` of the archive `path`, or the whole file `path`."""
 
-    name: str  # of the image file, without folders
+    name: str  # the image file's name, without folders
     label: int
     path: str
     offset: int
@@ -58,8 +58,8 @@ def train_members(archive: Path) -> Iterator[Member]:
     """The images of ILSVRC2012_img_train.tar.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another archive, or damaged.
+        FileNotFoundError: `archive` does not exist.
+        ValueError: `archive` is a different archive, or damaged.
     """
     for outer, stream in _files(archive, "train"):
         synset = Path(outer.name).stem
@@ -78,8 +78,8 @@ def validation_members(archive: Path, labels: list[int]) -> Iterator[Member]:
     """The images of ILSVRC2012_img_val.tar, labelled by `validation_labels`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another archive, or damaged.
+        FileNotFoundError: `archive` does not exist.
+        ValueError: `archive` is a different archive, or damaged.
     """
     for info, _ in _files(archive, "validation"):
         name = Path(info.name).name
@@ -88,15 +88,15 @@ def validation_members(archive: Path, labels: list[int]) -> Iterator[Member]:
 
 
 def folder_members(root: Path, split: str, label_file: Path | None) -> Iterator[Member]:
-    """The images of class folders `root`/train/n01440764 and so on; `val` may hold them directly.
+    """The images in class folders, `root`/train/n01440764 and so on; `val` may hold them directly.
 
     Args:
-        root: as `ImageNetFolders` takes it.
-        split: "train" or "validation", which has a folder in `root`.
-        label_file: as `validation_labels` takes it, for images that lie directly in `val`.
+        root: folder with train/ and val/, as for `ImageNetFolders`.
+        split: "train" or "validation"; its folder must exist in `root`.
+        label_file: list for `validation_labels`, needed if images are directly in `val`.
 
     Raises:
-        FileNotFoundError, ValueError: as `labelled_folders` and `validation_labels`.
+        FileNotFoundError, ValueError: as in `labelled_folders` and `validation_labels`.
     """
     folder = split_folder(root, split)
     assert folder is not None, f"{root} has no {split} split"
@@ -112,14 +112,14 @@ def folder_members(root: Path, split: str, label_file: Path | None) -> Iterator[
 
 
 def validation_labels(file: Path | None) -> list[int]:
-    """The label of every validation image, in the order of their numbers.
+    """The label of every validation image, in the order of the images' numbers.
 
     Args:
-        file: one synset a line, 50,000 lines; None: the list that `tensorflow_datasets` ships.
+        file: 50,000 lines with one synset each; None: the list that `tensorflow_datasets` ships.
 
     Raises:
-        FileNotFoundError: there is no list.
-        ValueError: the file is no such list.
+        FileNotFoundError: the list does not exist.
+        ValueError: the file is not such a list.
     """
     if file is None:
         package = importlib.util.find_spec("tensorflow_datasets")
@@ -127,7 +127,7 @@ def validation_labels(file: Path | None) -> list[int]:
             raise FileNotFoundError(
                 "the validation images carry no labels, and tensorflow_datasets, which ships a "
                 "list, is not installed: pip install 'mambaout-jax[data]', or give --val-labels "
-                "FILE with the synset of image 1, 2, ... 50,000, one a line"
+                "FILE with the synset of image 1, 2, ... 50,000, one per line"
             )
         folder = Path(package.submodule_search_locations[0])
         file = folder / "datasets" / DATASET / "validation_labels.txt"
@@ -137,10 +137,10 @@ def validation_labels(file: Path | None) -> list[int]:
     unknown = [synset for synset in synsets if synset not in LABELS]
     if unknown or len(synsets) != SPLIT_SIZES["validation"]:
         raise ValueError(
-            f"{file} is no list of {SPLIT_SIZES['validation']:,} synsets (n01440764, ...): it has "
-            f"{len(synsets):,} words, of which {len(unknown):,} are no synsets of ImageNet-1k, "
-            f"the first {unknown[:1]}. The numbers of the development kit's ground truth are not "
-            "labels: its meta.mat says which synset each one stands for"
+            f"{file} is not a list of {SPLIT_SIZES['validation']:,} synsets (n01440764, ...): it "
+            f"has {len(synsets):,} words, of which {len(unknown):,} are not synsets of "
+            f"ImageNet-1k, the first {unknown[:1]}. The numbers in the development kit's ground "
+            "truth are not labels: its meta.mat says which synset each one stands for"
         )
     return [LABELS[synset] for synset in synsets]
 
@@ -151,7 +151,7 @@ def _explained(archive: Path, split: str) -> Iterator[None]:
         yield
     except tarfile.TarError as error:
         raise ValueError(
-            f"{archive} is no tar archive, or it is damaged or truncated ({error}); ImageNet's "
+            f"{archive} is not a tar archive, or it is damaged or truncated ({error}); ImageNet's "
             f"{split} archive has the SHA-256 sum {_SHA256[split]}"
         ) from error
 
@@ -159,7 +159,13 @@ def _explained(archive: Path, split: str) -> Iterator[None]:
 def _files(
     archive: Path, split: str, stream: io.BufferedReader | None = None
 ) -> Iterator[tuple[tarfile.TarInfo, io.BufferedReader]]:
-    """The files of an archive with their content; of one that lies in `stream` of the archive."""
+    """The files of an archive with their content.
+
+    Args:
+        archive: path of the archive, which messages name.
+        split: "train" or "validation".
+        stream: an archive inside it, to list instead; None: the archive itself.
+    """
     if not archive.is_file():
         raise FileNotFoundError(
             f"the {split} archive {archive} does not exist; image-net.org/download-images has it, "
@@ -171,7 +177,7 @@ def _files(
         for info in tar:
             if info.isreg():
                 yield info, cast(io.BufferedReader, tar.extractfile(info))
-        # A header that is cut off ends the iteration like the block of zeros that ends an archive.
+        # A truncated header ends the iteration just as the block of zeros at an archive's end does.
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("its end is missing")

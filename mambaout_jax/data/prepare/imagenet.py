@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet from its original archives to ArrayRecord shards that TensorFlow Datasets reads, too.
+"""ImageNet from its original archives to ArrayRecord shards that TensorFlow Datasets also reads.
 
-No TensorFlow takes part. An image is stored byte for byte as it came, but for those that are no
-JPEG in grey or RGB (in ImageNet 22 CMYK files and one PNG): they become RGB JPEG. Every image is
+TensorFlow is not needed. Images are stored byte for byte as they came, except those that are not
+grey or RGB JPEG files (in ImageNet 22 CMYK files and one PNG): they become RGB JPEG. Every image is
 decoded once, so that a damaged one is found here and not in a training run.
 
 Images are stored in the order of a hash of their names: every shard is a random sample of the
-classes, and the same images make the same shards, byte for byte, whichever way they came.
+classes, and the same images give the same shards, byte for byte, from archives or from folders.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ from mambaout_jax.data.sets.imagenet import (
     split_folder,
 )
 
-SHARD_BYTES = 128 * 2**20  # of images: seconds of work, so that a kill costs little
+SHARD_BYTES = 128 * 2**20  # of image files: seconds of work, so that little is lost by a kill
 _CONVERTED = {"train": 23, "validation": 0}  # 22 CMYK, 1 PNG
 _SOURCE_FILE = "source.json"
 
@@ -63,9 +63,9 @@ class Prepared:
     """What `prepare_imagenet` made.
 
     Attributes:
-        folder: holds the shards.
-        images, shards: how many, by split.
-        converted: file names of the images that were no JPEG in grey or RGB, by split.
+        folder: where the shards are.
+        images, shards: their numbers, by split.
+        converted: file names of the images that were not grey or RGB JPEG files, by split.
     """
 
     folder: Path
@@ -100,28 +100,29 @@ def prepare_imagenet(
     processes: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Prepared:
-    """Writes `out`/imagenet2012/5.1.0. The same call goes on where a killed one stopped.
+    """Writes `out`/imagenet2012/5.1.0. The same call resumes where a killed one stopped.
 
-    Each shard has a temporary name until it is whole, and is read back: order, names, labels and
-    image format. The folder has its final name only when everything is there. Called once more on
-    a finished folder it checks every shard again. Archives are read in the shards' order, from one
-    place to the next: they should lie on a disk without moving parts.
+    Each shard has a temporary name until it is complete, and is then read back to check the order,
+    names, labels and image format. The folder gets its final name only when everything is there.
+    Called again on a finished folder, the function checks every shard again. Archives are read in
+    the order of the shards, which jumps between images: they should be on a disk without moving
+    parts.
 
     Args:
-        out: the data_dir; needs the space of the archives.
-        train_tar, val_tar: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; either may be left
-            out, and so is its split.
-        folder: instead of archives: train/ and val/ with a sub-folder per synset; the images of
-            val/ may also lie directly in it.
-        val_labels: the synset of each validation image (`archives.validation_labels`).
-        partial: accept fewer images than ImageNet has.
-        processes: to work with; None: one per core.
-        shard_bytes: of images in one shard, on average.
+        out: the data_dir of TensorFlow Datasets; needs as much space as the archives.
+        train_tar, val_tar: ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; without one of them
+            its split is not written.
+        folder: used instead of archives: train/ and val/ with a sub-folder per synset; val/ may
+            also hold its images directly.
+        val_labels: file with the synset of each validation image (`archives.validation_labels`).
+        partial: whether to accept fewer images than ImageNet has.
+        processes: number of worker processes; None: one per core.
+        shard_bytes: bytes of image files in one shard, on average.
 
     Raises:
-        FileNotFoundError, ValueError: a source that is missing, incomplete, damaged, another one
-            than the folder was begun with, or too large for the disk.
-        UnreadableImageError: an image that cannot be decoded.
+        FileNotFoundError, ValueError: a source is missing, incomplete, damaged, too large for the
+            disk, or not the one that the folder was begun with.
+        UnreadableImageError: an image cannot be decoded.
         ModuleNotFoundError: the packages of mambaout-jax[data] are not installed.
     """
     require_data_packages()
@@ -134,19 +135,18 @@ def prepare_imagenet(
         _claim(work, members, shard_bytes)
         shards = {split: _shards(work, split, members[split], shard_bytes) for split in members}
         _check_space(work, shards)
-        made = _make_shards(shards, progress, processes)
-    lengths = {split: [len(part) for part in of.values()] for split, of in shards.items()}
-    write_metadata(
-        work, lengths, {split: sum(size for size, _ in parts) for split, parts in made.items()}
-    )
+        checks = _write_shards(shards, progress, processes)
+    lengths = {split: [len(part) for part in shards[split].values()] for split in shards}
+    num_bytes = {split: sum(size for size, _ in checks[split]) for split in checks}
+    write_metadata(work, lengths, num_bytes)
     if work == unfinished:
         work.rename(finished)
     converted = {
-        split: sorted(name for _, names in parts for name in names) for split, parts in made.items()
+        split: sorted(name for _, names in checks[split] for name in names) for split in checks
     }
     if not partial:
         _report_converted(converted)
-    images = {split: sum(of_split) for split, of_split in lengths.items()}
+    images = {split: sum(lengths[split]) for split in lengths}
     return Prepared(finished, images, {split: len(lengths[split]) for split in lengths}, converted)
 
 
@@ -154,9 +154,13 @@ def _report_converted(converted: dict[str, list[str]]) -> None:
     for split, names in converted.items():
         if len(names) != _CONVERTED[split]:
             _logger.warning(
-                "%d %s images were no JPEG in grey or RGB and were converted; in ImageNet there "
-                "are %d: %s", len(names), split, _CONVERTED[split], names,
-            )  # fmt: skip
+                "%d %s images were not grey or RGB JPEG files and were converted; in ImageNet "
+                "there are %d: %s",
+                len(names),
+                split,
+                _CONVERTED[split],
+                names,
+            )
 
 
 def _sources(
@@ -172,8 +176,8 @@ def _sources(
         }
         if not found:
             raise FileNotFoundError(
-                f"--folder {folder} holds neither train/ nor val/; they hold ImageNet's images, a "
-                "sub-folder per synset (n01440764, ...)"
+                f"--folder {folder} holds neither train/ nor val/; it needs one of them, with a "
+                "sub-folder of images per synset (n01440764, ...)"
             )
         return found
     found = {}
@@ -208,16 +212,16 @@ def _in_order(members: list[Member]) -> list[Member]:
 
 def _check_count(split: str, count: int, partial: bool) -> None:
     if count == 0:
-        raise ValueError(f"the source of the {split} split holds no image")
+        raise ValueError(f"the source of the {split} split holds no images")
     if count != SPLIT_SIZES[split] and not partial:
         raise ValueError(
             f"the source of the {split} split holds {count:,} images, ImageNet's has "
-            f"{SPLIT_SIZES[split]:,}; fetch it again, or give --partial to go on with these"
+            f"{SPLIT_SIZES[split]:,}; fetch it again, or give --partial to use these"
         )
 
 
 def _claim(work: Path, members: dict[str, list[Member]], shard_bytes: int) -> None:
-    """Makes the folder, or checks that it was begun from the same images."""
+    """Creates the folder, or checks that it was begun from the same images."""
     digest = hashlib.sha256()
     for split, of_split in members.items():
         for member in of_split:
@@ -254,7 +258,7 @@ def _shards(work: Path, split: str, members: list[Member], shard_bytes: int) -> 
 
 
 def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
-    for leftover in work.glob("*.tmp"):  # of processes that were killed
+    for leftover in work.glob("*.tmp"):  # left by processes that were killed
         leftover.unlink()
     missing = [
         member.size
@@ -263,7 +267,8 @@ def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
         if not path.exists()
         for member in members
     ]
-    needed, free = sum(missing), shutil.disk_usage(work).free
+    needed = sum(missing)
+    free = shutil.disk_usage(work).free
     if needed > free:
         raise ValueError(
             f"{work} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free; "
@@ -271,39 +276,40 @@ def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
         )
 
 
-def _make_shards(
+def _write_shards(
     shards: dict[str, _Shards], progress: Progress, processes: int | None
 ) -> dict[str, list[tuple[int, list[str]]]]:
-    """Makes what is missing and checks all: by split what `check_shard` says of each shard."""
+    """Writes the missing shards and checks all; `check_shard`'s result for each, by split."""
     tasks = {
         split: progress.add_task(f"{split}: writing", total=sum(map(len, of_split.values())))
         for split, of_split in shards.items()
     }
-    made = {split: [] for split in shards}
-    # Spawned: a forked process would inherit the threads' locks of ArrayRecord and the progress.
+    checks = {split: [] for split in shards}
+    # Spawned: a forked process would inherit locks of the threads of ArrayRecord and the progress
+    # bar.
     executor = ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=_begin_worker
     )
     try:
         futures = {
-            executor.submit(_make_shard, path, members): (split, len(members))
+            executor.submit(_write_and_check_shard, path, members): (split, len(members))
             for split, of_split in shards.items()
             for path, members in of_split.items()
         }
         for future in as_completed(futures):
             split, count = futures[future]
-            made[split].append(future.result())
+            checks[split].append(future.result())
             progress.advance(tasks[split], count)
     finally:
         executor.shutdown(cancel_futures=True)
-    return made
+    return checks
 
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # The queue of a pool never closes when its parent is killed: its workers would wait for ever.
+    # A pool's queue never closes when its parent is killed: the workers would wait forever.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -312,17 +318,15 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _make_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
+def _write_and_check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
     if not path.exists():
         write_shard(path, members)
     return check_shard(path, members)
 
 
 def _progress() -> Progress:
-    """A bar on standard error where that is a terminal, else nothing."""
+    """A bar on the standard error if that is a terminal, otherwise nothing."""
     console = Console(stderr=True)
     columns = Progress.get_default_columns()[:2]
-    return Progress(
-        *columns, MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
-    )  # fmt: skip
+    columns += (MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)

@@ -12,24 +12,27 @@ from mambaout_jax.data.sets.image_files import decode_image, open_image
 from mambaout_jax.data.sets.imagenet import DATASET
 from mambaout_jax.imagenet_classes import SYNSETS
 
-VERSION = "5.1.0"  # of TensorFlow Datasets' imagenet2012, whose features these are
+VERSION = "5.1.0"  # the version of imagenet2012 in TensorFlow Datasets that has these features
 
-# Each record is a chunk of its own, for random access. JPEG does not compress any further.
+# Each record is a chunk of its own, for random access. JPEG files do not compress any further.
 _OPTIONS = "group_size:1,uncompressed"
 _JPEG_QUALITY = 100
 
 
 def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
-    """The name of TensorFlow Datasets."""
+    """The shard's path, named as TensorFlow Datasets expects."""
     return folder / f"{DATASET}-{split}.array_record-{index:05}-of-{count:05}"
 
 
 def write_shard(path: Path, members: list[Member]) -> None:
-    """Writes a shard of these images in this order; a kill leaves a temporary file, or all of it.
+    """Writes a shard of these images in this order.
+
+    `path` exists only when the shard is complete; a killed process leaves a temporary file beside
+    it.
 
     Raises:
         UnreadableImageError: an image cannot be decoded.
-        OSError: a source cannot be read, or the shard not written.
+        OSError: a source cannot be read, or the shard cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
@@ -45,7 +48,7 @@ def write_shard(path: Path, members: list[Member]) -> None:
         example = tf_example_pb2.Example.FromString(
             _features().serialize_example(_features().encode_example(image))
         )
-        # Features are a map, whose order would differ from process to process.
+        # Features are a map, whose order differs between processes.
         writer.write(example.SerializeToString(deterministic=True))
     writer.close()
     temporary.replace(path)
@@ -55,34 +58,36 @@ def check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
     """Reads a shard back.
 
     Returns:
-        The bytes of its records, and the names of the images that `write_shard` converted.
+        The size of its records in bytes, and the names of the images that `write_shard` converted.
 
     Raises:
-        ValueError: it does not hold these images with these labels in this order, as JPEG in grey
-            or RGB.
+        ValueError: the shard does not hold exactly these images, with these labels and in this
+            order, as grey or RGB JPEG files.
     """
     from array_record.python.array_record_module import ArrayRecordReader
     from tensorflow_datasets import decode
 
     try:
         records = ArrayRecordReader(str(path)).read_all()
-        size, converted = 0, []
+        size = 0
+        converted = []
         for record, member in zip(records, members, strict=True):
             example = _features().deserialize_example_np(
                 record, decoders={"image": decode.SkipDecoding()}
             )
-            image, name = example["image"], example["file_name"].decode()
+            image = example["image"]
+            name = example["file_name"].decode()
             if (name, int(example["label"])) != (member.name, member.label):
-                raise ValueError(f"it holds {name} in the place of {member.name}")
+                raise ValueError(f"it holds {name} in place of {member.name}")
             if not _is_rgb_or_grey_jpeg(image):
-                raise ValueError(f"{name} is no JPEG in grey or RGB")
+                raise ValueError(f"{name} is not a grey or RGB JPEG file")
             size += len(record)
             if len(image) != member.size:
                 converted.append(name)
-    # ArrayRecord's and protobuf's errors are of many types.
+    # ArrayRecord and protobuf raise errors of many types.
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged ({error}); remove this file and give the same command again"
+            f"{path} is damaged ({error}); remove this file and run the same command again"
         ) from error
     return size, converted
 
@@ -101,11 +106,11 @@ def _features() -> Any:
 
 
 def _rgb_or_grey_jpeg(content: bytes, name: str) -> bytes:
-    image = decode_image(content, 3, name)  # also what is kept, to see that it can be decoded
+    image = decode_image(content, 3, name)  # even if the file is kept: it must be decodable
     if _is_rgb_or_grey_jpeg(content):
         return content
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # no chroma is thrown away
+    image.save(file, "JPEG", quality=_JPEG_QUALITY, subsampling=0)  # full chroma resolution
     return file.getvalue()
 
 
@@ -117,12 +122,12 @@ def _is_rgb_or_grey_jpeg(content: bytes) -> bool:
 def write_metadata(
     folder: Path, shard_lengths: dict[str, list[int]], num_bytes: dict[str, int]
 ) -> None:
-    """Writes what TensorFlow Datasets needs to find the shards of `shard_path`.
+    """Writes the files by which TensorFlow Datasets finds the shards (`shard_path`).
 
     Args:
-        folder: of the shards.
-        shard_lengths: records of each shard, by split.
-        num_bytes: of all records, by split.
+        folder: where the shards are.
+        shard_lengths: number of records in each shard, by split.
+        num_bytes: size of all records together, by split.
     """
     import tensorflow_datasets as tfds
 

@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets: random-access sequences of decoded examples, one file each."""
+"""Data sets as random-access sequences of decoded examples: `digits`, folders of images
+(`sources`), ImageNet (`imagenet`) and its test sets (`imagenet_suites`); `image_files` decodes.
+"""

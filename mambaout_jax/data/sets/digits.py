@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real images that come with the installation: no download, seconds to train on."""
+"""Handwritten digits that come with the installation: no download, and seconds to train on."""
 
 import numpy as np
 from PIL import Image
 
 VALIDATION_SHARE = 0.2
-_SPLIT_SEED = 0  # of the split only: every run, whatever its seed, is tested on the same images
+_SPLIT_SEED = 0  # fixed, so that every run, whatever its seed, is tested on the same images
 
 
 class Digits:
@@ -13,7 +13,7 @@ class Digits:
 
     They are the test part of the Optical Recognition of Handwritten Digits set (E. Alpaydin and
     C. Kaynak, UCI Machine Learning Repository, 1998). The 17 grey levels 0..16 are spread over
-    0..255. Of every class a fixed 20 % are the validation split.
+    0..255. A fixed 20 % of every class forms the validation split.
 
     Args:
         split: "train" (1,438 images) or "validation" (359).
@@ -42,7 +42,7 @@ class Digits:
 
 
 def _split(labels: np.ndarray) -> dict[str, np.ndarray]:
-    # RandomState, not Generator: numpy freezes its stream for good, so that the split never moves.
+    # RandomState, not Generator: numpy guarantees its stream forever, so the split never changes.
     shuffle = np.random.RandomState(_SPLIT_SEED).permutation
     train, validation = [], []
     for label in np.unique(labels):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image files: which files of a folder they are, and decoding what they hold."""
+"""Finding image files in folders, and decoding them."""
 
 import io
 import os
@@ -18,7 +18,7 @@ Decoded = Image.Image | UInt8[np.ndarray, "H W C"]
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 
-# EXIF orientation -> what turns the image upright; 1 is upright.
+# EXIF orientation → the operation that turns the image upright; 1 is upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ class UnreadableImageError(ValueError):
 
 
 def images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
-    """Class name to sorted image paths, relative to root and with "/" on every system."""
+    """Sorted image paths by class name, relative to `root` and with "/" on every system."""
     return {
         name: _images_below(root, folder / name)
         for name in sorted(os.listdir(folder))
@@ -53,35 +53,36 @@ def _images_below(root: Path, folder: Path) -> list[str]:
 
 
 def _raise(error: OSError) -> None:
-    # os.walk would leave out a folder that it may not read, and its images with it.
+    # By default os.walk skips a folder that it may not read, and its images with it.
     raise error
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image: by its suffix, unless it is hidden."""
+    """Whether a file counts as an image: its suffix decides, and hidden files do not count."""
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_image(path: str | Path, channels: int, decoder: str = "pillow") -> Decoded:
     """Reads and decodes one image file.
 
-    - It is turned upright by its EXIF orientation. Evaluation pipelines of published weights ignore
-      EXIF, but ImageNet has next to no such file, and the owner of a phone's photos expects this.
-      A broken EXIF block counts as upright.
+    - The image is turned upright by its EXIF orientation. The evaluation pipelines of published
+      weights ignore EXIF, but hardly any file of ImageNet has an orientation, and photographs from
+      phones need it. A broken EXIF block counts as upright.
     - Transparent pixels are laid over white. CMYK is converted by Pillow's formula, without colour
-      profiles. 16-bit greyscale is scaled to 8 bits, not clipped. Of an animation the first frame
+      profiles. 16-bit greyscale is scaled to 8 bits, not clipped. The first frame of an animation
       counts.
 
     Args:
-        path: of the file; its content, not its suffix, decides the format.
+        path: the file; its content decides the format, not its suffix.
         channels: 1 for mode "L" (ITU-R 601 luma), 3 for mode "RGB".
-        decoder: "pillow"; with "opencv" ordinary JPEG files, upright and grey or RGB, are decoded
-            by OpenCV and returned as pixels: the same in less time, but for the grey of colour
-            images, which is taken before colours are clipped.
+        decoder: "pillow" or "opencv". With "opencv", ordinary JPEG files (upright, grey or RGB) are
+            decoded by OpenCV and returned as pixels, uint8 (H, W, C). That is faster and gives the
+            same pixels, except for colour images read as grey: OpenCV computes the grey before
+            colours are clipped.
 
     Raises:
-        ModuleNotFoundError: `decoder` is "opencv", and it is not installed.
-        UnreadableImageError: names the path and the reason.
+        ModuleNotFoundError: `decoder` is "opencv", which is not installed.
+        UnreadableImageError: the file cannot be read; the message has its path and the reason.
     """
     try:
         content = Path(path).read_bytes()
@@ -93,8 +94,14 @@ def read_image(path: str | Path, channels: int, decoder: str = "pillow") -> Deco
 def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillow") -> Decoded:
     """Decodes the content of an image file, as `read_image` does.
 
+    Args:
+        content: the bytes of the file.
+        channels: 1 or 3.
+        name: what messages call the file.
+        decoder: "pillow" or "opencv".
+
     Raises:
-        UnreadableImageError: gives the name and the reason.
+        UnreadableImageError: the image cannot be decoded; the message has its name and the reason.
     """
     try:
         if not content:
@@ -111,10 +118,10 @@ def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillo
 
 
 def open_image(content: bytes) -> Image.Image:
-    """Reads the header only: format, size and mode as stored, nothing decoded.
+    """Reads the header only: format, size and mode as stored. Nothing is decoded.
 
     Raises:
-        PIL.UnidentifiedImageError, OSError: it is no image.
+        PIL.UnidentifiedImageError, OSError: `content` is not an image.
     """
     file = io.BytesIO(content)
     return _Jpeg(file) if content.startswith(b"\xff\xd8\xff") else Image.open(file)
@@ -123,7 +130,7 @@ def open_image(content: bytes) -> Image.Image:
 class _Jpeg(JpegImageFile):
     """A JPEG file whose EXIF block Pillow does not parse.
 
-    It would on opening, for the print resolution, and warn of broken blocks.
+    Pillow parses it on opening, to find the print resolution, and warns about broken blocks.
     """
 
     def getexif(self) -> Image.Exif:
@@ -150,7 +157,7 @@ def _decode(content: bytes, channels: int, decoder: str) -> Decoded:
 
 
 def _transpose(image: Image.Image) -> Image.Transpose | None:
-    """What turns the image upright by its EXIF orientation; None: it is."""
+    """The operation that turns the image upright, by its EXIF orientation; None: it is upright."""
     return _UPRIGHT.get(_orientation(image.info.get("exif", b"")))
 
 
@@ -169,9 +176,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _orientation(exif: bytes) -> int:
-    """Tag 0x0112 of the first directory of an EXIF block; 1 where it is absent or broken.
+    """Tag 0x0112 in the first directory of an EXIF block; 1 where it is absent or broken.
 
-    Read here because Pillow parses every tag of the block and warns of those that are broken.
+    Read here because Pillow would parse every tag of the block and warn about broken ones.
     """
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2], "")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ImageNet-1k (ILSVRC 2012), prepared as ArrayRecord or lying in class folders.
+"""ImageNet-1k (ILSVRC 2012), prepared as ArrayRecord or stored in class folders.
 
-Both give the same images with the same labels: places in `SYNSETS`, also where a folder holds only
-some of the thousand classes.
+Both give the same images with the same labels. A label is the index of a synset in `SYNSETS`, even
+if a folder holds only some of the thousand classes.
 """
 
 import importlib.util
@@ -37,25 +37,27 @@ _logger = logging.getLogger("mambaout_jax")
 class PreparedImageNet:
     """ImageNet as ArrayRecord, written by `mambaout prepare imagenet` or TensorFlow Datasets.
 
-    Read through `tensorflow_datasets`, which needs no TensorFlow for that.
+    It is read with `tensorflow_datasets`, which does not need TensorFlow for that.
 
     Args:
-        folder: of one version, `imagenet2012/5.1.0` for example.
+        folder: one version of the data set, for example `imagenet2012/5.1.0`.
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: of `image_files.decode_image`.
+        decoder: "pillow" or "opencv", see `image_files.read_image`.
 
     Raises:
         ModuleNotFoundError: tensorflow_datasets or array_record is not installed.
         FileNotFoundError: the split or some of its shards are missing.
-        ValueError: the records have another format or other labels.
+        ValueError: the records have a different format or different labels.
     """
 
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 
     def __init__(self, folder: Path, split: str, channels: int = 3, decoder: str = "pillow"):
-        self._folder, self._channels, self._decoder = folder, channels, decoder
+        self._folder = folder
+        self._channels = channels
+        self._decoder = decoder
         _check_format(folder)
         require_data_packages()
         import tensorflow_datasets as tfds  # optional, and slow to import
@@ -92,27 +94,29 @@ class PreparedImageNet:
 
 
 class ImageNetFolders:
-    """ImageNet as images in a folder per synset: `root`/train/n01440764/n01440764_18.JPEG.
+    """ImageNet as image files in a folder per synset: `root`/train/n01440764/n01440764_18.JPEG.
 
     Args:
-        root: holds `train` and one of `VALIDATION_FOLDERS` (the first that exists counts).
+        root: folder with `train` and one of `VALIDATION_FOLDERS` (the first that exists is used).
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: of `image_files.decode_image`.
+        decoder: "pillow" or "opencv", see `image_files.read_image`.
 
     Attributes:
         files: paths of the images, relative to `root`, with "/" on every system.
 
     Raises:
         FileNotFoundError: the split has no folder.
-        ValueError: the split's folder is not made of folders of images named after synsets.
+        ValueError: the split's folder does not consist of folders of images named after synsets.
     """
 
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 
     def __init__(self, root: Path, split: str, channels: int = 3, decoder: str = "pillow"):
-        self._root, self._channels, self._decoder = root, channels, decoder
+        self._root = root
+        self._channels = channels
+        self._decoder = decoder
         folder = split_folder(root, split)
         if folder is None:
             names = ("train",) if split == "train" else VALIDATION_FOLDERS
@@ -138,18 +142,18 @@ class ImageNetFolders:
 def open_imagenet(
     path: str, split: str, channels: int = 3, decoder: str = "pillow"
 ) -> PreparedImageNet | ImageNetFolders:
-    """Opens a split of ImageNet. A split with fewer images than ImageNet has is logged.
+    """Opens a split of ImageNet, with a warning if it has not as many images as ImageNet's.
 
     Args:
-        path: holds `imagenet2012/<version>/` with ArrayRecord shards (the newest version counts),
-            or `train/` and `val/` with a folder of images per synset.
+        path: folder with `imagenet2012/<version>/` of ArrayRecord shards (the newest version is
+            used), or with `train/` and `val/` that hold a folder of images per synset.
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: of `image_files.decode_image`.
+        decoder: "pillow" or "opencv", see `image_files.read_image`.
 
     Raises:
-        FileNotFoundError, ModuleNotFoundError, ValueError: what is missing, where it was looked
-            for and the command that makes it.
+        FileNotFoundError, ModuleNotFoundError, ValueError: something is missing or unsuitable; the
+            message says where it was looked for and which command makes it.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -162,8 +166,8 @@ def open_imagenet(
         unfinished = sorted((root / DATASET).glob("*incomplete*"))
         if unfinished:
             raise FileNotFoundError(
-                f"the preparation of {unfinished[-1].parent} is not finished; give the command "
-                f"that began it once more, it goes on: {_PREPARE}"
+                f"the preparation of {unfinished[-1].parent} is not finished; run the command "
+                f"that began it again, it resumes: {_PREPARE}"
             )
         if not any(split_folder(root, name) for name in SPLIT_SIZES):
             raise FileNotFoundError(f"data.path={path} holds no ImageNet; {_wanted(root)}")
@@ -171,13 +175,16 @@ def open_imagenet(
     if len(source) != SPLIT_SIZES[split]:
         _logger.warning(
             "the %s split of %s has %s images, not ImageNet's %s",
-            split, root, f"{len(source):,}", f"{SPLIT_SIZES[split]:,}",
-        )  # fmt: skip
+            split,
+            root,
+            f"{len(source):,}",
+            f"{SPLIT_SIZES[split]:,}",
+        )
     return source
 
 
 def prepared_versions(root: Path) -> list[Path]:
-    """Folders `root`/imagenet2012/<version> of finished preparations, the newest version last."""
+    """Folders `root`/imagenet2012/<version> whose preparation is finished, newest version last."""
     found = [file.parent for file in (root / DATASET).glob("*/dataset_info.json")]
     numbers = {folder: folder.name.split(".") for folder in found}
     complete = [folder for folder in found if all(part.isdigit() for part in numbers[folder])]
@@ -185,22 +192,23 @@ def prepared_versions(root: Path) -> list[Path]:
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """Where the class folders of a split lie, None where there is no such folder."""
+    """The folder that holds a split's class folders; None if there is none."""
     names = ("train",) if split == "train" else VALIDATION_FOLDERS
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def labelled_folders(root: Path, folder: Path) -> dict[str, list[str]]:
-    """Synset to sorted image paths relative to `root`, in label order.
+    """Sorted image paths relative to `root`, by synset in label order.
 
     Raises:
-        ValueError: there is no class folder, one without images, or one that is no synset.
+        ValueError: there is no class folder, or one that holds no images or is not named after a
+            synset.
     """
     by_class = images_by_class(root, folder)
     if not by_class:
         if any(is_image(name) for name in os.listdir(folder)):
             raise ValueError(
-                f"the images lie directly in {folder}, without their labels; prepare them: "
+                f"the images are directly in {folder}, without their labels; prepare them: "
                 f"mambaout prepare imagenet --folder {root} --out DIR, and set "
                 "--config.data.path=DIR"
             )
@@ -208,21 +216,25 @@ def labelled_folders(root: Path, folder: Path) -> dict[str, list[str]]:
     unknown = sorted(by_class.keys() - LABELS.keys())
     if unknown:
         raise ValueError(
-            f"{folder} has {len(unknown)} folders that are no synsets of ImageNet-1k: "
-            f"{unknown[:5]}; they are named n01440764 ... n15075141. Use "
+            f"{folder} has {len(unknown)} folders that are not synsets of ImageNet-1k: "
+            f"{unknown[:5]}; those are named n01440764 ... n15075141. Use "
             "--config.data.source=folder for classes of your own"
         )
     empty = [synset for synset, files in by_class.items() if not files]
     if empty:
         raise ValueError(
-            f"{len(empty)} class folders of {folder} hold no image: {empty[:5]}; unpack them "
+            f"{len(empty)} class folders of {folder} hold no images: {empty[:5]}; unpack them "
             "again, or remove them"
         )
     return by_class
 
 
 def require_data_packages() -> None:
-    """Raises ModuleNotFoundError, which says what to install."""
+    """Checks that the packages for prepared ImageNet are installed.
+
+    Raises:
+        ModuleNotFoundError: one is not; the message says what to install.
+    """
     for package in ("array_record", "tensorflow_datasets"):
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(
@@ -238,13 +250,13 @@ def _check_format(folder: Path) -> None:
             f"{folder} holds {found} files, which have no random access; write it as ArrayRecord, "
             f"either from the original archives with another DIR: {_PREPARE}, or where TensorFlow "
             f"is installed: tfds build {DATASET} --file_format=array_record --data_dir=DIR "
-            "--manual_dir=<folder of the archives>"
+            "--manual_dir=<folder with the archives>"
         )
 
 
 def _wanted(root: Path) -> str:
     return (
         f"data.source='imagenet' looks for {root}/{DATASET}/<version>/dataset_info.json with "
-        f"ArrayRecord shards, and for {root}/train/n01440764/*.JPEG with {root}/val/ likewise. To "
+        f"ArrayRecord shards, and for {root}/train/n01440764/*.JPEG and {root}/val/ likewise. To "
         f"prepare it from the original archives: {_PREPARE.replace('DIR', str(root))}"
     )

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The test sets of ImageNet classifiers, from the user's own copies.
 
-One folder holds them under these names, or links to them; those that are not there are left out:
+One folder holds them, or links to them, under these names; sets that are not there are left out:
 
     imagenet/                              val/<synset>/, or as `mambaout prepare` writes it
-    real.json                              the labels of ReaL, for the images of imagenet/
+    real.json                              the labels of ReaL, for the images in imagenet/
     imagenet-v2/<class>/                   0 to 999, matched frequency
     imagenet-a/<synset>/                   200 classes
     imagenet-r/<synset>/                   200 classes
     imagenet-sketch/<synset>/
     imagenet-c/<corruption>/<1 to 5>/<synset>/
 
-The class of a synset is its place among the sorted thousand; the class of a folder of ImageNet-V2
-is its name as a number, which is not its place in a listing.
+The class of a synset is its index among the thousand in sorted order; the class of a folder of
+ImageNet-V2 is its name as a number, which is not its index in a sorted listing.
 """
 
 import dataclasses
@@ -41,25 +41,37 @@ from mambaout_jax.imagenet_classes import CLASS_NAMES
 
 SUITES = ("val", "real", "v2", "a", "r", "sketch", "c")
 CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
-    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
-    "jpeg_compression",
-)  # fmt: skip
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)
 SEVERITIES = (1, 2, 3, 4, 5)
 
-_FOLDERS = {"v2": "imagenet-v2", "a": "imagenet-a", "r": "imagenet-r",
-            "sketch": "imagenet-sketch", "c": "imagenet-c"}  # fmt: skip
-# Classes and images as published; of "c" in each folder of a severity.
-_SIZES = {"val": (1000, 50_000), "v2": (1000, 10_000), "a": (200, 7_500), "r": (200, 30_000),
-          "sketch": (1000, 50_889), "c": (1000, 50_000)}  # fmt: skip
+_FOLDERS = {
+    "v2": "imagenet-v2",
+    "a": "imagenet-a",
+    "r": "imagenet-r",
+    "sketch": "imagenet-sketch",
+    "c": "imagenet-c",
+}
+# Classes and images as published; for "c" those of each severity's folder.
+_SIZES = {
+    "val": (1000, 50_000),
+    "v2": (1000, 10_000),
+    "a": (200, 7_500),
+    "r": (200, 30_000),
+    "sketch": (1000, 50_889),
+    "c": (1000, 50_000),
+}
 _ORIGINS = {
-    "val": "ILSVRC2012_img_val.tar of image-net.org and `mambaout prepare imagenet`",
-    "real": "real.json of github.com/google-research/reassessed-imagenet, beside imagenet/",
-    "v2": "imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
-    "a": "imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
-    "r": "imagenet-r.tar of github.com/hendrycks/imagenet-r",
-    "sketch": "ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
-    "c": "noise.tar, blur.tar, weather.tar and digital.tar of github.com/hendrycks/robustness",
+    "val": "ILSVRC2012_img_val.tar from image-net.org with `mambaout prepare imagenet`",
+    "real": "real.json from github.com/google-research/reassessed-imagenet, beside imagenet/",
+    "v2": "imagenetv2-matched-frequency.tar.gz from github.com/modestyachts/ImageNetV2",
+    "a": "imagenet-a.tar from github.com/hendrycks/natural-adv-examples",
+    "r": "imagenet-r.tar from github.com/hendrycks/imagenet-r",
+    "sketch": "ImageNet-Sketch.zip from github.com/HaohanWang/ImageNet-Sketch",
+    "c": "noise.tar, blur.tar, weather.tar and digital.tar from github.com/hendrycks/robustness",
 }
 _RESTRICTED = ("a", "r")
 _logger = logging.getLogger("mambaout_jax")
@@ -67,13 +79,13 @@ _logger = logging.getLogger("mambaout_jax")
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Images, which classes compete, and which of them are right.
+    """Images, the classes that compete for them, and the right answers.
 
     Attributes:
-        source: of images; a label is a row of `answers`.
-        answers: the right classes of each label, filled up with -1; an image without any does not
-            count.
-        classes: those whose logits compete, in rising order.
+        source: the images; their labels are indices of rows of `answers`.
+        answers: the right classes for each label, padded with -1; images without any right class
+            do not count.
+        classes: the classes whose logits compete, in ascending order.
         notes: how the copy differs from the published set.
     """
 
@@ -86,20 +98,21 @@ class Suite:
 def find_suites(
     root: str | Path, names: Sequence[str] = SUITES, channels: int = 3
 ) -> tuple[dict[str, Callable[[], Suite]], dict[str, str]]:
-    """The suites that a folder holds, not yet opened, and what would make those that it does not.
+    """The suites that a folder holds, not yet opened, and how to obtain those that it does not.
 
     Args:
-        root: the folder; its layout is at the top of this file.
-        names: of `SUITES`.
+        root: the folder; its layout is described at the top of this file.
+        names: the suites to look for, members of `SUITES`.
         channels: 1 decodes to greyscale, 3 to RGB.
 
     Returns:
-        Suites by name, "c" as "c/<corruption>/<severity>" each; and a sentence for each absent
-        one. Opening a suite lists its files, and raises ValueError where it has another layout.
+        Functions that open a suite, by name ("c" as one "c/<corruption>/<severity>" each), and a
+        sentence for each absent suite. Opening a suite lists its files; it raises ValueError if
+        their layout is wrong.
 
     Raises:
-        ValueError: a name is none of `SUITES`, or imagenet-c holds no corruption.
-        FileNotFoundError: there is no such folder, or none of these suites is in it.
+        ValueError: a name is not in `SUITES`, or imagenet-c does not hold any corruption.
+        FileNotFoundError: `root` is not a folder, or holds none of these suites.
     """
     root = Path(root).expanduser()
     unknown = [name for name in names if name not in SUITES]
@@ -107,13 +120,13 @@ def find_suites(
         raise ValueError(f"there is no suite {', '.join(unknown)!r}; there are {', '.join(SUITES)}")
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root} is no folder; give one that holds {', '.join(map(_place, SUITES))}, or some"
+            f"{root} is not a folder; give one that holds {', '.join(map(_place, SUITES))}, or some"
         )
     present: dict[str, Callable[[], Suite]] = {}
     for name in names:
         present |= _find(root, name, channels)
     absent = {
-        name: f"{root / _place(name)} is not there; it is made of {_ORIGINS[name]}"
+        name: f"{root / _place(name)} is not there; it is made from {_ORIGINS[name]}"
         for name in names
         if not any(key.split("/")[0] == name for key in present)
     }
@@ -129,7 +142,7 @@ def _place(name: str) -> str:
 
 
 def _find(root: Path, name: str, channels: int) -> dict[str, Callable[[], Suite]]:
-    """What is there of one suite, by key."""
+    """The parts of one suite that are there, by key."""
     if name in ("val", "real"):
         imagenet = _imagenet_root(root)
         if imagenet is None or (name == "real" and not (root / "real.json").is_file()):
@@ -146,7 +159,7 @@ def _find(root: Path, name: str, channels: int) -> dict[str, Callable[[], Suite]
 
 
 def _imagenet_root(root: Path) -> Path | None:
-    """What `open_imagenet` takes: the sub-folder, or a `root` that is ImageNet itself."""
+    """The path for `open_imagenet`: the sub-folder, or `root` if that is ImageNet itself."""
     if (root / "imagenet").is_dir():
         return root / "imagenet"
     is_imagenet = prepared_versions(root) or split_folder(root, "validation")
@@ -166,7 +179,7 @@ def _find_corruptions(folder: Path, channels: int) -> dict[str, Callable[[], Sui
     if not found:
         raise ValueError(
             f"{folder} holds {others or 'nothing'} and none of the corruptions; their folders "
-            f"lie directly in it, {folder / CORRUPTIONS[0]}/1/n01440764/"
+            f"should be directly in it: {folder / CORRUPTIONS[0]}/1/n01440764/"
         )
     if others:
         _logger.warning("not among the corruptions that mCE counts, left out: %s", others)
@@ -182,7 +195,7 @@ def _open_val(root: Path, channels: int) -> Suite:
 
 
 def _open_folders(name: str, folder: Path, channels: int) -> Suite:
-    """A suite that is a folder per class."""
+    """A suite that consists of one folder per class."""
     by_name = images_by_class(folder, folder) if name == "v2" else labelled_folders(folder, folder)
     files = {_class_of(folder, key, name): files for key, files in by_name.items()}
     source = _Images(folder, files, channels)
@@ -195,7 +208,7 @@ def _class_of(folder: Path, key: str, name: str) -> int:
         return LABELS[key]
     if not key.isdecimal() or int(key) >= len(CLASS_NAMES):
         raise ValueError(
-            f"{folder} has a folder {key!r}; those of ImageNet-V2 are the classes' numbers, "
+            f"{folder} has a folder {key!r}; those of ImageNet-V2 are named by class numbers, "
             f"0 to {len(CLASS_NAMES) - 1}"
         )
     return int(key)
@@ -216,12 +229,12 @@ def _open_real(root: Path, labels_file: Path, channels: int) -> Suite:
 
 
 def _read_answers(file: Path) -> Int[np.ndarray, "labels most"]:
-    """A row for each image of ImageNet's validation set, in the order of their numbers."""
+    """One row for each image of ImageNet's validation set, in the order of the images' numbers."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         flat = {label for row in rows for label in row}
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{file} is no list of lists of classes: {error}") from error
+        raise ValueError(f"{file} is not a list of lists of classes: {error}") from error
     if not flat or not all(isinstance(x, int) and 0 <= x < len(CLASS_NAMES) for x in flat):
         raise ValueError(f"{file} must hold lists of classes, 0 to {len(CLASS_NAMES) - 1}")
     answers = np.full((len(rows), max(map(len, rows))), -1, np.int32)
@@ -231,7 +244,7 @@ def _read_answers(file: Path) -> Int[np.ndarray, "labels most"]:
 
 
 def _number(name: str) -> int:
-    """Place of an image among ReaL's labels, by the number in its file's name."""
+    """Index of an image among ReaL's labels, from the number in its file's name."""
     match = re.search(r"ILSVRC2012_val_(\d{8})\b", name)
     if match is None:
         raise ValueError(
@@ -259,13 +272,16 @@ def _notes(name: str, classes: int | None, images: int) -> tuple[str, ...]:
 class _Images:
     """Image files below a folder, by label."""
 
-    class_names, num_classes = CLASS_NAMES, len(CLASS_NAMES)
+    class_names = CLASS_NAMES
+    num_classes = len(CLASS_NAMES)
 
     def __init__(self, root: Path, files: Mapping[int, Iterable[str]], channels: int):
         pairs = [(file, label) for label, members in files.items() for file in members]
         if not pairs:
             raise ValueError(f"{root} holds no images in class folders; unpack it again")
-        self._root, self._pairs, self._channels = root, pairs, channels
+        self._root = root
+        self._pairs = pairs
+        self._channels = channels
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -283,7 +299,7 @@ class _RealFolders(ImageNetFolders):
 
 
 class _RealPrepared(PreparedImageNet):
-    """The same, as ArrayRecord."""
+    """ImageNet's validation set as ArrayRecord; labels are the images' numbers."""
 
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where examples come from: random-access sequences of decoded images and labels."""
+"""What a data set is to the loader (`Source`), how a config opens one, and folders of images."""
 
 import hashlib
 import logging
@@ -31,9 +31,9 @@ _logger = logging.getLogger("mambaout_jax")
 class Source(Protocol):
     """A random-access sequence of examples, safe to read from many threads and to pickle.
 
-    `source[i]` is `{"image": Decoded, "label": int}`: a Pillow image of mode "L" or "RGB", or where
-    OpenCV has decoded it pixels (H, W, C). One that cannot be decoded raises
-    `UnreadableImageError`.
+    `source[i]` is `{"image": Decoded, "label": int}`. The image is a Pillow image of mode "L" or
+    "RGB", or uint8 pixels (H, W, C) if OpenCV has decoded it. Access to an image that cannot be
+    decoded raises `UnreadableImageError`.
     """
 
     class_names: tuple[str, ...]
@@ -45,16 +45,16 @@ class Source(Protocol):
 
 
 def open_source(data: Config, split: str) -> Source:
-    """Opens the split of the data set that `config.data` names.
+    """Opens a split of the data set that a config names.
 
-    `data.decoder` counts for training images only: evaluation is Pillow's.
+    `data.decoder` is used for training images only; evaluation always decodes with Pillow.
 
     Args:
-        data: the section `data` of a config.
+        data: section `data` of a config.
         split: "train" or "validation".
 
     Raises:
-        ValueError, FileNotFoundError, ModuleNotFoundError: the split, the source or the folder
+        ValueError, FileNotFoundError, ModuleNotFoundError: the split, the data set or its folder
             cannot be used; the message says what to change.
     """
     if split not in SPLITS:
@@ -74,27 +74,27 @@ def open_source(data: Config, split: str) -> Source:
 class ImageFolder:
     """Images in one sub-folder per class, at any depth inside it.
 
-    Where `root` holds `train` and one of `VALIDATION_FOLDERS` (the first that exists counts), these
-    are the splits. Otherwise a fixed share of every class is held out: the files whose path hashes
-    lowest, so that the split depends on no seed and files added later hardly move the others. A
-    class keeps at least one image on either side.
+    If `root` holds `train` and one of `VALIDATION_FOLDERS` (the first that exists is used), these
+    are the splits. Otherwise a fixed share of every class is held out: the files whose paths have
+    the lowest hashes, so that the split does not depend on a seed and hardly changes when files are
+    added. Each class keeps at least one image in both splits.
 
-    Files count as images by their suffix (`IMAGE_SUFFIXES`, upper case too); hidden files and
-    folders do not count. Labels number the class names in sorted order.
+    The suffix decides which files are images (`IMAGE_SUFFIXES`, in upper case too); hidden files
+    and folders do not count. Labels number the class names in sorted order.
 
     Args:
         root: the folder.
         split: "train" or "validation".
-        validation_fraction: held out of each class, where `root` has no split of its own.
+        validation_fraction: share of each class to hold out, if `root` has no splits of its own.
         channels: 1 decodes to greyscale, 3 to RGB (`read_image`).
-        decoder: of `read_image`.
+        decoder: "pillow" or "opencv" (`read_image`).
 
     Attributes:
         files: paths of the images, relative to `root`, with "/" on every system.
 
     Raises:
         FileNotFoundError: `root` does not exist.
-        ValueError: `root` is no folder of at least two classes, the classes of its two splits
+        ValueError: `root` is not a folder of at least two classes, the classes of its two splits
             differ, or a class or a split would be empty.
     """
 
@@ -107,7 +107,8 @@ class ImageFolder:
         decoder: str = "pillow",
     ):
         self._root = Path(root).expanduser()
-        self._channels, self._decoder = channels, decoder
+        self._channels = channels
+        self._decoder = decoder
         if not self._root.exists():
             raise FileNotFoundError(
                 f"data.path={root} does not exist; set --config.data.path to a folder that holds "
@@ -122,9 +123,9 @@ class ImageFolder:
             (name for name in VALIDATION_FOLDERS if (self._root / name).is_dir()), None
         )
         if (self._root / "train").is_dir() and validation_folder:
-            files = _given_split(self._root, validation_folder)[split]
+            files = _splits_from_folders(self._root, validation_folder)[split]
         else:
-            files = _made_split(self._root, validation_fraction)[split]
+            files = _splits_by_hash(self._root, validation_fraction)[split]
         self.class_names = tuple(files)
         self.num_classes = len(files)
         self.files = [file for members in files.values() for file in members]
@@ -133,7 +134,7 @@ class ImageFolder:
         )
         if not self.files:
             raise ValueError(
-                f"the {split} split of {root} holds no image; "
+                f"the {split} split of {root} holds no images; "
                 f"data.validation_fraction={validation_fraction} decides the split unless {root} "
                 f"holds train/ and {validation_folder or VALIDATION_FOLDERS[0]}/ with images"
             )
@@ -146,7 +147,7 @@ class ImageFolder:
         return {"image": image, "label": int(self._labels[index])}
 
 
-def _given_split(root: Path, validation_folder: str) -> dict[str, dict[str, list[str]]]:
+def _splits_from_folders(root: Path, validation_folder: str) -> dict[str, dict[str, list[str]]]:
     train = images_by_class(root, root / "train")
     validation = images_by_class(root, root / validation_folder)
     if train.keys() != validation.keys():
@@ -160,7 +161,7 @@ def _given_split(root: Path, validation_folder: str) -> dict[str, dict[str, list
     return {"train": train, "validation": validation}
 
 
-def _made_split(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
+def _splits_by_hash(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
     by_class = images_by_class(root, root)
     _check_classes(root, by_class)
     train, validation = {}, {}
@@ -180,17 +181,17 @@ def _made_split(root: Path, fraction: float) -> dict[str, dict[str, list[str]]]:
 
 
 def _check_classes(folder: Path, by_class: dict[str, list[str]]) -> None:
-    """Raises what is wrong with the classes to train on."""
+    """Raises ValueError if there are not at least two classes, each with images."""
     if not by_class:
         lie_directly = any(is_image(name) for name in os.listdir(folder))
-        found = "images lie directly in it" if lie_directly else "nor images"
+        found = "its images are directly in it" if lie_directly else "and no images"
         raise ValueError(
             f"{folder} has no sub-folders ({found}); put the images of each class into a "
             "sub-folder named after the class"
         )
     if not any(by_class.values()):
         raise ValueError(
-            f"no images below {folder}; files count whose name ends in {', '.join(IMAGE_SUFFIXES)}"
+            f"no images below {folder}; images are files that end in {', '.join(IMAGE_SUFFIXES)}"
         )
     if len(by_class) == 1:
         (name,) = by_class
@@ -201,16 +202,16 @@ def _check_classes(folder: Path, by_class: dict[str, list[str]]) -> None:
     empty = [name for name, files in by_class.items() if not files]
     if empty:
         raise ValueError(
-            f"classes without an image in {folder}: {empty}; add images to these sub-folders or "
+            f"classes without images in {folder}: {empty}; add images to these sub-folders or "
             "remove them"
         )
 
 
 class ReplaceUnreadable:
-    """A training source in which the next readable example stands in for an unreadable one.
+    """A training source in which the next readable example replaces an unreadable one.
 
-    Every example carries `"replaced": bool`, so that whoever consumes the batches can count, in
-    whatever thread or process they were made. Each unreadable file is logged once per process.
+    Every example has a key `"replaced": bool`, so that replacements can be counted from the
+    batches, whichever thread or process made them. Each unreadable file is logged once per process.
 
     Raises (on access):
         UnreadableImageError: the example and the `MAX_REPLACEMENTS` after it are all unreadable.
@@ -231,7 +232,7 @@ class ReplaceUnreadable:
             except UnreadableImageError as error:
                 last = error
                 ticket = object()
-                # setdefault is atomic: of two threads that meet the same file only one logs.
+                # setdefault is atomic: if two threads meet the same file, only one logs it.
                 if self._logged.setdefault(position, ticket) is ticket:
                     _logger.warning("%s; another image takes its place", error)
         raise UnreadableImageError(

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mambaout bench`: measure speed against a named peer, one benchmark per question.
+
+An argument's name is that of the benchmark's own parameter (`benchmarks.<question>.run`); one that
+is not given keeps the default there.
+"""
+
+import argparse
+import functools
+import importlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SUMMARY = "measure speed against a named peer"
+
+EXAMPLES = """
+examples:
+  mambaout bench conv
+  mambaout bench conv --quick
+  mambaout bench conv --out experiments/results/conv.json
+  mambaout bench scan --quick
+  mambaout bench scan --out experiments/results/scan.json
+  mambaout bench scan --widths 96 384 --lengths 196 3136 --mixers conv chunked attention
+  mambaout bench scan --device gpu --dtype bfloat16
+  mambaout bench throughput --out experiments/results/throughput.json
+  mambaout bench throughput --models mambaout_base convnext_base --batch-size 2
+  mambaout bench input --images-per-second 20000
+  mambaout bench input --data imagenet/train --out experiments/results/input.json
+
+Beside FILE.json scan writes FILE.csv and FILE.png. On a GPU it also compares with mamba_ssm's CUDA
+kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and timm.
+"""
+
+Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
+
+_ON_DEVICE = ("conv", "scan", "throughput")  # `input` measures the host
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `bench`, those of single questions in groups of their own."""
+    parser.add_argument(
+        "question",
+        choices=tuple(_OWN_ARGUMENTS),
+        help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM against "
+        "convolution and attention, as sequences grow; throughput: whole models against timm's; "
+        "input: the loader against timm's",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few and small measurements, to see that it runs"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="write the numbers there, row by row"
+    )
+    add = parser.add_argument
+    rounds = add(
+        "--rounds", type=int, metavar="COUNT", help="how often each contender has its turn"
+    )
+    device = add("--device", choices=("cpu", "gpu", "tpu"), help="what to measure (JAX's default)")
+    dtype = add("--dtype", choices=("float32", "bfloat16"), help="precision (float32)")
+    options = [(rounds, tuple(_OWN_ARGUMENTS)), (device, _ON_DEVICE), (dtype, _ON_DEVICE)]
+    for question, add_own in _OWN_ARGUMENTS.items():
+        group = parser.add_argument_group(f"{question} only")
+        options += [(action, (question,)) for action in add_own(group.add_argument)]
+    parser.set_defaults(options=options)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Measures, prints a table and saves the numbers; returns the exit code."""
+    options = _options(arguments)
+    if arguments.out:
+        _check_output(arguments.out, arguments.parser)
+    benchmark = importlib.import_module(f"mambaout_jax.benchmarks.{arguments.question}")
+    if arguments.quick:
+        options = benchmark.QUICK | options
+    if arguments.out:  # every row as it comes, so that a benchmark that is stopped leaves them
+        from mambaout_jax.benchmarks.timing import save_json
+
+        options["keep"] = functools.partial(save_json, path=arguments.out)
+    result = benchmark.run(**options)
+    benchmark.print_table(result)
+    if arguments.out:
+        for file in benchmark.save(result, arguments.out):
+            print(file)
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by parameter of the benchmark.
+
+    One that the question does not take ends the program with code 2.
+    """
+    question = arguments.question
+    options = {}
+    for action, questions in arguments.options:
+        value = getattr(arguments, action.dest)
+        if value is None:
+            continue
+        if question not in questions:
+            reason = (
+                ": it measures the host" if questions == _ON_DEVICE else f"; {questions[0]} does"
+            )
+            arguments.parser.error(f"{question} takes no {action.option_strings[0]}{reason}")
+        options[action.dest] = value
+    return options
+
+
+def _check_output(out: Path, parser: argparse.ArgumentParser) -> None:
+    """Refuses a file that could not be written: a benchmark is too long to fail at its end."""
+    if out.suffix != ".json" or out.is_dir():
+        parser.error(f"--out {out} must be a file, FILE.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise PermissionError(f"--out: the folder {out.parent} is not writable; choose another")
+
+
+def _add_conv_arguments(add: Add) -> list[argparse.Action]:
+    return [
+        add(
+            "--shapes",
+            choices=("stages", "sweep"),
+            help="the stages of MambaOut-Tiny, or a sweep over maps, channels and kernels (stages)",
+        ),
+    ]
+
+
+def _add_scan_arguments(add: Add) -> list[argparse.Action]:
+    return [
+        add("--widths", type=int, nargs="+", metavar="D", help="channels (96 ... 576)"),
+        add("--lengths", type=int, nargs="+", metavar="L", help="tokens (49 ... 65536)"),
+        add(
+            "--mixers",
+            nargs="+",
+            metavar="MIXER",
+            help="conv, sequential, associative, chunked, pallas, attention, causal_attention (all "
+            "the platform has)",
+        ),
+        add("--state-size", type=int, metavar="N", help="states of the SSM per channel (16)"),
+        add(
+            "--budget-seconds",
+            type=float,
+            metavar="S",
+            help="time for the calls of one mixer at one length and pass (20)",
+        ),
+        add(
+            "--memory-limit",
+            type=int,
+            metavar="BYTES",
+            help="memory that a call may take (what is free on the device; two thirds of that if "
+            "it is the machine's RAM)",
+        ),
+    ]
+
+
+def _add_throughput_arguments(add: Add) -> list[argparse.Action]:
+    return [
+        add(
+            "--models",
+            nargs="+",
+            metavar="NAME",
+            help="timm's names of the models (all MambaOut, and yardsticks)",
+        ),
+        add("--batch-size", type=int, metavar="B", help="images per call (8)"),
+        add("--image-size", type=int, metavar="PIXELS", help="height and width (224)"),
+        add(
+            "--compiled",
+            action=argparse.BooleanOptionalAction,
+            help="whether torch.compile takes part (it does)",
+        ),
+    ]
+
+
+def _add_input_arguments(add: Add) -> list[argparse.Action]:
+    return [
+        add(
+            "--data",
+            metavar="DIR",
+            help="folder of class folders of JPEG files (64 files made from two photographs)",
+        ),
+        add(
+            "--images",
+            type=int,
+            metavar="COUNT",
+            help="images that each contender makes per turn (512)",
+        ),
+        add(
+            "--images-per-second",
+            type=float,
+            metavar="R",
+            help="what a training run wants; the cores for it are counted (10000)",
+        ),
+    ]
+
+
+_OWN_ARGUMENTS: dict[str, Callable[[Add], list[argparse.Action]]] = {
+    "conv": _add_conv_arguments,
+    "scan": _add_scan_arguments,
+    "throughput": _add_throughput_arguments,
+    "input": _add_input_arguments,
+}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mambaout predict`: name what images show."""
+
+import argparse
+import json
+from pathlib import Path
+
+SUMMARY = "name what images show"
+
+EXAMPLES = """
+examples:
+  mambaout predict --weights runs/folder photo.jpg
+  mambaout predict --weights mambaout_tiny.in1k photos/ --grid predictions.png
+  mambaout predict --weights hf_hub:timm/mambaout_femto.in1k photo.jpg --json
+  mambaout predict --weights weights.safetensors --model mambaout_tiny photo.jpg
+
+Weights are the working directory of a run, a weight file (.safetensors, .pth), a name from the
+table that `mambaout models` prints, or a repository of the Hugging Face hub.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `predict`."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE|FOLDER")
+    parser.add_argument("--weights", metavar="SOURCE", required=True, help="see below")
+    parser.add_argument(
+        "--model", metavar="NAME", help="name of the model, where the weights do not tell it"
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="height and width, if not those that the weights were published with",
+    )
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image")
+    parser.add_argument(
+        "--grid", type=Path, metavar="PNG", help="draw the images with their predictions"
+    )
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Predicts and prints image by image; returns the exit code."""
+    from mambaout_jax.evaluation.predict import draw_predictions, make_predictor, predict_files
+    from mambaout_jax.weights.load import describe_source
+
+    preprocessing = describe_source(arguments.weights, arguments.model, arguments.image_size)
+    predictor = make_predictor(arguments.weights, arguments.model, preprocessing)
+    predictions = []
+    for prediction in predict_files(predictor, arguments.images, arguments.top):
+        predictions.append(prediction)
+        print(_as_json(prediction) if arguments.json else _as_text(prediction))
+    if arguments.grid:
+        draw_predictions(predictions, arguments.grid)
+    return 0
+
+
+def _as_json(prediction) -> str:
+    classes = [
+        {"name": name, "probability": round(probability, 6)}
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
+    ]
+    return json.dumps({"path": str(prediction.path), "classes": classes})
+
+
+def _as_text(prediction) -> str:
+    classes = (
+        f"  {100 * probability:5.1f} %  {name}"
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
+    )
+    return "\n".join((str(prediction.path), *classes))

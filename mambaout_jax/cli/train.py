@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mambaout train`: train a model as a config file says, or resume a run."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from mambaout_jax.cli.distributed import (
+    add_distributed_argument,
+    is_first_process,
+    join_processes,
+)
+
+SUMMARY = "train a model, or resume a run"
+
+EXAMPLES = """
+examples:
+  mambaout train --config experiments/quickstart.py
+  mambaout train --config experiments/quickstart.py --workdir /tmp/run --config.seed=1
+  mambaout train --config experiments/quickstart.py --dry-run
+
+The same command again resumes the run at its last checkpoint, whether it ended or was stopped.
+SIGTERM and Ctrl-C save first and exit with code 75.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `train`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARG]",
+        required=True,
+        help="Python file with get_config(); ARG is passed to it",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where the run is kept (default: runs/<name of the file>)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved recipe and what it costs, and stop",
+    )
+    parser.add_argument(
+        "--show-batch",
+        type=Path,
+        metavar="PNG",
+        help="draw the first batch as the model will see it, and stop",
+    )
+    add_distributed_argument(parser)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Trains, or only shows what would be trained; returns the exit code."""
+    from mambaout_jax.config_file import override, read_config, split_argument
+
+    began = time.perf_counter()
+    config = override(read_config(arguments.config), overrides)
+    join_processes(arguments.distributed)
+    from mambaout_jax.train.loop import describe, show_batch
+
+    if arguments.dry_run:
+        print(describe(config))
+        return 0
+    if arguments.show_batch:
+        show_batch(config, arguments.show_batch)
+        print(arguments.show_batch)
+        return 0
+    file, _ = split_argument(arguments.config)
+    workdir = arguments.workdir or Path("runs") / Path(file).stem
+    return _train(config, workdir, began)
+
+
+def _train(config, workdir: Path, began: float) -> int:
+    from mambaout_jax.train.loop import format_metrics, train
+    from mambaout_jax.train.preemption import EXIT_CODE, Preempted
+
+    try:
+        metrics = train(config, workdir)
+    except Preempted as preempted:
+        print(preempted, file=sys.stderr)
+        return EXIT_CODE
+    if is_first_process():
+        seconds = time.perf_counter() - began
+        print(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
+    return 0

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mambaout predict`: what it passes on and how it prints a prediction."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mambaout_jax.cli.main import main
+from mambaout_jax.evaluation import predict
+from mambaout_jax.weights import load
+
+PREDICTION = SimpleNamespace(
+    path=Path("a.jpg"), classes=("cat", "dog"), probabilities=(0.8712345678, 0.05)
+)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the verb passes on, by function."""
+    calls = {}
+
+    def record(module, name, result):
+        def function(*arguments):
+            calls[name] = arguments
+            return result
+
+        monkeypatch.setattr(module, name, function)
+
+    record(load, "describe_source", "preprocessing")
+    record(predict, "make_predictor", "predictor")
+    record(predict, "predict_files", iter([PREDICTION]))
+    record(predict, "draw_predictions", None)
+    return calls
+
+
+def test_predict_passes_its_arguments_on(calls):
+    command = ["predict", "a.jpg", "b", "--weights=w.pth", "--model=mambaout_tiny"]
+    assert main([*command, "--image-size=384", "--top=2", "--grid=g.png"]) == 0
+    assert calls == {
+        "describe_source": ("w.pth", "mambaout_tiny", 384),
+        "make_predictor": ("w.pth", "mambaout_tiny", "preprocessing"),
+        "predict_files": ("predictor", ["a.jpg", "b"], 2),
+        "draw_predictions": ([PREDICTION], Path("g.png")),
+    }
+
+
+def test_predict_prints_percent(calls, capsys):
+    assert main(["predict", "a.jpg", "--weights=w.pth"]) == 0
+    assert capsys.readouterr().out == "a.jpg\n   87.1 %  cat\n    5.0 %  dog\n"
+    assert calls["predict_files"][2] == 5
+    assert "draw_predictions" not in calls
+
+
+def test_predict_prints_json(calls, capsys):
+    assert main(["predict", "a.jpg", "--weights=w.pth", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": "a.jpg",
+        "classes": [
+            {"name": "cat", "probability": 0.871235},
+            {"name": "dog", "probability": 0.05},
+        ],
+    }

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mambaout train`: settings, the dry run, exit codes and where runs go."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from support import tiny_run
+from support.command_line import error_line
+
+from mambaout_jax.cli.main import main
+from mambaout_jax.train import loop
+from mambaout_jax.train.loop import describe
+from mambaout_jax.train.preemption import Preempted
+
+TINY = tiny_run.__file__
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("batchsize=3", 'Did you mean "batch_size" instead of "batchsize"?'),
+        ("optimizer.learning_rat=1", 'Did you mean "learning_rate" instead of "learning_rat"?'),
+        ("optimiser.learning_rate=1", 'Did you mean "optimizer" instead of "optimiser"?'),
+        ("nothing.like.it=1", "there is no setting nothing"),
+        ("batch_size=many", "--config.batch_size=many: invalid literal for int()"),
+        ("batch_size=1.5", "--config.batch_size=1.5: invalid literal for int()"),
+        ("optimizer.learning_rate=fast", "could not convert string to float: 'fast'"),
+        ("model.name=mambaout_mikro", "did you mean mambaout_micro"),
+        ("data.source=folder", "set --config.data.path=DIR"),
+        ("batch_size=12", "does not divide into 8 devices x 1 micro-batches"),
+    ],
+)
+def test_wrong_setting_is_one_line(capsys, tmp_path, monkeypatch, setting, words):
+    monkeypatch.chdir(tmp_path)
+    assert words in error_line(capsys, "train", "--config", TINY, f"--config.{setting}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stray_word_is_one_line(capsys):
+    words = "unexpected argument 'runs/one'; settings look like --config.key=value"
+    assert words in error_line(capsys, "train", "--config", TINY, "runs/one")
+
+
+def test_missing_config_file_is_one_line(capsys, tmp_path):
+    path = tmp_path / "none.py"
+    words = f"there is no config file {path}; a clone of the project has them in experiments/"
+    assert words in error_line(capsys, "train", "--config", str(path))
+
+
+def test_file_without_get_config_is_one_line(capsys, tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("config = 1\n")
+    assert f"{path} has no get_config()" in error_line(capsys, "train", "--config", str(path))
+
+
+def test_failure_of_the_run_has_code_1(capsys):
+    command = ["train", "--config", TINY, "--config.require_accelerator=True"]
+    words = "error: require_accelerator=True, but JAX finds only"
+    assert error_line(capsys, *command, code=1).startswith(words)
+
+
+def test_dry_run_prints_the_recipe_and_leaves_no_trace(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config", TINY, "--dry-run", "--workdir", "run", "--config.batch_size=64"]
+    assert main(command) == 0
+    config = tiny_run.get_config()
+    config.batch_size = 64
+    out = capsys.readouterr().out
+    assert out == describe(config) + "\n"
+    assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preempted_run_has_code_75(capsys, monkeypatch):
+    def train(config, workdir):
+        raise Preempted(7, workdir / "checkpoints")
+
+    monkeypatch.setattr(loop, "train", train)
+    assert main(["train", "--config", TINY]) == 75
+    assert capsys.readouterr().err.startswith(
+        "stopped after step 7 as asked; the state is in runs/"
+    )
+
+
+def test_argument_of_a_config_does_not_name_the_run(capsys, tmp_path, monkeypatch):
+    file = tmp_path / "sizes.py"
+    file.write_text(
+        textwrap.dedent("""
+        from mambaout_jax.config import default_config
+        def get_config(name):
+            config = default_config()
+            config.model.name = name
+            return config
+        """)
+    )
+    runs = []
+
+    def train(config, workdir):
+        runs.append((config.model.name, workdir))
+        return {}
+
+    monkeypatch.setattr(loop, "train", train)
+    assert main(["train", "--config", f"{file}:mambaout_base"]) == 0
+    assert runs == [("mambaout_base", Path("runs/sizes"))]
+
+
+@pytest.mark.slow
+def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", TINY]) == 0
+    workdir = Path("runs") / "tiny_run"
+    printed = capsys.readouterr().out.strip().split("\n")[-1]
+    last = json.loads((workdir / "metrics.jsonl").read_text().strip().split("\n")[-1])
+    assert last["step"] == 30
+    assert (
+        f"step 30  eval/loss {last['eval/loss']:.4g}  eval/top1 {last['eval/top1']:.4g}" in printed
+    )
+    assert printed.endswith(" s, runs/tiny_run)")
+
+    assert main(["evaluate", "--workdir", str(workdir), "--config.evaluation.batch_size=360"]) == 0
+    assert capsys.readouterr().out.strip() == printed.split("  (")[0]
