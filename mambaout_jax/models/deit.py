@@ -118,6 +118,11 @@ class VisionTransformer(Backbone):
         return patch_grid(*height_and_width(self.image_size), self.patch_size)
 
     @property
+    def prefix_tokens(self) -> int:
+        """Entries of the position table before those of the patches: the class token's."""
+        return 1
+
+    @property
     def _out_blocks(self) -> tuple[int, ...]:
         if self.out_blocks is None:
             return (self.depth - 1,)

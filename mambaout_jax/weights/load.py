@@ -286,13 +286,9 @@ def _image_size(
     if not shape:
         return None
     backbone = create_backbone(name, **options)
-    rows, columns = backbone.grid
-    published = flatten_dict(model_variables(backbone, backbone.image_size))[
-        POSITIONS[:1] + POSITIONS[2:]
-    ].shape
-    prefix = published[-2] - rows * columns  # tokens without a place in the image
-    side = math.isqrt(shape[-2] - prefix)
-    if side**2 != shape[-2] - prefix:
+    patches = shape[-2] - backbone.prefix_tokens
+    side = math.isqrt(patches)
+    if side**2 != patches:
         return options.get("image_size")
     return side * backbone.strides[-1]
 

@@ -12,7 +12,7 @@ from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.ssm import MambaMixer, MapSSM
-from mambaout_jax.models import create_model, find_variant, list_models
+from mambaout_jax.models import create_model
 
 # timm's results table, 224 pixels, in G. It counts five operations for every normalised element.
 PUBLISHED_GMACS = {
@@ -30,7 +30,7 @@ PUBLISHED_GMACS = {
 class Layers(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = Conv(8, name="conv")(x)
+        x = Conv(8, 3, 2, 1, name="conv")(x)
         x = DepthwiseConv(5, name="depthwise")(x)
         x = Dense(10, name="dense")(x)
         return nn.Dense(4, name="flax_dense")(x)
@@ -43,13 +43,13 @@ def test_count_equals_the_closed_form():
     assert cost.parameters == (9 * 3 * 8 + 8) + (25 * 8 + 8) + (8 * 10 + 10) + (10 * 4 + 4)
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_table_of_variants_is_what_is_counted(name):
-    _, variant = find_variant(name)
-    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+def published(name):
+    """The smallest of each family by default: the others differ in their tables of sizes alone."""
+    smallest = name in ("mambaout_femto", "deit_tiny_patch16_224")
+    return pytest.param(name, marks=() if smallest else pytest.mark.goldens)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED_GMACS))
+@pytest.mark.parametrize("name", [published(name) for name in sorted(PUBLISHED_GMACS)])
 def test_macs_are_the_published_ones(name):
     normalised = 0
 
@@ -163,3 +163,33 @@ def test_equation_6_and_the_papers_thresholds():
 def test_unknown_scan_formula_is_an_error():
     with pytest.raises(ValueError, match="scan_formula='9' is not known; allowed are parallel, ha"):
         count(Layers(), (32, 32, 3), scan_formula="9")
+
+
+class Unknown(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        table = self.param("table", nn.initializers.ones, (3, 5))
+        return nn.Dense(2, name="dense")(x @ table)
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Unknown(name="inner")(x)
+
+
+def test_parameters_whose_cost_nobody_states_are_an_error():
+    with pytest.raises(ValueError, match=r"of Unknown, whose parameters are at \['inner'\]; give"):
+        count(Model(), (4, 4, 3))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ConvTranspose(4, (2, 2)), nn.DenseGeneral(4), nn.Einsum((3, 4), "...a,ab->...b")]
+)
+def test_layers_of_flax_that_are_not_counted_are_an_error(layer):
+    with pytest.raises(ValueError, match=f"of {type(layer).__name__}, whose"):
+        count(layer, (4, 4, 3))
+
+
+def test_module_without_parameters_costs_nothing():
+    assert count(nn.Sequential([lambda x: x.mean(axis=(1, 2))]), (4, 4, 3)) == (0, 0)

@@ -23,7 +23,7 @@ from support.small_steps import (
 
 from mambaout_jax.config import resolve, validate
 from mambaout_jax.data.sets.imagenet import SPLIT_SIZES
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, parameter_rules
 from mambaout_jax.train.optimizer import decay_mask, make_schedule
 from mambaout_jax.weights.catalog import CATALOG
 from mambaout_jax.weights.convert import model_variables, to_torch
@@ -86,7 +86,7 @@ def test_schedule_per_update_cools_down_after_the_cosine():
 def test_parameters_that_decay_are_timms(model):
     config = recipe(model)
     variables = model_variables(create_model(model), config.data.image_size)
-    mask = decay_mask(variables["params"], config.optimizer.decay_rules)
+    mask = decay_mask(variables["params"], parameter_rules(config.model.name).decay)
     marked = jax.tree.map(
         lambda leaf, decays: np.broadcast_to(np.bool_(decays), leaf.shape),
         variables["params"], mask,

@@ -10,8 +10,12 @@ from scipy.special import erf
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.positions import (
+    height_and_width,
+    relative_position_index,
+    resize_positions,
+)
     height_and_width,
     resize_positions,
 )
@@ -33,13 +37,14 @@ def test_strided_conv_pads_one_on_every_side(rng):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_layer_norm_uses_epsilon_1e_6(rng):
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
+def test_layer_norm_uses_its_epsilon(rng, epsilon):
     # Values so small that epsilon decides the result.
     x = 1e-3 * rng.standard_normal((2, 3, 16))
-    norm = LayerNorm()
+    norm = LayerNorm(epsilon)
     variables = norm.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
     centred = x - x.mean(-1, keepdims=True)
-    expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    expected = centred / np.sqrt(x.var(-1, keepdims=True) + epsilon)
     got = norm.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -141,3 +146,54 @@ def test_positions_of_the_same_grid_are_untouched(rng):
 def test_image_size_is_one_side_or_both():
     assert height_and_width(32) == (32, 32)
     assert height_and_width((16, 48)) == (16, 48)
+
+
+def test_batch_norm_normalises_with_the_batch_and_follows_it_as_pytorch_does(rng):
+    x = 3 * rng.standard_normal((4, 3, 2, 5)) + 2
+    scale, bias, mean = rng.standard_normal((3, 5))
+    variance = rng.uniform(0.5, 2, 5)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": mean, "var": variance},
+    }
+    with jax.enable_x64(True):
+        norm = BatchNorm(epsilon=1e-3, momentum=0.1)
+        trained, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+        evaluated = norm.apply(variables, x, False)
+    tokens = x.reshape(-1, 5)
+    batch = (x - tokens.mean(0)) / np.sqrt(tokens.var(0) + 1e-3) * scale + bias
+    np.testing.assert_allclose(trained, batch, rtol=1e-10, atol=1e-12)
+    running = (x - mean) / np.sqrt(variance + 1e-3) * scale + bias
+    np.testing.assert_allclose(evaluated, running, rtol=1e-10, atol=1e-12)
+    moments = updated["batch_stats"]
+    np.testing.assert_allclose(moments["mean"], 0.9 * mean + 0.1 * tokens.mean(0), rtol=1e-10)
+    unbiased = tokens.var(0, ddof=1)
+    np.testing.assert_allclose(moments["var"], 0.9 * variance + 0.1 * unbiased, rtol=1e-10)
+
+
+def test_batch_norm_computes_moments_in_float32_and_returns_the_dtype_asked_for(rng):
+    x = jnp.asarray(rng.standard_normal((64, 8, 8, 2)) + 300, jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, False)
+    y, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert updated["batch_stats"]["mean"].dtype == jnp.float32
+    exact = np.asarray(x, np.float64).mean((0, 1, 2))
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * exact, rtol=1e-5)
+
+
+def test_relative_positions_number_the_offsets_row_by_row():
+    index = relative_position_index(2, 3)
+    assert index.shape == (6, 6)
+    for i in range(6):
+        for j in range(6):
+            down, right = i // 3 - j // 3, i % 3 - j % 3
+            assert index[i, j] == (down + 1) * 5 + right + 2
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_positions_of_tokens_without_a_place_are_kept(rng, prefix):
+    table = rng.standard_normal((1, prefix + 6, 4)).astype(np.float32)
+    got = resize_positions(table, (2, 3), (4, 3))
+    assert got.shape == (1, prefix + 12, 4)
+    np.testing.assert_array_equal(got[:, :prefix], table[:, :prefix])

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from support.oracles import attention
 
-from mambaout_jax.mixers.attention import MultiHeadSelfAttention, scaled_dot_product_attention
+from mambaout_jax.mixers.attention import (
+    MultiHeadSelfAttention,
+    WindowAttention,
+    scaled_dot_product_attention,
+)
 
 
 def mixer_in_numpy(params, x, heads, mask):
@@ -45,7 +49,7 @@ def test_scaled_dot_product_attention_equals_the_loop(rng, masked):
     mask[:, 2] = True
     got = scaled_dot_product_attention(
         *(jnp.asarray(t, jnp.float32) for t in (query, key, value)),
-        jnp.asarray(mask) if masked else None,
+        jnp.asarray(mask)[None, None] if masked else None,
     )
     np.testing.assert_allclose(got, attention(query, key, value, mask), atol=2e-6)
 
@@ -100,3 +104,51 @@ def test_causal_has_the_same_parameters(x, variables):
 def test_heads_that_do_not_divide_the_channels_are_named(x):
     with pytest.raises(ValueError, match=r"heads=5 .* 12 channels; allowed are \[1, 2, 3, 4, 6"):
         MultiHeadSelfAttention(5).init(jax.random.key(0), x)
+
+
+def windows_in_numpy(params, x, heads, side, shift):
+    """Window attention in float64, token by token: who sees whom follows from places alone."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    x = np.pad(x, ((0, 0), (0, -x.shape[1] % side), (0, -x.shape[2] % side), (0, 0)))
+    _, H, W, channels = x.shape
+    width = channels // heads
+    shifts = [shift if n > side else 0 for n in (H, W)]
+    qkv = x @ p["qkv"]["kernel"] + p["qkv"]["bias"]
+    query, key, value = np.split(qkv, 3, axis=-1)
+    places = [(i, j) for i in range(H) for j in range(W)]
+
+    def window_of(place):
+        # Tokens that the roll brings to the other side form windows of their own.
+        return tuple((n - s) // side for n, s in zip(place, shifts, strict=True))
+
+    mixed = np.zeros_like(x)
+    for b in range(len(x)):
+        for i, j in places:
+            seen = [q for q in places if window_of(q) == window_of((i, j))]
+            for h in range(heads):
+                part = slice(h * width, (h + 1) * width)
+                scores = np.array([
+                    query[b, i, j, part] @ key[b, *q, part] / np.sqrt(width)
+                    + p["relative_position_bias"][
+                        (i - q[0] + side - 1) * (2 * side - 1) + j - q[1] + side - 1, h
+                    ]
+                    for q in seen
+                ])  # fmt: skip
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                mixed[b, i, j, part] = sum(
+                    w * value[b, *q, part] for w, q in zip(weights, seen, strict=True)
+                )
+    return mixed @ p["proj"]["kernel"] + p["proj"]["bias"]
+
+
+@pytest.mark.parametrize(("size", "shift"), [((6, 9), 0), ((6, 9), 1), ((3, 7), 2), ((2, 2), 1)])
+def test_window_attention_equals_the_loop(rng, size, shift):
+    x = rng.standard_normal((2, *size, 4))
+    mixer = WindowAttention(2, window=3, shift=shift)
+    shapes = jax.eval_shape(mixer.init, jax.random.key(0), jnp.asarray(x, jnp.float32))
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes)
+    with jax.enable_x64(True):
+        got = jax.jit(mixer.apply)(variables, x)
+    exact = windows_in_numpy(variables["params"], x, 2, 3, shift)
+    np.testing.assert_allclose(got, exact[:, : size[0], : size[1]], atol=1e-12)

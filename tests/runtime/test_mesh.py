@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from mambaout_jax.config import default_config
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, parameter_rules
 from mambaout_jax.runtime.mesh import (
     batch_sharding,
     make_mesh,
@@ -54,7 +54,9 @@ def test_state_shardings_split_the_largest_axis_that_divides(shape, spec):
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_a_device_holds_its_share_of_parameters_moments_and_average(fsdp):
     model = create_model("mambaout_micro", 10, depths=(1, 1), dims=(64, 128))
-    optimizer = make_optimizer(default_config().optimizer, lambda step: 1e-3)
+    optimizer = make_optimizer(
+        default_config().optimizer, lambda step: 1e-3, parameter_rules("mambaout_tiny")
+    )
     shapes = jax.eval_shape(
         lambda key: init_state(key, model, optimizer, (32, 32, 3), with_ema=True),
         jax.random.key(0),

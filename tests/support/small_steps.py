@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from mambaout_jax.config import default_config
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, parameter_rules
 from mambaout_jax.runtime.mesh import put_batch, state_shardings
 from mambaout_jax.tasks.classification import Classification
 from mambaout_jax.train.optimizer import make_optimizer
@@ -101,7 +101,10 @@ def shardings_of(tree, mesh):
 
 
 def optimizer_of(config):
-    return make_optimizer(config.optimizer, lambda step: jnp.asarray(RATES)[step % len(RATES)])
+    rules = parameter_rules("mambaout_micro")
+    return make_optimizer(
+        config.optimizer, lambda step: jnp.asarray(RATES)[step % len(RATES)], rules
+    )
 
 
 def micro(dtype=jnp.float32):

@@ -262,7 +262,7 @@ def test_train_counts_replaced_images_and_stops_at_too_many(tmp_path):
     ("setting", "value", "words"),
     [
         ("batch_size", 12, "set --config.batch_size to 8 or 16"),
-        ("optimizer.decay_rules", (("/kernel$", True),), "no rule of optimizer.decay_rules"),
+        ("optimizer.freeze", ("/neck/",), "is found in no parameter"),
         ("model.name", "mambaout_mikro", "did you mean mambaout_micro"),
         ("model.conv_implementation", "cudnn", "cudnn"),
     ],

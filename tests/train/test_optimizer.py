@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from support.places import GOLDENS
 
 from mambaout_jax.config import default_config, resolve
-from mambaout_jax.models import create_model
+from mambaout_jax.models import create_model, parameter_rules
 from mambaout_jax.train.optimizer import (
     decay_mask,
     frozen_mask,
@@ -24,6 +24,7 @@ from mambaout_jax.train.optimizer import (
 from mambaout_jax.weights.convert import model_variables, to_torch
 
 LAYERS = GOLDENS / "layers"
+RULES = parameter_rules("mambaout_tiny")
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_optimizer_is_adamw_with_clipping(config, rng):
     rates = [0.1, 0.05, 0.2]
     expected = adamw_in_numpy(dict(params), gradients, rates, {"kernel": 0.05, "bias": 0}, 1.0)
 
-    optimizer = make_optimizer(config.optimizer, lambda step: jnp.asarray(rates)[step])
+    optimizer = make_optimizer(config.optimizer, lambda step: jnp.asarray(rates)[step], RULES)
     tree = {"layer": {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}}
     state = optimizer.init(tree)
     for gradient in gradients:
@@ -95,7 +96,7 @@ def test_optimizer_is_adamw_with_clipping(config, rng):
 
 def test_kernels_decay_and_nothing_else(config):
     params = model_variables(create_model("test_mambaout"), 32)["params"]
-    mask = decay_mask(params, config.optimizer.decay_rules)
+    mask = decay_mask(params, RULES.decay)
     block = mask["backbone"]["stage_0_block_00"]
     assert block == {
         "norm": {"scale": False, "bias": False},
@@ -108,8 +109,9 @@ def test_kernels_decay_and_nothing_else(config):
 
 def test_class_token_and_positions_do_not_decay(config):
     # As in timm's VisionTransformer.no_weight_decay.
-    model = create_model("deit_tiny_patch16_224", depth=1, dim=6)
-    mask = decay_mask(model_variables(model, 32)["params"], config.optimizer.decay_rules)
+    name = "deit_tiny_patch16_224"
+    model = create_model(name, depth=1, dim=6)
+    mask = decay_mask(model_variables(model, 32)["params"], parameter_rules(name).decay)
     backbone = mask["backbone"]
     assert (backbone["cls_token"], backbone["pos_embed"]) == (False, False)
     assert backbone["patch_embed"] == {"kernel": True, "bias": False}
@@ -130,7 +132,7 @@ def test_first_rule_decides():
 def test_layers_are_those_of_timm():
     # Each leaf full of its own layer, so that the conversion carries the layers to timm's names.
     shapes = model_variables(create_model("mambaout_femto"), 32)
-    depths = layer_depths(shapes["params"])
+    depths = layer_depths(shapes["params"], RULES.layer_of)
     leaves = jax.tree.map(lambda s, d: np.full(s.shape, d, np.float32), shapes["params"], depths)
     ours = to_torch("mambaout_femto", {"params": leaves}, naming="timm")
     assert all(np.ptp(leaf) == 0 for leaf in ours.values())
@@ -147,7 +149,9 @@ def test_layers_are_those_of_timm():
     ],
 )
 def test_layers_count_from_the_image_to_the_head(name, options, last):
-    depths = layer_depths(model_variables(create_model(name, **options), 32)["params"])
+    depths = layer_depths(
+        model_variables(create_model(name, **options), 32)["params"], RULES.layer_of
+    )
     assert set(jax.tree.leaves(depths["head"])) == {last}
     backbone = {part: set(jax.tree.leaves(tree)) for part, tree in depths["backbone"].items()}
     blocks = [part for part in backbone if "block_" in part]  # in the order of the network
@@ -160,7 +164,7 @@ def test_layers_count_from_the_image_to_the_head(name, options, last):
 
 def test_a_part_of_unknown_place_is_an_error():
     with pytest.raises(ValueError, match=r"to which layer .* belong: \['backbone/neck/kernel'\]"):
-        layer_depths({"backbone": {"stem": {"kernel": 0}, "neck": {"kernel": 0}}})
+        layer_depths({"backbone": {"stem": {"kernel": 0}, "neck": {"kernel": 0}}}, RULES.layer_of)
 
 
 TREE = {
@@ -193,9 +197,11 @@ def updates_of(optimizer, params, gradients):
 
 def test_layer_decay_multiplies_rate_and_weight_decay_of_each_layer(config, rng):
     params, gradients = tree(rng), [tree(rng), tree(rng)]
-    plain, _ = updates_of(make_optimizer(config.optimizer, lambda _: 0.1), params, gradients)
+    plain, _ = updates_of(make_optimizer(config.optimizer, lambda _: 0.1, RULES), params, gradients)
     config.optimizer.layer_decay = 0.5
-    decayed, _ = updates_of(make_optimizer(config.optimizer, lambda _: 0.1), params, gradients)
+    decayed, _ = updates_of(
+        make_optimizer(config.optimizer, lambda _: 0.1, RULES), params, gradients
+    )
     for path, update in decayed.items():
         part = path.split("/")[0 if path.startswith("head") else 1]
         np.testing.assert_allclose(update, FACTORS[part] * plain[path], rtol=1e-6)
@@ -203,7 +209,7 @@ def test_layer_decay_multiplies_rate_and_weight_decay_of_each_layer(config, rng)
 
 def test_first_update_of_a_layer_is_the_rate_by_its_depth(config, rng):
     config.optimizer.layer_decay, config.optimizer.weight_decay = 0.65, 0.0
-    optimizer = make_optimizer(config.optimizer, lambda _: 1e-3)
+    optimizer = make_optimizer(config.optimizer, lambda _: 1e-3, RULES)
     updates, _ = updates_of(optimizer, tree(rng), [tree(rng)])  # Adam's first step is +-rate
     sizes = {path.split("/")[1]: np.abs(update) for path, update in updates.items()}
     for part, depth in (("stem", 3), ("stage_0_block_00", 2), ("downsample_1", 1),
@@ -218,7 +224,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state(config, rng, layer_
     config.optimizer.freeze = ("/stem/", r"stage_0.*kernel$")
     params, gradients = tree(rng), [tree(rng), tree(rng)]
     params["backbone"]["stem"]["conv1"]["bias"] = jnp.asarray([0.0, -0.0, 1e-30, -3.0])
-    optimizer = make_optimizer(config.optimizer, lambda _: 0.1)
+    optimizer = make_optimizer(config.optimizer, lambda _: 0.1, RULES)
     updates, state = updates_of(optimizer, params, gradients)
     moved = flatten_dict(optax.apply_updates(params, unflatten_dict(updates, sep="/")), sep="/")
     still = {path for path, leaf in flatten_dict(params, sep="/").items()
@@ -236,7 +242,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state(config, rng, layer_
     for gradient in gradients:
         gradient["backbone"]["stem"]["conv1"] = {"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)}
         gradient["backbone"]["stage_0_block_00"]["fc1"]["kernel"] = jnp.zeros((4, 5))
-    alone, _ = updates_of(make_optimizer(config.optimizer, lambda _: 0.1), params, gradients)
+    alone, _ = updates_of(make_optimizer(config.optimizer, lambda _: 0.1, RULES), params, gradients)
     for path in alone.keys() - still:
         np.testing.assert_allclose(updates[path], alone[path], rtol=1e-5)
 

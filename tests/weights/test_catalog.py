@@ -5,11 +5,11 @@ import re
 
 import pytest
 
+from mambaout_jax.imagenet_classes import CLASS_NAMES
 from mambaout_jax.models import find_variant, list_models
 from mambaout_jax.weights.catalog import (
     CATALOG,
     find_weights,
-    imagenet_classes,
     weights_of,
 )
 
@@ -88,7 +88,7 @@ def test_preprocessing_is_the_published_one_at_its_size(key, image_size, expecte
     assert found.interpolation == "bicubic"
     assert found.mean == (0.485, 0.456, 0.406)
     assert found.std == (0.229, 0.224, 0.225)
-    assert found.class_names == imagenet_classes()
+    assert found.class_names == CLASS_NAMES
 
 
 def test_imagenet_12k_has_its_own_classes_and_no_names():
@@ -105,7 +105,7 @@ def test_find_weights_takes_patterns():
 
 
 def test_class_names_stand_at_their_labels():
-    names = imagenet_classes()
+    names = CLASS_NAMES
     assert len(names) == len(set(names)) == 1000
     known = {
         0: "tench",

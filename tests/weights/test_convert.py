@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strictness of the conversion; its numbers are tested in test_goldens.py."""
 
-import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 from goldens.fill import value_of
 
-from mambaout_jax.weights.convert import from_torch, to_torch
+from mambaout_jax.models import create_model
+from mambaout_jax.weights.convert import from_torch, model_variables, to_torch
 
 MODEL = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3}
 
 
 @pytest.fixture
 def variables(rng):
-    import jax
-
-    from mambaout_jax.models import create_model
-    from mambaout_jax.weights.convert import model_variables
-
     shapes = model_variables(create_model("mambaout_tiny", **MODEL), 32)
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
@@ -103,32 +99,15 @@ def test_unknown_naming_names_the_allowed(variables):
 
 
 def test_naming_that_cannot_name_a_layer_says_which():
-    from mambaout_jax.models import create_model
-    from mambaout_jax.weights.convert import model_variables
-
     variables = model_variables(create_model("test_mambaout"), 32)
-    with pytest.raises(ValueError, match="layer_scale/gamma"):
+    with pytest.raises(ValueError, match="layer_scale/gamma; choose another naming"):
         to_torch("test_mambaout", variables, naming="official")
-
-
-@pytest.mark.parametrize("name", ["test_mambaout", "mambaout_femto", "deit_tiny_patch16_224"])
-def test_every_leaf_has_a_torch_name_of_its_own(name):
-    from mambaout_jax.weights.convert import _entries, _shapes
-
-    shapes = _shapes(name, {})
-    entries = _entries(name, "timm", shapes)
-    assert {entry.path for entry in entries.values()} == shapes.keys()
 
 
 def test_leaves_without_a_layer_are_named_whole_and_keep_their_layout(rng):
     options = {"dim": 6, "depth": 1, "num_classes": 3, "image_size": (32, 48)}
-    from mambaout_jax.weights.convert import _shapes
-
-    flat = {
-        path: rng.standard_normal(leaf.shape, np.float32)
-        for path, leaf in _shapes("deit_tiny_patch16_224", options).items()
-    }
-    variables = flax.traverse_util.unflatten_dict(flat)
+    shapes = model_variables(create_model("deit_tiny_patch16_224", **options), (32, 48))
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     state = to_torch("deit_tiny_patch16_224", variables, **options)
     assert state["pos_embed"].shape == (1, 1 + 2 * 3, 6)
     backbone = variables["params"]["backbone"]
@@ -147,12 +126,72 @@ def test_leaves_without_a_layer_are_named_whole_and_keep_their_layout(rng):
         from_torch("deit_tiny_patch16_224", state, **options)
 
 
-def test_leaf_that_no_rule_names_is_an_error():
-    from mambaout_jax.weights.convert import _entries
+def test_batch_statistics_and_their_counters_have_torch_names(rng):
+    options = {"depths": (1,), "dims": (8,), "num_classes": 3}
+    shapes = model_variables(create_model("fasternet_t1", **options), 32)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    state = to_torch("fasternet_t1", variables, **options)
+    statistics = variables["batch_stats"]["backbone"]["patch_embed"]["norm"]
+    np.testing.assert_array_equal(state["patch_embed.norm.running_mean"], statistics["mean"])
+    np.testing.assert_array_equal(state["patch_embed.norm.running_var"], statistics["var"])
+    counter = "patch_embed.norm.num_batches_tracked"
+    assert (state[counter].dtype, state[counter].shape, state[counter]) == (np.int64, (), 0)
+    state[counter] = np.asarray(812)  # whatever PyTorch has counted
+    again = from_torch("fasternet_t1", state, **options)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    kernel = variables["params"]["backbone"]["stage_0_block_00"]["fc1"]["kernel"]
+    assert state["stages.0.blocks.0.mlp.0.weight"].shape == (16, 8, 1, 1)  # a 1x1 convolution
+    np.testing.assert_array_equal(state["stages.0.blocks.0.mlp.0.weight"][5, 3], kernel[3, 5])
 
-    path = ("params", "backbone", "register_token")
-    with pytest.raises(ValueError, match="no name for: params/backbone/register_token"):
-        _entries("deit_tiny_patch16_224", "timm", {path: np.zeros((1, 1, 6))})
+
+def test_scans_of_all_directions_are_one_tensor(rng):
+    options = {"depths": (1,), "dims": (16,), "state_size": 2, "num_classes": 3}
+    shapes = model_variables(create_model("vmamba_v9_tiny", **options), 32)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    state = to_torch("vmamba_v9_tiny", variables, "official", **options)
+    ssm = variables["params"]["backbone"]["stage_0_block_00"]["ss2d"]["ssm"]
+    op = "layers.0.blocks.0.op"
+    for k in range(4):
+        path = ssm[f"path_{k}"]
+        np.testing.assert_array_equal(state[f"{op}.x_proj_weight"][k], path["x_proj"]["kernel"].T)
+        np.testing.assert_array_equal(state[f"{op}.dt_projs_bias"][k], path["dt_proj"]["bias"])
+        rows = slice(32 * k, 32 * (k + 1))
+        np.testing.assert_array_equal(state[f"{op}.A_logs"][rows], path["A_log"])
+        np.testing.assert_array_equal(state[f"{op}.Ds"][rows], path["D"])
+    assert state[f"{op}.dt_projs_weight"].shape == (4, 32, 1)
+
+
+def test_derived_tables_are_compared_and_written_where_the_naming_has_them(rng):
+    name, options = "swin_tiny_patch4_window7_224", {"depths": (2,), "dims": (8,), "heads": (2,)}
+    shapes = model_variables(create_model(name, **options), 224)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    state = to_torch(name, variables, "official", **options)
+    index = state["layers.0.blocks.0.attn.relative_position_index"]
+    # By the formula of the release, for tokens (0, 0), (0, 1), (1, 0) of a window of 7.
+    assert index[0, 0] == 6 * 13 + 6
+    assert (index[1, 0], index[0, 1], index[7, 0]) == (6 * 13 + 7, 6 * 13 + 5, 7 * 13 + 6)
+    mask = state["layers.0.blocks.1.attn_mask"]
+    assert (mask.shape, set(np.unique(mask))) == ((64, 49, 49), {-100.0, 0.0})
+    assert "layers.0.blocks.0.attn_mask" not in state
+    timm = to_torch(name, variables, "timm", **options)
+    assert not any("index" in key or "mask" in key for key in timm)
+    # Older files of timm hold the index as well.
+    from_torch(name, {**timm, "layers.0.blocks.0.attn.relative_position_index": index}, **options)
+    broken = {**state, "layers.0.blocks.0.attn.relative_position_index": index.T}
+    with pytest.raises(ValueError, match=r"follow from its sizes.*relative_position_index"):
+        from_torch(name, broken, **options)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_neither_side_shares_memory_with_the_other(variables, order):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    state = {key: np.asarray(value, order=order) for key, value in state.items()}
+    read = from_torch("mambaout_tiny", state, **MODEL)
+    before = jax.tree.map(np.copy, read)
+    for value in state.values():
+        value += 1  # as an optimiser of PyTorch does, in place
+    jax.tree.map(np.testing.assert_array_equal, read, before)
+    assert all(leaf.flags.writeable for leaf in jax.tree.leaves(read))
 
 
 def test_value_of_is_the_frozen_rule():

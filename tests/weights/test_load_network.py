@@ -18,8 +18,8 @@ from support.weight_files import (
     write_torch_names,
 )
 
+from mambaout_jax.imagenet_classes import CLASS_NAMES
 from mambaout_jax.weights import catalog
-from mambaout_jax.weights.catalog import imagenet_classes
 from mambaout_jax.weights.convert import to_torch
 from mambaout_jax.weights.load import describe_source, load_pretrained, read_variables
 
@@ -141,4 +141,4 @@ def test_url_and_official_weights_load_over_the_web(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="does not say which model"):
             load_pretrained(f"{server.url}/release/best.pth")
         assert len(server.requests) == 2
-    assert describe_source(url).class_names == imagenet_classes()
+    assert describe_source(url).class_names == CLASS_NAMES

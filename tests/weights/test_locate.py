@@ -9,8 +9,8 @@ import safetensors.numpy
 from support.tiny_run import get_config
 
 from mambaout_jax.config_file import save_config
+from mambaout_jax.imagenet_classes import CLASS_NAMES
 from mambaout_jax.models import model_options
-from mambaout_jax.weights.catalog import imagenet_classes
 from mambaout_jax.weights.load import describe_source
 from mambaout_jax.weights.locate import locate
 
@@ -98,7 +98,7 @@ def test_description_of_files_is_what_is_published_for_the_model(tmp_path):
     path = own_file(tmp_path / "mambaout_tiny.safetensors")
     found = describe_source(path)
     assert (found.image_size, found.crop_fraction, found.interpolation) == (224, 1.0, "bicubic")
-    assert found.class_names == imagenet_classes()
+    assert found.class_names == CLASS_NAMES
     assert describe_source(path, "mambaout_base_tall_rw").crop_fraction == 0.95
     assert describe_source(path, "mambaout_base_tall_rw", 288).crop_fraction == 1.0
     micro = describe_source(path, "mambaout_micro")
