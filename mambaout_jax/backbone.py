@@ -58,9 +58,9 @@ class Backbone(nn.Module, kw_only=True):
     """Images (B, H, W, in_chans) to stage maps. A family's backbone derives from it.
 
     It adds its own fields, the properties `channels` and `strides` (one entry per map, known before
-    initialisation) and the compact method `forward`. One with a table of absolute positions calls it
-    `pos_embed` and has the field `image_size`, `grid`, its rows and columns, and `prefix_tokens`, its
-    entries before those of the patches.
+    initialisation) and the compact method `forward`. One with a table of absolute positions calls
+    it `pos_embed`, and has the field `image_size`, `grid`, the rows and columns of the table, and
+    `prefix_tokens`, its entries before those of the patches.
 
     Attributes:
         in_chans: image channels.

@@ -16,9 +16,6 @@ from mambaout_jax.layers.positions import (
     relative_position_index,
     resize_positions,
 )
-    height_and_width,
-    resize_positions,
-)
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
 
 
