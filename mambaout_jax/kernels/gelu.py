@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exact GELU, with a backward pass that keeps the input alone."""
+"""The exact GELU, on CPUs with a backward pass that keeps the input alone."""
 
 import math
 
@@ -8,18 +8,27 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mambaout_jax.kernels.dispatch import Operation
 
-@jax.custom_vjp
+
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x · Φ(x), PyTorch's default form (Hendrycks and Gimpel 2016), for reverse mode only.
+    """x · Φ(x), PyTorch's default form (Hendrycks and Gimpel 2016), in the dtype of `x`.
 
-    By erf: XLA:CPU takes twice as long for erfc, which JAX's own GELU uses. In the dtype of `x`.
+    By erf: XLA:CPU takes twice as long for erfc, which JAX's own GELU uses. Differentiable in
+    forward mode and twice forwards only within `plain_implementations`.
     """
+    return _GELU.run("auto", x)
+
+
+def _gelu(x):
     return x * _cumulative(x)
 
 
+_gelu_cpu = jax.custom_vjp(_gelu)
+
+
 def _gelu_fwd(x):
-    return gelu(x), x
+    return _gelu(x), x
 
 
 def _gelu_bwd(x, dy):
@@ -27,7 +36,14 @@ def _gelu_bwd(x, dy):
     return (dy * (_cumulative(x) + x * density),)
 
 
-gelu.defvjp(_gelu_fwd, _gelu_bwd)
+_gelu_cpu.defvjp(_gelu_fwd, _gelu_bwd)
+
+_GELU = Operation(
+    "gelu",
+    {"plain": _gelu, "cpu": _gelu_cpu},
+    fastest={"cpu": "cpu", "default": "plain"},
+    plain=("plain",),
+)
 
 
 def _cumulative(x):

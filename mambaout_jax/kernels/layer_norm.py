@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer normalisation whose backward pass keeps the input and two numbers per token.
+"""Layer normalisation, on CPUs with a backward pass that keeps the input and two numbers a token.
 
-Differentiated automatically it also keeps products of the statistics with the scale, as large as
-the input each.
+Differentiated automatically it also keeps products of the statistics with the scale, each as large
+as the input.
 """
 
 import jax
@@ -10,49 +10,75 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-EPSILON = 1e-6
+from mambaout_jax.kernels.dispatch import Operation
 
 
-@jax.custom_vjp
 def layer_norm(
-    x: Float[Array, "... C"], scale: Float[Array, "C"], bias: Float[Array, "C"]
+    x: Float[Array, "... C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"] | None = None,
+    epsilon: float = 1e-6,
 ) -> Float[Array, "... C"]:
-    """(x - mean) / √(variance + 1e-6) · scale + bias over the channels, for reverse mode only.
+    """(x - mean) / √(variance + epsilon) · scale + bias over the channels.
 
-    Computed in at least float32, whatever the dtypes.
+    Computed in at least float32, whatever the dtypes. Differentiable in forward mode only within
+    `plain_implementations`.
+
+    Args:
+        x: tokens.
+        scale, bias: a factor and a term for each channel; without a bias nothing is added.
+        epsilon: keeps the root of a variance of zero away from zero; a Python number.
 
     Returns:
         In the dtype of `x`; the gradients have the dtypes of the arguments.
     """
-    return _normalise(x, scale, bias)[0]
+    return _LAYER_NORM.run("auto", x, scale, bias, epsilon=epsilon)
 
 
-def _layer_norm_fwd(x, scale, bias):
-    y, mean, inverse = _normalise(x, scale, bias)
+def _layer_norm(x, scale, bias, epsilon):
+    return _normalise(x, scale, bias, epsilon)[0]
+
+
+_layer_norm_cpu = jax.custom_vjp(_layer_norm, nondiff_argnums=(3,))
+
+
+def _layer_norm_fwd(x, scale, bias, epsilon):
+    y, mean, inverse = _normalise(x, scale, bias, epsilon)
     return y, (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_bwd(residuals, dy):
+def _layer_norm_bwd(epsilon, residuals, dy):
+    del epsilon  # in `inverse`
     x, mean, inverse, scale, bias = residuals
     normal, dy = (x.astype(mean.dtype) - mean) * inverse, dy.astype(mean.dtype)
     tokens = tuple(range(x.ndim - 1))
-    dscale, dbias = (dy * normal).sum(axis=tokens), dy.sum(axis=tokens)
+    dscale = (dy * normal).sum(axis=tokens).astype(scale.dtype)
+    dbias = None if bias is None else dy.sum(axis=tokens).astype(bias.dtype)
     dnormal = dy * _per_channel(scale, x, mean.dtype)
     along = (dnormal * normal).mean(axis=-1, keepdims=True)
     dx = inverse * (dnormal - dnormal.mean(axis=-1, keepdims=True) - normal * along)
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    return dx.astype(x.dtype), dscale, dbias
 
 
-layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+_layer_norm_cpu.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+
+_LAYER_NORM = Operation(
+    "layer_norm",
+    {"plain": _layer_norm, "cpu": _layer_norm_cpu},
+    fastest={"cpu": "cpu", "default": "plain"},
+    plain=("plain",),
+)
 
 
-def _normalise(x, scale, bias):
+def _normalise(x, scale, bias, epsilon):
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(dtype)
     mean = wide.mean(axis=-1, keepdims=True)
-    inverse = lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + EPSILON)
-    scale, bias = (_per_channel(value, x, dtype) for value in (scale, bias))
-    return ((wide - mean) * inverse * scale + bias).astype(x.dtype), mean, inverse
+    inverse = lax.rsqrt(jnp.square(wide - mean).mean(axis=-1, keepdims=True) + epsilon)
+    y = (wide - mean) * inverse * _per_channel(scale, x, dtype)
+    if bias is not None:
+        y = y + _per_channel(bias, x, dtype)
+    return y.astype(x.dtype), mean, inverse
 
 
 def _per_channel(value, x, dtype):

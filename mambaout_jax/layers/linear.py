@@ -20,6 +20,7 @@ from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 from mambaout_jax.kernels.gelu import gelu
 from mambaout_jax.kernels.layer_norm import layer_norm
 from mambaout_jax.kernels.matmul import join_matmul, matmul, split_matmul
+from mambaout_jax.kernels.strided_conv import strided_conv
 
 # timm's `trunc_normal_(std=0.02)` cuts at -2 and 2, a hundred standard deviations away: it is a
 # plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
@@ -49,11 +50,6 @@ def activation(name: str) -> Callable[[Array], Array]:
 def compute_dtype(dtype: Dtype) -> Dtype | None:
     """The `dtype` argument of flax layers: None (promote inputs and parameters) for float32."""
     return None if jnp.dtype(dtype) == jnp.float32 else dtype
-
-
-# Images have so few channels that XLA:CPU's convolution runs at a third of the speed of a matrix
-# product over patches; at 24 channels patches already cost more than they save.
-_MAX_PATCH_CHANNELS = 4
 
 
 class LayerNorm(nn.Module):
@@ -92,27 +88,8 @@ class StridedConv(nn.Module):
         kernel = self.param("kernel", normal_init, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if shape[2] > _MAX_PATCH_CHANNELS:
-            y = _strided_conv(x, kernel)
-        else:
-            y = jax.lax.platform_dependent(x, kernel, cpu=_patch_conv, default=_strided_conv)
+        y = strided_conv(x, kernel, stride=2, padding=1)
         return y + bias[None, None, None]
-
-
-def _strided_conv(x, kernel):
-    return jax.lax.conv_general_dilated(
-        x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _patch_conv(x, kernel):
-    """The same by one matrix product over patches."""
-    (B, H, W, _), features = x.shape, kernel.shape[-1]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    taps = [padded[:, i : i + H : 2, j : j + W : 2] for i in range(3) for j in range(3)]
-    patches = jnp.concatenate(taps, axis=-1)  # (B, H / 2, W / 2, 9 I)
-    y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, features)
-    return y.reshape(B, *patches.shape[1:3], features)
 
 
 class Dense(nn.Module):

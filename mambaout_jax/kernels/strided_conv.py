@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions that make maps smaller: stems, patch embeddings and downsampling layers.
+
+XLA:CPU convolves forwards and back to the maps at a good speed, but takes up to five times as long
+for the kernel's gradient as one matrix product over patches does. Where windows do not overlap,
+patches are a mere reshape, and all three passes are products.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mambaout_jax.kernels.dispatch import Operation
+
+
+def strided_conv(
+    x: Float[Array, "B H W I"],
+    kernel: Float[Array, "KH KW I F"],
+    *,
+    stride: int,
+    padding: int = 0,
+) -> Float[Array, "B _ _ F"]:
+    """Convolves maps with one kernel for all channels, at every `stride`-th pixel.
+
+        y[b, h, w] = Σ_ij x[b, stride · h + i - padding, stride · w + j - padding] · kernel[i, j]
+
+    with zeros around the map. Counts as PyTorch does: H becomes (H + 2 · padding - KH) // stride
+    + 1, and rows or columns that fill no whole window are left out. (JAX's "SAME" would pad even
+    sizes by (0, 1), half a pixel off.)
+
+    Differentiable in forward mode only within `plain_implementations`.
+
+    Args:
+        x: maps.
+        kernel: in the dtype of `x`.
+        stride: pixels from one window to the next, in both directions.
+        padding: rows and columns of zeros on every side.
+
+    Returns:
+        Maps in the dtype of `x`.
+
+    Raises:
+        ValueError: wrong ranks, different channels or dtypes, a dtype that is not floating, a
+            stride below 1, a negative padding, or a kernel larger than the padded map.
+    """
+    _check(x, kernel, stride, padding)
+    disjoint = kernel.shape[:2] == (stride, stride) and padding == 0
+    operation = _DISJOINT if disjoint else _OVERLAPPING
+    return operation.run("auto", x, kernel, stride=stride, padding=padding)
+
+
+def _check(x, kernel, stride, padding):
+    shapes = f"strided_conv got x {x.dtype}{x.shape} and kernel {kernel.dtype}{kernel.shape}: "
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(shapes + "x must be (B, H, W, I) and kernel (KH, KW, I, F)")
+    if x.shape[3] != kernel.shape[2]:
+        raise ValueError(shapes + "the last axis of x and the third of kernel must be equal")
+    if x.dtype != kernel.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(shapes + "both must have the same floating dtype; cast one of them first")
+    if stride < 1 or padding < 0:
+        raise ValueError(
+            f"strided_conv got stride={stride} and padding={padding}; "
+            "the stride must be at least 1 and the padding at least 0"
+        )
+    if any(k > n + 2 * padding for k, n in zip(kernel.shape[:2], x.shape[1:3], strict=True)):
+        raise ValueError(
+            shapes + f"with padding={padding} the map is smaller than the kernel; "
+            "use larger images or more padding"
+        )
+
+
+def _conv(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+_conv_cpu = jax.custom_vjp(_conv, nondiff_argnums=(2, 3))
+
+
+def _conv_fwd(x, kernel, stride, padding):
+    return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_bwd(stride, padding, residuals, dy):
+    x, kernel = residuals
+    _, vjp = jax.vjp(lambda x: _conv(x, kernel, stride, padding), x)
+    return *vjp(dy), _kernel_gradient(x, dy, kernel.shape[:2], stride, padding)
+
+
+_conv_cpu.defvjp(_conv_fwd, _conv_bwd)
+
+
+def _kernel_gradient(x, dy, kernel_size, stride, padding):
+    (KH, KW), (_, rows, columns, F) = kernel_size, dy.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    down, across = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+    taps = [
+        x[:, i : i + down : stride, j : j + across : stride] for i in range(KH) for j in range(KW)
+    ]
+    patches = jnp.concatenate(taps, axis=-1).reshape(-1, KH * KW * x.shape[-1])
+    return (patches.T @ dy.reshape(-1, F)).reshape(KH, KW, -1, F)
+
+
+def _product(x, kernel, stride, padding):
+    """The same for windows that do not overlap."""
+    del padding  # none
+    (B, H, W, I), F = x.shape, kernel.shape[-1]  # noqa: E741
+    rows, columns = H // stride, W // stride
+    windows = x[:, : rows * stride, : columns * stride]
+    windows = windows.reshape(B, rows, stride, columns, stride, I)
+    patches = windows.swapaxes(2, 3).reshape(B * rows * columns, stride * stride * I)
+    return (patches @ kernel.reshape(-1, F)).reshape(B, rows, columns, F)
+
+
+_OVERLAPPING = Operation(
+    "strided_conv",
+    {"lax": _conv, "cpu": _conv_cpu},
+    fastest={"cpu": "cpu", "default": "lax"},
+    plain=("lax",),
+)
+_DISJOINT = Operation(
+    "strided_conv",
+    {"lax": _conv, "product": _product},
+    fastest={"cpu": "product", "default": "lax"},
+    plain=("lax", "product"),
+)
