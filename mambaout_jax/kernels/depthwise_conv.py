@@ -17,36 +17,20 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.depthwise_conv_pallas import conv_pallas, gradients_pallas
+from mambaout_jax.kernels.dispatch import Operation, by_platform
 
-IMPLEMENTATIONS = ("auto", "lax", "shift", "pallas")
-
-# What "auto" means, per pass and platform of the compiled program. Only the cpu entries rest on
-# measurements: experiments/results/conv_cpu_sweep.json, where "shift" is 7 to 90 times faster than
-# "lax" forward and 3 to 90 times with gradients, at maps of 2 to 224 pixels, 1 to 1024 channels and
-# kernels of 3 to 31. Only where a single tap is left, is the forward pass of "lax", a product, no
-# slower. On a GPU or TPU the result of the same benchmark belongs in this table.
-_FASTEST = {
-    "forward": {"cpu": "shift", "default": "lax"},
-    "backward": {"cpu": "shift", "default": "lax"},
-}
-_FASTEST_WITH_ONE_TAP = _FASTEST | {"forward": {"default": "lax"}}
-
-# All taps of up to a 9x9 kernel go into one fused loop. Larger sums get slow to run and to compile
-# (10 and 20 times at 31x31), so that they are added in groups of kernel rows, each of about
-# _TAPS_PER_STEP taps.
+# All taps of up to a 9x9 kernel go into one fused loop. Larger sums are slow to run and to compile
+# (10 and 20 times at 31x31): they are added in groups of kernel rows, of about so many taps each.
 _MAX_FUSED_TAPS = 81
 _TAPS_PER_STEP = 32
 
-# Where pixels lie a multiple of this many bytes apart, those of one window fall on few sets of the
-# first cache and drive each other out. Maps are then stored with some more channels: half the time
-# for 384 channels, a fifth for 512. The kernel's gradient suffers only at twice the distance: more
-# channels then take a third of the time for 512, but a fifth more time for 128.
+# Pixels that lie a multiple of so many bytes apart drive each other out of the first cache, so that
+# maps are stored with some more channels: half the time for 384 channels, a fifth for 512.
 _COLLIDING_BYTES = {"map": 512, "gradient": 1024}
 _EXTRA_CHANNELS = 16
 
-# The kernel's gradient adds about this many pixels of dy to its accumulators per step, in tiles of
-# at most _TILE_WIDTH columns. Fewer pixels pay for reading and writing the accumulators (up to 5
-# times slower below 18), more are slower by up to a half.
+# Pixels of dy that the kernel's gradient adds per step, in tiles of at most so many columns. Fewer
+# than 18 take up to 5 times as long, more than 28 up to half as long again.
 _PIXELS_PER_STEP = 28
 _TILE_WIDTH = 14
 
@@ -68,39 +52,31 @@ def depthwise_conv(
         kernel: KH and KW are odd, of any size, also larger than the map.
         implementation: `"lax"`, XLA's grouped convolution; `"shift"`, a sum over taps with its own
             gradient, written for XLA:CPU; `"pallas"`, kernels for NVIDIA GPUs, Hopper or newer, up
-            to 13 x 13 taps, not yet run on one; `"auto"`, on CPUs what was measured to be the
-            fastest for the shape, `"shift"` for all with more than one tap, and `"lax"` elsewhere,
-            where it is untested: no GPU or TPU has been measured yet. `"auto"` asks for the
-            platform that the program is lowered for and not for the default device, so that the
-            choice is right in ahead-of-time compilation and export, also for several platforms at
-            once.
+            to 13 x 13 taps, not yet run on one; `"auto"`, on CPUs `"shift"`, which was measured to
+            be the fastest, and elsewhere `"lax"`: no GPU or TPU has been measured yet. `"auto"`
+            asks for the platform that the program is lowered for and not for the default device, so
+            that the choice is right in ahead-of-time compilation and export, also for several
+            platforms at once. Within `plain_implementations` it is `"lax"`.
 
     Returns:
         Maps in the promoted dtype of `x` and `kernel`. `"shift"` adds up in float32, or float64 for
         float64 inputs; `"pallas"` in float32; `"lax"` leaves the precision of products to
         `jax_default_matmul_precision`. Gradients have the dtypes of `x` and `kernel`. `"lax"` can
-        be differentiated in forward mode too, the others in reverse mode only, and `"pallas"` once.
+        be differentiated in every way, `"shift"` in reverse mode only, `"pallas"` so and once.
 
     Raises:
-        ValueError: unknown implementation, wrong rank or dtype, even kernel side, or `x` and
-            `kernel` differ in their channels. `"pallas"`: float64, too many taps, or, when the
-            program is lowered, another platform than an NVIDIA GPU.
+        ValueError: unknown implementation, or one that is not plain within
+            `plain_implementations`; wrong rank or dtype, even kernel side, or `x` and `kernel`
+            differ in their channels. `"pallas"`: float64, too many taps, or, when the program is
+            lowered, another platform than an NVIDIA GPU.
     """
-    _check(x, kernel, implementation)
+    _check(x, kernel)
     dtype = jnp.result_type(x, kernel)
     kernel = _crop(kernel, (x.shape[1], x.shape[2]))
-    x, kernel = x.astype(dtype), kernel.astype(dtype)
-    if implementation == "lax":
-        return _conv_lax(x, kernel)
-    return _conv(x, kernel, implementation)
+    return _OPERATION.run(implementation, x.astype(dtype), kernel.astype(dtype))
 
 
-def _check(x: jax.Array, kernel: jax.Array, implementation: str) -> None:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"depthwise_conv has no implementation={implementation!r}; "
-            f"allowed are {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
+def _check(x: jax.Array, kernel: jax.Array) -> None:
     shapes = f"depthwise_conv got x {x.dtype}{x.shape} and kernel {kernel.dtype}{kernel.shape}: "
     if x.ndim != 4 or kernel.ndim != 3:
         raise ValueError(shapes + "x must be (B, H, W, C) and kernel (KH, KW, C)")
@@ -121,33 +97,6 @@ def _crop(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
     return kernel[top:bottom, left:right]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, implementation):
-    bodies = {"lax": _conv_lax, "shift": _conv_shift, "pallas": conv_pallas}
-    return _dispatch(implementation, "forward", bodies, x, kernel)
-
-
-def _conv_fwd(x, kernel, implementation):
-    return _conv(x, kernel, implementation), (x, kernel)
-
-
-def _conv_bwd(implementation, residuals, dy):
-    bodies = {"lax": _gradients_lax, "shift": _gradients_shift, "pallas": gradients_pallas}
-    return _dispatch(implementation, "backward", bodies, *residuals, dy)
-
-
-_conv.defvjp(_conv_fwd, _conv_bwd)
-
-
-def _dispatch(implementation, passed, bodies, x, kernel, *dy):
-    if implementation == "auto":
-        taps = kernel.shape[0] * kernel.shape[1]
-        table = _FASTEST_WITH_ONE_TAP if taps == 1 else _FASTEST
-        platforms = {platform: bodies[name] for platform, name in table[passed].items()}
-        return lax.platform_dependent(x, kernel, *dy, **platforms)
-    return bodies[implementation](x, kernel, *dy)
-
-
 def _conv_lax(x, kernel):
     KH, KW, C = kernel.shape
     return lax.conv_general_dilated(
@@ -160,6 +109,25 @@ def _conv_lax(x, kernel):
     )
 
 
+def _with_gradients(conv, gradients):
+    """conv(x, kernel) whose gradients are gradients(x, kernel, dy)."""
+    conv_vjp = jax.custom_vjp(conv)
+    # The forward rule calls conv_vjp, not conv: otherwise models with rematerialised blocks trace
+    # derivatives of the loops inside, which takes twice as long.
+    conv_vjp.defvjp(
+        lambda x, kernel: (conv_vjp(x, kernel), (x, kernel)),
+        lambda residuals, dy: gradients(*residuals, dy),
+    )
+    return conv_vjp
+
+
+def _conv_shift(x, kernel):
+    if kernel.shape[:2] == (1, 1):
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return (x.astype(dtype) * kernel.astype(dtype)[None]).astype(x.dtype)
+    return _add_shifted(x, kernel)
+
+
 def _gradients_lax(x, kernel, dy):
     _, vjp = jax.vjp(_conv_lax, x, kernel)
     return vjp(dy)
@@ -169,11 +137,30 @@ def _gradients_shift(x, kernel, dy):
     return _conv_shift(dy, kernel[::-1, ::-1]), _kernel_gradient(x, dy, kernel.shape[:2])
 
 
+# "shift" is 7 to 90 times faster on CPUs than "lax" forward, and 3 to 90 times with gradients, at
+# maps of 2 to 224 pixels, 1 to 1024 channels and kernels of 3 to 31: see
+# experiments/results/conv_cpu_sweep.json. The same benchmark on a GPU or TPU belongs in this table.
+_OPERATION = Operation(
+    "depthwise_conv",
+    {
+        "lax": _conv_lax,
+        "shift": _with_gradients(_conv_shift, _gradients_shift),
+        "pallas": _with_gradients(conv_pallas, gradients_pallas),
+    },
+    auto=_with_gradients(
+        by_platform(cpu=_conv_shift, default=_conv_lax),
+        by_platform(cpu=_gradients_shift, default=_gradients_lax),
+    ),
+    plain=("lax",),
+)
+IMPLEMENTATIONS = _OPERATION.implementations
+
+
 # The functions below are jitted so that the layers of a model which agree in shape are traced once.
 
 
 @jax.jit
-def _conv_shift(x, kernel):
+def _add_shifted(x, kernel):
     """Σ_ij kernel[i, j] · (padded x)[i : i + H, j : j + W]. With dy and the flipped kernel: dx."""
     (KH, KW, C), (_, H, W, _) = kernel.shape, x.shape
     rows = KH if KH * KW <= _MAX_FUSED_TAPS else max(1, _TAPS_PER_STEP // KW)

@@ -35,20 +35,19 @@ def plain_implementations() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An operation and its implementations, which take the same arrays and return the same.
+    """An operation and its implementations, which take the same arguments and return the same.
 
     Attributes:
-        name: of the public function, for messages.
+        name: the name of the public function, for messages.
         bodies: the implementations by the word that selects them.
-        fastest: the word that `"auto"` stands for by platform (`"cpu"`, `"cuda"`, `"tpu"`, …), and
-            as `"default"` for all other platforms.
+        auto: what `"auto"` runs: one of the bodies, or one for each platform (`by_platform`).
         plain: words of the implementations that can be differentiated in every way; the first is
-            what `"auto"` stands for within `plain_implementations`.
+            what `"auto"` runs within `plain_implementations`.
     """
 
     name: str
     bodies: Mapping[str, Callable]
-    fastest: Mapping[str, str]
+    auto: Callable
     plain: tuple[str, ...]
 
     @property
@@ -56,12 +55,24 @@ class Operation:
         """The words that `implementation=` may be."""
         return ("auto", *self.bodies)
 
-    def check(self, implementation: str) -> None:
-        """Refuses an implementation that does not exist or may not run here.
+    def run(self, implementation: str, *args: Any, **options: Any) -> Any:
+        """Runs an implementation.
+
+        Args:
+            implementation: one of `implementations`.
+            *args: trees of arrays.
+            **options: hashable values that a program is specialised to.
 
         Raises:
-            ValueError: an unknown word, or one without a plain form in `plain_implementations`.
+            ValueError: an unknown word, or within `plain_implementations` one that is not plain.
         """
+        self._check(implementation)
+        if implementation != "auto":
+            return self.bodies[implementation](*args, **options)
+        body = self.bodies[self.plain[0]] if _plain.value else self.auto
+        return body(*args, **options)
+
+    def _check(self, implementation):
         if implementation not in self.implementations:
             raise ValueError(
                 f"{self.name} has no implementation={implementation!r}; "
@@ -74,31 +85,28 @@ class Operation:
                 f"allowed there are {', '.join(map(repr, ('auto', *self.plain)))}"
             )
 
-    def run(self, implementation: str, *args: Any, **options: Any) -> Any:
-        """Runs an implementation. `"auto"` asks for the platform that the program is lowered for.
 
-        Args:
-            implementation: one of `implementations`.
-            *args: trees of arrays.
-            **options: Python values that a program is specialised to.
+def by_platform(**bodies: Callable) -> Callable:
+    """A function that runs the body of the platform that the program is lowered for.
 
-        Raises:
-            ValueError: see `check`.
-        """
-        self.check(implementation)
-        bodies = {
-            word: functools.partial(body, **options) if options else body
-            for word, body in self.bodies.items()
+    It follows the program and not the default device, so that the choice is right in ahead-of-time
+    compilation and export, also for several platforms at once. Positional arguments are trees of
+    arrays, keyword arguments hashable options. Differentiated automatically, a program for one
+    platform has nothing of the others' bodies in it.
+
+    Args:
+        **bodies: by platform (`cpu`, `cuda`, `tpu`, …), and as `default` for the others.
+    """
+
+    # Jitted so that the layers of a model which agree in shape are traced once.
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(options, *args):
+        specialised = {
+            platform: functools.partial(body, **dict(options)) for platform, body in bodies.items()
         }
-        if implementation != "auto":
-            return bodies[implementation](*args)
-        if _plain.value:
-            return bodies[self.plain[0]](*args)
-        words = set(self.fastest.values())
-        if len(words) == 1:
-            return bodies[words.pop()](*args)
-        platforms = {platform: bodies[word] for platform, word in self.fastest.items()}
-        return lax.platform_dependent(*args, **platforms)
+        return lax.platform_dependent(*args, **specialised)
+
+    return lambda *args, **options: run(tuple(options.items()), *args)
 
 
 def run_where_lowered(bodies: Mapping[str, Callable], message: str, *args: jax.Array) -> Any:

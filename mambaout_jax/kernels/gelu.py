@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation
+from mambaout_jax.kernels.dispatch import Operation, by_platform
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -41,7 +41,7 @@ _gelu_cpu.defvjp(_gelu_fwd, _gelu_bwd)
 _GELU = Operation(
     "gelu",
     {"plain": _gelu, "cpu": _gelu_cpu},
-    fastest={"cpu": "cpu", "default": "plain"},
+    auto=by_platform(cpu=_gelu_cpu, default=_gelu),
     plain=("plain",),
 )
 

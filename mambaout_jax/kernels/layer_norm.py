@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation
+from mambaout_jax.kernels.dispatch import Operation, by_platform
 
 
 def layer_norm(
@@ -65,7 +65,7 @@ _layer_norm_cpu.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 _LAYER_NORM = Operation(
     "layer_norm",
     {"plain": _layer_norm, "cpu": _layer_norm_cpu},
-    fastest={"cpu": "cpu", "default": "plain"},
+    auto=by_platform(cpu=_layer_norm_cpu, default=_layer_norm),
     plain=("plain",),
 )
 

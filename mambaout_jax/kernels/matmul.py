@@ -7,30 +7,64 @@ XLA:CPU takes up to twice as long for xᵀ dy as for the other two products of a
 stages.
 
 A product that is wanted in parts (or whose input comes in parts) is one product in inference. In
-training it is one per part: as one, its gradients would have to be put together in a pass over the
-tokens, which costs more than the copies of the weight's parts.
+training on CPUs it is one per part: as one, its gradients would have to be put together in a pass
+over the tokens, which costs more than the copies of the weight's parts.
+
+On GPUs and TPUs all this is an ordinary product. Differentiable in forward mode only within
+`plain_implementations`.
 """
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
+
+from mambaout_jax.kernels.dispatch import Operation, by_platform
 
 _HALVED_TOKENS = 4096  # from here on halves are faster
 
 
-@jax.custom_vjp
 def matmul(x: Float[Array, "T I"], weight: Float[Array, "I O"]) -> Float[Array, "T O"]:
-    """x @ weight, for reverse mode only.
+    """x @ weight.
 
     Args:
         x: tokens.
         weight: in the dtype of `x`; the gradients have that dtype too.
     """
+    return _MATMUL.run("auto", x, weight)
+
+
+def split_matmul(
+    x: Float[Array, "T I"], weight: Float[Array, "I O"], widths: tuple[int, ...]
+) -> tuple[Float[Array, "T _"], ...]:
+    """x @ weight, cut into parts.
+
+    Args:
+        x: tokens.
+        weight: in the dtype of `x`; the gradients have that dtype too.
+        widths: the number of columns of each part; they add up to O.
+    """
+    return _SPLIT.run("auto", x, weight, widths=widths)
+
+
+def join_matmul(
+    parts: tuple[Float[Array, "T _"], ...], weight: Float[Array, "I O"]
+) -> Float[Array, "T O"]:
+    """concatenate(parts, axis=1) @ weight.
+
+    Args:
+        parts: the channels of the tokens, I in all.
+        weight: in the dtype of `parts`; the gradients have that dtype too.
+    """
+    return _JOIN.run("auto", parts, weight)
+
+
+def _matmul(x, weight):
     return x @ weight
+
+
+_matmul_cpu = jax.custom_vjp(_matmul)
 
 
 def _matmul_fwd(x, weight):
@@ -42,21 +76,14 @@ def _matmul_bwd(residuals, dy):
     return dy @ weight.T, _weight_gradient(x, dy)
 
 
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
+_matmul_cpu.defvjp(_matmul_fwd, _matmul_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def split_matmul(
-    x: Float[Array, "T I"], weight: Float[Array, "I O"], widths: tuple[int, ...]
-) -> tuple[Float[Array, "T _"], ...]:
-    """x @ weight, cut into parts of so many columns, for reverse mode only.
-
-    Args:
-        x: tokens.
-        weight: in the dtype of `x`; the gradients have that dtype too.
-        widths: columns of each part; they add up to O.
-    """
+def _split(x, weight, widths):
     return _cut(x @ weight, widths, axis=1)
+
+
+_split_cpu = jax.custom_vjp(_split, nondiff_argnums=(2,))
 
 
 def _split_fwd(x, weight, widths):
@@ -69,20 +96,14 @@ def _split_bwd(widths, residuals, dys):
     return dx, jnp.concatenate([_weight_gradient(x, dy) for dy in dys], axis=1)
 
 
-split_matmul.defvjp(_split_fwd, _split_bwd)
+_split_cpu.defvjp(_split_fwd, _split_bwd)
 
 
-@jax.custom_vjp
-def join_matmul(
-    parts: tuple[Float[Array, "T _"], ...], weight: Float[Array, "I O"]
-) -> Float[Array, "T O"]:
-    """concatenate(parts, axis=1) @ weight, for reverse mode only.
-
-    Args:
-        parts: channels of the tokens, I in all.
-        weight: in the dtype of `parts`; the gradients have that dtype too.
-    """
+def _join(parts, weight):
     return jnp.concatenate(parts, axis=1) @ weight
+
+
+_join_cpu = jax.custom_vjp(_join)
 
 
 def _join_fwd(parts, weight):
@@ -95,7 +116,17 @@ def _join_bwd(residuals, dy):
     return dparts, jnp.concatenate([_weight_gradient(part, dy) for part in parts], axis=0)
 
 
-join_matmul.defvjp(_join_fwd, _join_bwd)
+_join_cpu.defvjp(_join_fwd, _join_bwd)
+
+
+def _operation(name, plain, cpu):
+    auto = by_platform(cpu=cpu, default=plain)
+    return Operation(name, {"plain": plain, "cpu": cpu}, auto, plain=("plain",))
+
+
+_MATMUL = _operation("matmul", _matmul, _matmul_cpu)
+_SPLIT = _operation("split_matmul", _split, _split_cpu)
+_JOIN = _operation("join_matmul", _join, _join_cpu)
 
 
 def _rows_of(parts, weight):
@@ -108,10 +139,6 @@ def _cut(x, widths, axis):
 
 
 def _weight_gradient(x, dy):
-    return lax.platform_dependent(x, dy, cpu=_weight_gradient_cpu, default=lambda x, dy: x.T @ dy)
-
-
-def _weight_gradient_cpu(x, dy):
     T, I = x.shape  # noqa: E741
     if T < _HALVED_TOKENS or T % 2:
         return (dy.T @ x).T

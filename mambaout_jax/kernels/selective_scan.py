@@ -17,12 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mambaout_jax.kernels.dispatch import Operation
 from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
-
-IMPLEMENTATIONS = ("auto", "sequential", "associative", "chunked", "pallas")
-
-# What "auto" means, per platform of the compiled program. Only the cpu entry rests on measurements.
-_FASTEST = {"cpu": "chunked", "default": "chunked"}
 
 
 def selective_scan(
@@ -61,30 +57,27 @@ def selective_scan(
             scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
             fused kernel for GPUs and TPUs. `"auto"` is `"chunked"`: on CPUs because it is the
-            fastest there, elsewhere for its memory, as nothing has been measured there yet.
+            fastest there, elsewhere for its memory, as nothing has been measured there yet. Within
+            `plain_implementations` it is `"sequential"`.
 
     Returns:
         y in the dtype of `u`, or (y, state). The state, and everything else inside, has the
         promoted dtype of all inputs, at least float32. Gradients have the dtypes of the inputs.
 
     Raises:
-        ValueError: unknown implementation; arguments whose shapes or dtypes do not fit each other
-            or the implementation.
+        ValueError: unknown implementation, or one that is not plain within
+            `plain_implementations`; arguments whose shapes or dtypes do not fit each other or the
+            implementation.
     """
     optional = {"D": D, "z": z, "delta_bias": delta_bias, "initial_state": initial_state}
     arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
     arrays |= {name: array for name, array in optional.items() if array is not None}
-    _check(arrays, implementation)
+    _check(arrays)
     y, state = _gated_scan(arrays, delta_softplus, reverse, implementation)
     return (y, state) if return_state else y
 
 
-def _check(arrays: dict[str, jax.Array], implementation: str) -> None:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"selective_scan has no implementation={implementation!r}; "
-            f"allowed are {', '.join(map(repr, IMPLEMENTATIONS))}"
-        )
+def _check(arrays: dict[str, jax.Array]) -> None:
     given = "selective_scan got " + ", ".join(f"{k} {v.dtype}{v.shape}" for k, v in arrays.items())
     u, A, B = arrays["u"], arrays["A"], arrays["B"]
     if u.ndim != 3 or u.shape[1] == 0 or A.ndim != 2 or B.ndim not in (3, 4):
@@ -126,28 +119,12 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     if delta_softplus:
         delta = jax.nn.softplus(delta)
     state = wide.get("initial_state", jnp.zeros((u.shape[0], *A.shape), dtype))
-    y, state = _dispatch(implementation, (u, delta, A, B, C, state), reverse)
+    y, state = _OPERATION.run(implementation, u, delta, A, B, C, state, reverse=reverse)
     if "D" in wide:
         y = y + wide["D"][None, None] * u
     if "z" in wide:
         y = y * jax.nn.silu(wide["z"])
     return y.astype(u.dtype), state
-
-
-def _dispatch(implementation, arrays, reverse):
-    cores = {
-        "sequential": _scan_sequential,
-        "associative": _scan_associative,
-        "chunked": _scan_chunked,
-        "pallas": scan_pallas,
-    }
-    if implementation == "auto":
-        platforms = {
-            platform: lambda *arrays, core=cores[name]: core(*arrays, reverse)
-            for platform, name in _FASTEST.items()
-        }
-        return lax.platform_dependent(*arrays, **platforms)
-    return cores[implementation](*arrays, reverse)
 
 
 # The three cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N) and
@@ -202,6 +179,19 @@ def _scan_chunked_bwd(reverse, residuals, cotangents):
 
 
 _scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
+
+_OPERATION = Operation(
+    "selective_scan",
+    {
+        "sequential": _scan_sequential,
+        "associative": _scan_associative,
+        "chunked": _scan_chunked,
+        "pallas": scan_pallas,
+    },
+    auto=_scan_chunked,  # measured on CPUs only
+    plain=("sequential", "associative"),
+)
+IMPLEMENTATIONS = _OPERATION.implementations
 
 
 def _chunk_length(L: int) -> int:

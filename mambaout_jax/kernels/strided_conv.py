@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation
+from mambaout_jax.kernels.dispatch import Operation, by_platform
 
 
 def strided_conv(
@@ -121,12 +121,12 @@ def _product(x, kernel, stride, padding):
 _OVERLAPPING = Operation(
     "strided_conv",
     {"lax": _conv, "cpu": _conv_cpu},
-    fastest={"cpu": "cpu", "default": "lax"},
+    auto=by_platform(cpu=_conv_cpu, default=_conv),
     plain=("lax",),
 )
 _DISJOINT = Operation(
     "strided_conv",
     {"lax": _conv, "product": _product},
-    fastest={"cpu": "product", "default": "lax"},
+    auto=by_platform(cpu=_product, default=_conv),
     plain=("lax", "product"),
 )

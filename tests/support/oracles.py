@@ -175,3 +175,23 @@ def block_in_numpy(params, x, walks=()):
 
 def gelu(x):
     return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def layer_norm(x, scale, bias=0.0, epsilon=1e-6):
+    x, scale, bias = (np.asarray(a, np.float64) for a in (x, scale, bias))
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * scale + bias
+
+
+def strided_conv(x, kernel, stride, padding):
+    """One window of the padded map after the other."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    (batch, height, width, _), (KH, KW, _, features) = x.shape, kernel.shape
+    rows, columns = (height - KH) // stride + 1, (width - KW) // stride + 1
+    y = np.zeros((batch, rows, columns, features))
+    for h in range(rows):
+        for w in range(columns):
+            window = x[:, h * stride : h * stride + KH, w * stride : w * stride + KW]
+            y[:, h, w] = np.einsum("bijc,ijcf->bf", window, kernel)
+    return y
