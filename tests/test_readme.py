@@ -207,7 +207,7 @@ def test_what_huge_pages_bring_is_measured():
     ]
     words = f"{min(saved):.0f} to {max(saved):.0f} % less"
     assert words in " ".join(TEXT.split())
-    assert words in (ROOT / "mambaout_jax" / "huge_pages.py").read_text()
+    assert words in (ROOT / "mambaout_jax" / "runtime" / "huge_pages.py").read_text()
     ratios = [row["speedup"]["timm"]["median"] for row in plain.values()]
     words = f"without them training is {min(ratios):.2f} to {max(ratios):.2f} times as fast"
     assert words in " ".join(TEXT.split())

@@ -11,7 +11,7 @@ the chunked scan is compared with the other two there.
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,7 @@ def run(
     _check(settings, widths, lengths)
     result = _begin(jax_device, settings)
     with jax.default_device(jax_device):
-        for rows in _measure_widths(widths, sorted(lengths), settings):
-            result["rows"] += rows
-            result["crossovers"] = find_crossovers(result["rows"])
-            keep(result)
-        for bar in bars:
-            result["bars"] += measure_scans(bar, settings)
-            keep(result)
+        _measure(result, widths, sorted(lengths), bars, settings, keep)
         if jax_device.platform == "gpu":
             result["peer"] = cuda_peer(jax_device, rounds)
     return result
@@ -214,15 +208,25 @@ def _begin(jax_device: Any, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _measure_widths(
-    widths: Sequence[int], lengths: Sequence[int], settings: Settings
-) -> Iterator[list[dict[str, Any]]]:
-    """Yields the rows of each width and length in turn."""
+def _measure(
+    result: dict[str, Any],
+    widths: Sequence[int],
+    lengths: Sequence[int],
+    bars: Sequence[tuple[int, int, int, int]],
+    settings: Settings,
+    keep: Callable[[dict[str, Any]], object],
+) -> None:
+    """Adds the rows of each width and length, then those of the scans alone, to the result."""
     parameters = {width: make_parameters(width, settings) for width in widths}
     for width in widths:
         previous = {}
         for length in lengths:
-            yield measure_mixers(parameters[width], width, length, settings, previous)
+            result["rows"] += measure_mixers(parameters[width], width, length, settings, previous)
+            result["crossovers"] = find_crossovers(result["rows"])
+            keep(result)
+    for bar in bars:
+        result["bars"] += measure_scans(bar, settings)
+        keep(result)
 
 
 def _check(settings: Settings, widths: Sequence[int], lengths: Sequence[int]) -> None:

@@ -166,7 +166,7 @@ def test_verb_writes_json_csv_and_png(result, capsys, monkeypatch, tmp_path):
     [
         ({"mixers": ("conv", "convolution")}, r"mixers=\['convolution'\] .* allowed are conv, "),
         ({"mixers": ()}, "mixers: none, or 0"),
-        ({"widths": ()}, "widths: there is none"),
+        ({"widths": ()}, "widths: none, or 0"),
         ({"lengths": (49, 0)}, "lengths: none, or 0"),
         ({"rounds": 0}, "rounds: "),
         ({"state_size": 0}, "state_size: "),

@@ -16,7 +16,7 @@ from mambaout_jax.benchmarks.scan_mixers import (
     measure_scans,
 )
 from mambaout_jax.benchmarks.timing import Limits
-from mambaout_jax.models.mambaout import GatedCNNBlock
+from mambaout_jax.models.mambaout import BlockOptions, GatedCNNBlock
 
 PLENTY = Limits(memory=2**30, seconds=60)
 WIDTH = 8
@@ -38,7 +38,9 @@ def test_conv_is_the_depthwise_convolution_of_the_map(rng):
     kernel = variables["params"]["conv"]["kernel"][:, :, 0]
     expected = oracles.depthwise_conv(x.reshape(2, 3, 3, 4), kernel).reshape(2, 9, 4)
     np.testing.assert_allclose(y, expected, atol=1e-6)
-    block = GatedCNNBlock().init(jax.random.key(0), jnp.zeros((1, 3, 3, 4)), train=False)
+    block = GatedCNNBlock(BlockOptions()).init(
+        jax.random.key(0), jnp.zeros((1, 3, 3, 4)), train=False
+    )
     shapes = [jax.tree.map(jnp.shape, tree["params"]["conv"]) for tree in (variables, block)]
     assert shapes[0] == shapes[1]
 

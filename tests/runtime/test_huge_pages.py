@@ -98,7 +98,7 @@ def test_no_restart_elsewhere(machine, monkeypatch, name):
 
 def test_a_restarted_process_is_the_same_with_the_variable_set():
     code = (
-        "import json, os, sys; from mambaout_jax import huge_pages\n"
+        "import json, os, sys; from mambaout_jax.runtime import huge_pages\n"
         "huge_pages._given_on_request = lambda: True\n"
         "huge_pages.restart_with_huge_pages()\n"
         "print(json.dumps([os.getpid(), os.environ['GLIBC_TUNABLES'], sys.argv[1:], sys.prefix]))"
