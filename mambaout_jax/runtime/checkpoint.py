@@ -112,7 +112,7 @@ class Checkpointer:
         leaves = leaves_of.flatten(state)
         items = {"state": leaves, "meta": _seal(meta, leaves_of.describe(leaves))}
         with self._context:
-            self._saving = ocp.save_checkpointables_async(self.directory / str(step), items)
+            self._saving = ocp.save_checkpointables_async(str(self.directory / str(step)), items)
 
     def wait(self) -> None:
         """Blocks until the last save is complete, then deletes the checkpoints beyond `keep`.

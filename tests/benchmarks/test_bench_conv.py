@@ -12,6 +12,8 @@ import pytest
 from mambaout_jax.benchmarks import conv
 from mambaout_jax.cli.main import main
 
+TINY = {"shapes": ((6, 8, 7), (3, 4, 7)), "batch_size": 2, "rounds": 2}
+
 
 @pytest.fixture(scope="module")
 def kept():
@@ -21,7 +23,7 @@ def kept():
 
 @pytest.fixture(scope="module")
 def result(kept):
-    return conv.run(**conv.QUICK, keep=lambda partial: kept.append(len(partial["rows"])))
+    return conv.run(**TINY, keep=lambda partial: kept.append(len(partial["rows"])))
 
 
 def test_rows_are_kept_as_they_come(result, kept):
@@ -32,10 +34,10 @@ def test_rows_hold_the_contenders_and_their_ratios(result):
     result = json.loads(json.dumps(result))
     assert {row["kernel_side"] for row in result["rows"]} == {7}
     assert [(row["shape"], row["pass"]) for row in result["rows"]] == [
-        ([2, 14, 14, 384], "forward"),
-        ([2, 14, 14, 384], "forward+backward"),
-        ([2, 7, 7, 576], "forward"),
-        ([2, 7, 7, 576], "forward+backward"),
+        ([2, 6, 6, 8], "forward"),
+        ([2, 6, 6, 8], "forward+backward"),
+        ([2, 3, 3, 4], "forward"),
+        ([2, 3, 3, 4], "forward+backward"),
     ]
     for row in result["rows"]:
         assert row["difference"].keys() == row["milliseconds"].keys() - {"lax"}
@@ -51,7 +53,7 @@ def test_table_prints_the_medians(result, capsys):
     assert len(lines) == 1 + len(result["rows"])
     first = result["rows"][0]
     assert f"shift over lax: {first['speedup']['lax']['median']:.1f}x" in lines[1]
-    assert lines[1].startswith("2x14x14x384 by 7")
+    assert lines[1].startswith("2x6x6x8 by 7")
 
 
 def test_shapes_are_those_asked_for(monkeypatch):
@@ -98,7 +100,7 @@ def test_verb_measures_prints_and_writes(result, capsys, monkeypatch, tmp_path):
     assert given == conv.QUICK | {"rounds": 3, "dtype": "bfloat16"}
     assert json.loads(out.read_text()) == json.loads(json.dumps(result))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].startswith("2x14x14x384")
+    assert lines[1].startswith("2x6x6x8")
     assert lines[-1] == str(out)
     keep({"rows": [1]})  # what the verb would have written after a row
     assert json.loads(out.read_text()) == {"rows": [1]}

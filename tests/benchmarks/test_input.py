@@ -24,8 +24,10 @@ def result(kept):
     without_timm = {"torch": None, "timm": None}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(input_benchmark, "_versions", lambda: without_timm)
+        patch.setattr(input_benchmark, "_BATCH", 8)
+        patch.setattr(input_benchmark, "_WAIT_BATCHES", 4)
         return input_benchmark.run(
-            images=32, rounds=2, keep=lambda partial: kept.append(len(partial["rows"]))
+            images=16, rounds=2, keep=lambda partial: kept.append(len(partial["rows"]))
         )
 
 
@@ -44,7 +46,8 @@ def test_rows_hold_speeds_ratios_and_cores(result):
             ours, limit = speeds[f"ours {decoder}"], speeds[f"decode {decoder}"]
             ratio = row["over_decode"][f"ours {decoder}"]["median"]
             assert ours["min"] / limit["max"] <= ratio <= ours["max"] / limit["min"]
-            assert 0.05 < ratio < 1.1  # a loader decodes, too; short turns are noisy
+            # A loader decodes, too. Short turns are noisy, but not by a batch or the cores.
+            assert 0.05 < ratio < 4
             assert row["cores"][f"ours {decoder}"] == 10_000 / ours["median"]
     assert all(0 <= share < 1 for share in result["wait"].values())
 
