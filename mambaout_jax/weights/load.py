@@ -36,7 +36,6 @@ from mambaout_jax.weights.convert import (
     WRAPPERS,
     check_variables,
     from_torch,
-    model_variables,
     to_torch,
     torch_shape,
 )
