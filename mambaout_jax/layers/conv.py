@@ -46,7 +46,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = strided_conv(x, kernel, stride=self.stride, padding=self.padding)
+        y = strided_conv(jnp.asarray(x), kernel, stride=self.stride, padding=self.padding)
         return y if bias is None else y + bias[None, None, None]
 
     @nn.nowrap

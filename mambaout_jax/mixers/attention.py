@@ -85,7 +85,8 @@ class MultiHeadSelfAttention(nn.Module):
         _, length, channels = x.shape
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
         mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
-        y = scaled_dot_product_attention(*split_heads(qkv, self.heads), mask)
+        query, key, value = split_heads(qkv, self.heads)
+        y = scaled_dot_product_attention(query, key, value, mask)
         y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
         return Dense(channels, dtype=self.dtype, name="proj")(y)
 
@@ -126,10 +127,10 @@ class WindowAttention(nn.Module):
         (_, H, W, channels), side = x.shape, self.window
         rows, columns = -H % side, -W % side
         x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
-        shifts = tuple(self.shift if n > side else 0 for n in (H, W))
+        shifts = (self.shift if side < H else 0, self.shift if side < W else 0)
         if any(shifts):
             x = jnp.roll(x, (-shifts[0], -shifts[1]), axis=(1, 2))
-        size = x.shape[1:3]
+        size = (H + rows, W + columns)
         windows = _to_windows(x, side)  # (B · windows, L, C)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(windows)
         query, key, value = split_heads(qkv, self.heads)

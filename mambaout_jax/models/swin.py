@@ -190,13 +190,13 @@ def torch_buffers(backbone: Swin, naming: str) -> dict[str, np.ndarray]:
     index = relative_position_index(window, window).astype(np.int64)
     tables = {}
     for i, (depth, stride) in enumerate(zip(backbone.depths, backbone.strides, strict=True)):
-        size = tuple(n // stride for n in height_and_width(backbone.image_size))
+        height, width = (n // stride for n in height_and_width(backbone.image_size))
         for j in range(depth):
             name = f"layers.{i}.blocks.{j}"
             tables[f"{name}.attn.relative_position_index"] = index
             shift = backbone.shift_of(j)
-            if shift and min(size) > window:
-                padded = tuple(n + -n % window for n in size)
+            if shift and min(height, width) > window:
+                padded = (height + -height % window, width + -width % window)
                 visible = visible_in_window(padded, window, (shift, shift))
                 tables[f"{name}.attn_mask"] = np.where(visible, 0, _HIDDEN).astype(np.float32)
     return tables

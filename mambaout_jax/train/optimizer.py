@@ -133,7 +133,8 @@ def layer_depths(params: Any, layer_of: LayerOf) -> Any:
             f"optimizer.layer_decay cannot tell to which layer these parameters belong: {unknown}; "
             "set it to 1, or give the model's family a `layer_of` that knows them"
         )
-    depths = {layer: depth for depth, layer in enumerate(sorted(set(layers.values())))}
+    order: list[Any] = sorted(set(layers.values()))
+    depths = {layer: depth for depth, layer in enumerate(order)}
     return flax.traverse_util.unflatten_dict(
         {path: depths[layer] for path, layer in layers.items()}, sep="/"
     )

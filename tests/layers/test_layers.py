@@ -155,8 +155,8 @@ def test_batch_norm_normalises_with_the_batch_and_follows_it_as_pytorch_does(rng
     }
     with jax.enable_x64(True):
         norm = BatchNorm(epsilon=1e-3, momentum=0.1)
-        trained, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
-        evaluated = norm.apply(variables, x, False)
+        trained, updated = norm.apply(variables, jnp.asarray(x), True, mutable=["batch_stats"])
+        evaluated = norm.apply(variables, jnp.asarray(x), False)
     tokens = x.reshape(-1, 5)
     batch = (x - tokens.mean(0)) / np.sqrt(tokens.var(0) + 1e-3) * scale + bias
     np.testing.assert_allclose(trained, batch, rtol=1e-10, atol=1e-12)
