@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ablation.model import MIXERS, GatedBlock, TokenModel, encode, matched, rescale
+from mambaout_jax.ablation.model import MIXERS, TokenModel, encode, matched, rescale
 from mambaout_jax.analysis.cost import count
+from mambaout_jax.models import create_backbone
 from mambaout_jax.models.mambaout import GatedCNNBlock
 
 SIZES = {"hidden": 21, "kernel_size": 3, "state_size": 4, "heads": 2}
@@ -27,14 +28,31 @@ def build(kind, *, sequence=False, dense=False, **changes):
     ],
 )
 def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
-    x = jnp.asarray(rng.standard_normal((2, 4, 5, 8), np.float32))
-    block = GatedBlock(kind, sequence=False, **SIZES)
-    params = rescale(jax.jit(block.init)(jax.random.key(0), x)["params"])
-    original = GatedCNNBlock(kernel_size=3, token_mixer=token_mixer, routes=routes, state_size=4)
-    renamed = {name: leaf for name, leaf in params.items() if name != "mixer"} | params["mixer"]
-    expected = jax.jit(original.apply, static_argnums=2)({"params": renamed}, x, False)
-    np.testing.assert_allclose(jax.jit(block.apply)({"params": params}, x), expected, atol=1e-6)
-    assert np.abs(expected - x).max() > 0.1
+    x = jnp.asarray(rng.standard_normal((2, 4, 5, 3), np.float32))
+    model = build(kind, dense=True, depth=1)
+    params = rescale(jax.jit(model.init)(jax.random.key(0), x)["params"])
+    params = jax.tree.map(np.asarray, params)
+    original = create_backbone(
+        "mambaout_tiny", depths=(1,), dims=(8,), kernel_size=3, token_mixer=token_mixer,
+        routes=routes, state_size=4, expansion_ratio=21.5 / 8,
+    )  # fmt: skip
+    block = GatedCNNBlock(original.block)
+    tokens = (
+        np.asarray(x) @ params["embed"]["kernel"] + params["embed"]["bias"] + params["positions"][0]
+    )
+    tokens = np.asarray(
+        jax.jit(block.apply, static_argnums=2)(
+            {"params": params["block_00"]}, jnp.asarray(tokens), False
+        )
+    )
+    tokens = tokens.reshape(2, 20, 8)
+    normed = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(
+        tokens.var(-1, keepdims=True) + 1e-6
+    )
+    expected = normed @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    got = jax.jit(model.apply)({"params": params}, x)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -86,15 +104,13 @@ def test_rescale_sets_the_deviation_by_fan_in_and_leaves_the_scan_alone():
     assert np.std(after["embed"]["kernel"]) == pytest.approx(32**-0.5, rel=0.05)
     assert np.std(block["fc1"]["kernel"]) == pytest.approx(64**-0.5, rel=0.05)
     assert np.std(block["fc2"]["kernel"]) == pytest.approx(100**-0.5, rel=0.05)
-    assert np.std(block["mixer"]["conv"]["kernel"]) == pytest.approx(1 / 3, rel=0.1)
-    for untouched in (lambda p: p["positions"], lambda p: p["block_00"]["mixer"]["ssm"]):
+    assert np.std(block["conv"]["kernel"]) == pytest.approx(1 / 3, rel=0.1)
+    for untouched in (lambda p: p["positions"], lambda p: p["block_00"]["ssm"]):
         equal = jax.tree.map(np.array_equal, untouched(before), untouched(after))
         assert jax.tree.all(equal)
     sequence = build("conv", sequence=True).init(jax.random.key(0), jnp.zeros((1, 1, 9, 3)))
-    conv = sequence["params"]["block_00"]["mixer"]["conv"]["kernel"]
-    np.testing.assert_array_equal(
-        rescale(sequence["params"])["block_00"]["mixer"]["conv"]["kernel"], conv
-    )
+    conv = sequence["params"]["block_00"]["conv"]["kernel"]
+    np.testing.assert_array_equal(rescale(sequence["params"])["block_00"]["conv"]["kernel"], conv)
 
 
 def test_parameters_and_macs_equal_the_closed_form():

@@ -139,6 +139,6 @@ def test_weights_of_a_mamba_block_have_no_pytorch_names(rng):
 
     fields = {**SMALL, **SSM, "num_classes": 3}
     variables = randomised(create_model("mambaout_tiny", **fields), np.zeros((1, 16, 16, 3)))
-    with pytest.raises(ValueError, match=r"the timm naming has no name for: .*ssm"):
+    with pytest.raises(ValueError, match=r"in the timm naming: no name for the parameter .*ssm"):
         to_torch("mambaout_tiny", variables, **fields)
     assert "ssm" in subtree(variables, "backbone")["params"]["stage_0_block_00"]
