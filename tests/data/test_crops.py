@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.places import GOLDENS
-from test_rand_augment import from_timm
+from support.timm_operations import from_timm
 
 from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
 from mambaout_jax.data.views import opencv
