@@ -12,6 +12,8 @@ from mambaout_jax.benchmarks import scan
 from mambaout_jax.benchmarks.scan_mixers import PASSES
 from mambaout_jax.cli.main import main
 
+pytestmark = pytest.mark.long
+
 TINY = {"widths": (8,), "lengths": (64, 16), "tokens_per_call": 64, "state_size": 1, "rounds": 2}
 MIXERS = ("conv", "sequential", "attention")
 BAR = {"mixer": "associative", "batch": 1, "length": 16, "width": 8, "state_size": 1}

@@ -18,6 +18,8 @@ from mambaout_jax.benchmarks.scan_mixers import (
 from mambaout_jax.benchmarks.timing import Limits
 from mambaout_jax.models.mambaout import BlockOptions, GatedCNNBlock
 
+pytestmark = pytest.mark.long
+
 PLENTY = Limits(memory=2**30, seconds=60)
 WIDTH = 8
 

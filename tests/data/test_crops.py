@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.places import GOLDENS
-from test_rand_augment import from_timm
+from support.timm_operations import from_timm
 
 from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
 from mambaout_jax.data.views import opencv
@@ -193,7 +193,7 @@ def test_training_view_shifts_uniformly_within_reach():
     pixels[8, 8] = 255
     image = Image.fromarray(pixels)
     config = crop_config("shift", shift_pixels=2)
-    count = 5000
+    count = 2000
     drawn = collections.Counter(
         tuple(np.argwhere(view_of(config, image, seed)[..., 0])[0] - 8) for seed in range(count)
     )

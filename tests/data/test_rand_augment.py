@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 from support.places import GOLDENS
+from support.timm_operations import from_timm
 
 from mambaout_jax.data.views.rand_augment import (
     MOVES,
@@ -23,19 +24,6 @@ from mambaout_jax.data.views.rand_augment import (
 
 GOLDEN = GOLDENS / "recipe" / "rand_augment.npz"
 FILL = (124, 116, 104)
-# timm's name -> ours
-TIMM_NAMES = {
-    "AutoContrast": "auto_contrast", "Equalize": "equalize", "Invert": "invert",
-    "Rotate": "rotate", "PosterizeIncreasing": "posterize", "SolarizeIncreasing": "solarize",
-    "SolarizeAdd": "solarize_add", "ColorIncreasing": "color", "ContrastIncreasing": "contrast",
-    "BrightnessIncreasing": "brightness", "SharpnessIncreasing": "sharpness",
-    "ShearX": "shear_x", "ShearY": "shear_y", "TranslateXRel": "translate_x",
-    "TranslateYRel": "translate_y",
-}  # fmt: skip
-
-
-def from_timm(name, *draws):
-    return Operation(TIMM_NAMES[name], *draws)
 
 
 def golden():

@@ -163,8 +163,9 @@ def test_meta_that_is_no_json_is_an_error(tmp_path):
         assert checkpointer.steps() == []
 
 
-def test_leftovers_of_killed_saves_are_removed(directory):
-    leftover = directory / "3.orbax-checkpoint-tmp" / "state"
+@pytest.mark.parametrize("name", ["3.orbax-checkpoint-tmp", "0.orbax-checkpoint-tmp-deleted"])
+def test_leftovers_of_killed_saves_and_deletions_are_removed(directory, name):
+    leftover = directory / name / "state"
     leftover.mkdir(parents=True)
     (leftover / "data").write_bytes(b"half")
     with Checkpointer(directory, keep=2) as checkpointer:
