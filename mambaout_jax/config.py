@@ -21,7 +21,6 @@ Config = Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-TASKS = ("classification",)
 SOURCES = ("digits", "folder", "imagenet")
 CROP_MODES = ("center", "squash")
 CROPS = ("random_resized", "shift", "none")
@@ -54,7 +53,7 @@ def default_config() -> Config:
     """All settings with their defaults, as a locked `ConfigDict` (an unknown key is an error)."""
     config = ConfigDict()
     config.seed = 0  # initialisation, data order, augmentation, drop path
-    config.task = "classification"
+    config.task = "classification"  # a key of `tasks.TASKS`
     config.batch_size = 1024  # examples per update, over all devices and micro-batches
     config.accumulate_steps = 1  # micro-batches per update
     config.require_accelerator = False  # True: stop where JAX finds only a CPU
@@ -253,7 +252,6 @@ def validate(config: Config, device_count: int) -> None:
         ValueError: a setting is wrong; the message has its value, what is allowed and what to set
             instead.
     """
-    _one_of(config, "task", TASKS)
     _one_of(config, "model.dtype", DTYPES)
     _one_of(config, "data.source", SOURCES)
     _one_of(config, "data.channels", (1, 3))
@@ -299,6 +297,7 @@ def validate(config: Config, device_count: int) -> None:
             "also such sub-folders alone, for 'imagenet' also what `mambaout prepare` wrote"
         )
     _validate_batch(config, device_count)
+    validate_evaluation_batch(config, device_count)
 
 
 def _validate_batch(config: Config, device_count: int) -> None:
@@ -323,6 +322,14 @@ def _validate_batch(config: Config, device_count: int) -> None:
             f"augment.mix_group_size={group} does not divide the micro-batch of {micro} examples; "
             "0 makes the whole micro-batch one group"
         )
+
+
+def validate_evaluation_batch(config: Config, device_count: int) -> None:
+    """Checks that an evaluation batch divides among the devices.
+
+    Raises:
+        ValueError: it does not; names what to set instead.
+    """
     if config.evaluation.batch_size % device_count:
         up = -(-config.evaluation.batch_size // device_count) * device_count
         raise ValueError(

@@ -52,3 +52,24 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """An uninterrupted run of `support.tiny_run`, only to be read, and what `train` returned."""
+    from support.shared_runs import shared, train
+    from support.tiny_run import get_config
+
+    folder, metrics = shared(
+        tmp_path_factory, "tiny_run", lambda folder: train(get_config(), folder / "run")
+    )
+    return folder / "run", metrics
+
+
+@pytest.fixture(scope="session")
+def photo_run(tmp_path_factory):
+    """A run on photographs, only to be read, what `train` returned, and the photographs."""
+    from support.shared_runs import shared, train_on_photos
+
+    folder, metrics = shared(tmp_path_factory, "photo_run", train_on_photos)
+    return folder / "run", metrics, folder / "photos"

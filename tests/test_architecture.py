@@ -25,9 +25,10 @@ ROOMS = (
     {"weights", "analysis"},
     {"data"},
     {"tasks"},
-    {"train"},
     {"evaluation"},
-    {"benchmarks", "ablation", "export", "report"},
+    {"train"},
+    {"benchmarks"},
+    {"ablation", "export", "report"},
     {"cli"},
     {"__main__"},
 )

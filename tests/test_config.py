@@ -63,7 +63,6 @@ def test_fractions_of_an_epoch_round_to_updates(config):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("task", "captioning", r"task='captioning' is not known; allowed are 'classification'"),
         ("model.dtype", "float16", r"allowed are 'float32', 'bfloat16'"),
         ("augment.crop", "ten", r"augment\.crop='ten' .* 'random_resized', 'shift', 'none'"),
         ("data.image_size", 0, r"data\.image_size=0 is out of range; it must be at least 1"),

@@ -2,5 +2,6 @@
 """The paper's hypothesis as an experiment: length and visibility of a task vary, one at a time, and
 blocks that differ in the token mixer alone are trained on it.
 
-`tasks` makes the data, `model` is what is trained, `grid` trains it, `report` shows what came out.
+`tasks` makes the data, `model` is what is trained, `trainer` trains one, `grid` all of them, and
+`report` shows what came out.
 """

@@ -2,34 +2,24 @@
 """Trains every token mixer on every task: same data, updates, learning rate and MACs for all."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int
-
-from mambaout_jax.ablation.model import MIXERS, TokenModel, encode, matched, rescale
-from mambaout_jax.ablation.tasks import TASKS, UNSCORED, Examples, Task
+from mambaout_jax.ablation.model import MIXERS, TokenModel, matched
+from mambaout_jax.ablation.tasks import TOKEN_TASKS, TokenTask
+from mambaout_jax.ablation.trainer import Recipe, Trainer
 from mambaout_jax.analysis.cost import count, length_ratio
 from mambaout_jax.benchmarks.timing import environment, interleaved_milliseconds, summary
-from mambaout_jax.models import mambaout
-from mambaout_jax.runtime.compiler_options import to_run_fast
-from mambaout_jax.train.optimizer import decay_mask
 
 SEES_THE_ANSWER = "not applicable: sees the answer"
-_DECAY_RULES = ((r"/positions$", False), *mambaout.DECAY)
 
 
 class Plan(NamedTuple):
     """How a task is trained on.
 
     Attributes:
-        options: of its function in `tasks.TASKS`, but `train` and `test`.
+        options: of its function in `tasks.TOKEN_TASKS`, but `train` and `test`.
         steps: updates.
         train: examples made; 0 where the task has its own.
         test: likewise.
@@ -121,30 +111,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-class State(NamedTuple):
-    """Of a training: parameters and what Adam remembers."""
-
-    params: Any
-    optimizer: optax.OptState
-
-
-class Trainer(NamedTuple):
-    """One compiled program for all seeds of a cell.
-
-    Attributes:
-        start: key of the random numbers → state.
-        step: state, inputs, targets → state, loss.
-        evaluate: parameters, inputs, targets → sums over scored targets: loss, hits, count.
-        compile_seconds: of `step`.
-    """
-
-    start: Callable[[jax.Array], State]
-    step: Callable[..., tuple[State, Array]]
-    evaluate: Callable[..., Float[Array, "3"]]
-    compile_seconds: float
-
-
-def build_models(task: Task, preset: Preset) -> dict[str, TokenModel]:
+def build_models(task: TokenTask, preset: Preset) -> dict[str, TokenModel]:
     """The models that may be trained on a task, of equal MACs, by mixer."""
     models = {
         name: TokenModel(
@@ -165,115 +132,29 @@ def build_models(task: Task, preset: Preset) -> dict[str, TokenModel]:
     return matched(models, (*task.grid, task.features))
 
 
-def scores(logits: Float[Array, "... K"], targets: Int[Array, "..."]) -> Float[Array, "3"]:
-    """Sums over the scored targets: cross-entropy in nats, hits, count."""
-    scored = targets != UNSCORED
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(scored, targets, 0))
-    hits = logits.argmax(axis=-1) == targets
-    sums = (jnp.where(scored, x, 0).sum() for x in (losses, hits, scored))
-    return jnp.stack([x.astype(logits.dtype) for x in sums])
-
-
-def build_trainer(model: TokenModel, task: Task, preset: Preset, steps: int) -> Trainer:
-    """Compiles the update of a model."""
-    optimizer = optax.adamw(
-        optax.warmup_cosine_decay_schedule(
-            0.0, preset.learning_rate, max(1, steps // 10), max(2, steps)
-        ),
-        weight_decay=preset.weight_decay,
-        mask=lambda params: decay_mask(params, _DECAY_RULES),
-    )
-
-    def start(key: jax.Array) -> State:
-        params = rescale(model.init(key, jnp.zeros((1, *task.grid, task.features)))["params"])
-        return State(params, optimizer.init(params))
-
-    def sums(params, inputs, targets):
-        logits: Any = model.apply({"params": params}, encode(inputs, task.vocabulary))
-        return scores(logits, targets)
-
-    def mean_loss(params, inputs, targets):
-        loss, _, number = sums(params, inputs, targets)
-        return loss / number
-
-    def step(state, inputs, targets):
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params, inputs, targets)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), optimizer_state), loss
-
-    state = jax.eval_shape(start, jax.random.key(0))
-    batch = (x[: preset.batch_size] for x in task.train)
-    began = time.perf_counter()
-    options = to_run_fast(jax.default_backend())
-    compiled = jax.jit(step, compiler_options=options).lower(state, *batch).compile()
-    seconds = time.perf_counter() - began
-    evaluate = jax.jit(sums, compiler_options=options)
-    return Trainer(jax.jit(start), compiled, evaluate, seconds)
-
-
-def train(trainer: Trainer, task: Task, preset: Preset, steps: int, seed: int) -> dict[str, Any]:
-    """Trains one model and evaluates it on the way.
-
-    Returns:
-        `seed`, `seconds`, `accuracy` and `bits` at the end, and the `curve`: dicts of `step`,
-        `train_bits` (mean since the last point), `bits` (cross-entropy on the test set, per
-        scored target) and `accuracy` in [0, 1].
-    """
-    began = time.perf_counter()
-    order = _order(np.random.default_rng(seed), len(task.train.targets), steps, preset.batch_size)
-    state, curve, losses = trainer.start(jax.random.key(seed)), [], []
-    points = {round(steps * (i + 1) / preset.evaluations) for i in range(preset.evaluations)}
-    for number, rows in enumerate(order, start=1):
-        state, loss = trainer.step(state, *(x[rows] for x in task.train))
-        losses.append(loss)
-        if number in points:
-            point = {"step": number, "train_bits": float(np.mean(losses)) / math.log(2)}
-            curve.append(point | evaluate(trainer, state.params, task.test, preset.batch_size))
-            losses = []
-    last = {name: curve[-1][name] for name in ("accuracy", "bits")}
-    return {"seed": seed, "seconds": time.perf_counter() - began, **last, "curve": curve}
-
-
-def evaluate(
-    trainer: Trainer, params: Any, examples: Examples, batch_size: int
-) -> dict[str, float]:
-    """Accuracy and bits per scored target; every target counts once."""
-    short = -len(examples.targets) % batch_size
-    inputs, targets = (
-        np.pad(x, ((0, short), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
-        for x, fill in zip(examples, (0, UNSCORED), strict=True)
-    )
-    batches = range(0, len(targets), batch_size)
-    sums = [
-        trainer.evaluate(params, inputs[i : i + batch_size], targets[i : i + batch_size])
-        for i in batches
-    ]
-    loss, hits, number = np.sum(np.asarray(sums, np.float64), axis=0)
-    return {"bits": float(loss / number / math.log(2)), "accuracy": float(hits / number)}
-
-
 def run_cell(
-    model: TokenModel, task: Task, preset: Preset, steps: int
+    model: TokenModel, task: TokenTask, preset: Preset, steps: int
 ) -> tuple[dict[str, Any], Callable[[], Any]]:
     """Trains one mixer on one task, once per seed.
 
     Returns:
-        `mixer`, `hidden`, `parameters`, `macs` of one example, `compile_seconds` and `runs`, as of
-        `train`; and an update, to be timed.
+        `mixer`, `hidden`, `parameters`, `macs` of one example, `compile_seconds` and `runs`, as
+        `Trainer.train` returns them; and an update, to be timed.
     """
     cost = count(model, (*task.grid, task.features))
-    trainer = build_trainer(model, task, preset, steps)
+    recipe = Recipe(
+        steps, preset.batch_size, preset.learning_rate, preset.weight_decay, preset.evaluations
+    )
+    trainer = Trainer(model, task, recipe)
     cell = {
         "mixer": model.kind,
         "hidden": model.hidden,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "compile_seconds": trainer.compile_seconds,
-        "runs": [train(trainer, task, preset, steps, seed) for seed in preset.seeds],
+        "runs": [trainer.train(seed) for seed in preset.seeds],
     }
-    state = trainer.start(jax.random.key(0))
-    batch = [x[: preset.batch_size] for x in task.train]
-    return cell, lambda: trainer.step(state, *batch)
+    return cell, trainer.repeated_update()
 
 
 def run_task(name: str, preset: Preset, log: Callable[[str], None]) -> dict[str, Any]:
@@ -287,7 +168,7 @@ def run_task(name: str, preset: Preset, log: Callable[[str], None]) -> dict[str,
     """
     plan = preset.plans[name]
     made = {"train": plan.train, "test": plan.test} if plan.train else {}
-    task = TASKS[name](**plan.options, **made)
+    task = TOKEN_TASKS[name](**plan.options, **made)
     models = build_models(task, preset)
     cells, calls = [], {}
     for mixer in MIXERS:
@@ -353,12 +234,3 @@ def run_grid(name: str, log: Callable[[str], None] = print) -> Iterator[dict[str
             "tasks": list(tasks),
             "missing": list(preset.plans)[len(tasks) :],
         }
-
-
-def _order(
-    rng: np.random.Generator, examples: int, steps: int, batch_size: int
-) -> Int[np.ndarray, "steps batch"]:
-    """Rows of every batch: each example once, then each once more, in another order."""
-    epochs = -(-steps * batch_size // examples)
-    rows = np.concatenate([rng.permutation(examples) for _ in range(epochs)])
-    return rows[: steps * batch_size].reshape(steps, batch_size)

@@ -38,11 +38,11 @@ class Examples(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class TokenTask:
     """A task and its data.
 
     Attributes:
-        name: a key of `TASKS`.
+        name: a key of `TOKEN_TASKS`.
         autoregressive: whether each token may see only those before it.
         vocabulary: how many ids there are; 0 where the inputs are features.
         num_classes: how many answers there are.
@@ -86,17 +86,17 @@ class Task:
         return float(np.mean(test == np.bincount(train).argmax()))
 
 
-def digits() -> Task:
+def digits() -> TokenTask:
     """Which digit is it? 64 tokens, the pixels of a scan."""
 
     def split(name: str) -> Examples:
         levels, labels = _scans(name)
         return Examples(_normalised(levels)[..., None], labels)
 
-    return Task("digits", False, 0, 10, split("train"), split("validation"))
+    return TokenTask("digits", False, 0, 10, split("train"), split("validation"))
 
 
-def next_pixel() -> Task:
+def next_pixel() -> TokenTask:
     """Which grey level has the next pixel of a scan, row by row? Every one of 64 is asked."""
     start = LEVELS  # the token before the first pixel
 
@@ -105,10 +105,12 @@ def next_pixel() -> Task:
         inputs = np.pad(pixels[:, :-1], ((0, 0), (1, 0)), constant_values=start)
         return Examples(inputs[:, None], pixels)
 
-    return Task("next_pixel", True, LEVELS + 1, LEVELS, split("train"), split("validation"))
+    return TokenTask("next_pixel", True, LEVELS + 1, LEVELS, split("train"), split("validation"))
 
 
-def copying(*, train: int, test: int, length: int, items: int, symbols: int, seed: int = 0) -> Task:
+def copying(
+    *, train: int, test: int, length: int, items: int, symbols: int, seed: int = 0
+) -> TokenTask:
     """Selective copying (Mamba, arXiv 2312.00752, Section 3.1): repeat the symbols, skip the noise.
 
     Symbols are strewn over noise; after a separator the sequence goes on with them, in order. The
@@ -134,12 +136,12 @@ def copying(*, train: int, test: int, length: int, items: int, symbols: int, see
         targets[:, length - items :] = answers
         return Examples(inputs[:, None].astype(np.int32), targets.astype(np.int32))
 
-    return Task("copying", True, symbols + 2, symbols, *_splits(draw, train, test, seed))
+    return TokenTask("copying", True, symbols + 2, symbols, *_splits(draw, train, test, seed))
 
 
 def recall(
     *, train: int, test: int, length: int, pairs: int, keys: int, values: int, seed: int = 0
-) -> Task:
+) -> TokenTask:
     """Multi-query associative recall (Arora et al. 2023, Zoology, arXiv 2312.04927, Section 3).
 
     Pairs of a key and a value, then noise in which each pair comes once more, anywhere: at its key
@@ -167,10 +169,12 @@ def recall(
         _put(targets, again, value)
         return Examples(sequence[:, None, :-1].astype(np.int32), targets[:, :-1].astype(np.int32))
 
-    return Task("recall", True, 1 + keys + values, values, *_splits(draw, train, test, seed))
+    return TokenTask("recall", True, 1 + keys + values, values, *_splits(draw, train, test, seed))
 
 
-def matching(*, train: int, test: int, side: int, patch: int, classes: int, seed: int = 0) -> Task:
+def matching(
+    *, train: int, test: int, side: int, patch: int, classes: int, seed: int = 0
+) -> TokenTask:
     """Do two scans, far apart on an empty canvas, show the same digit? Half of them do.
 
     Asked once per image. The scans lie as `_far_apart` says; test scans are none of those trained
@@ -191,12 +195,12 @@ def matching(*, train: int, test: int, side: int, patch: int, classes: int, seed
         inputs, _ = _far_apart(rng, split, (left, right), side, patch)
         return Examples(inputs, same.astype(np.int32))
 
-    return Task("matching", False, 0, 2, *_splits(draw, train, test, seed))
+    return TokenTask("matching", False, 0, 2, *_splits(draw, train, test, seed))
 
 
 def other_scan(
     *, train: int, test: int, side: int, patch: int, classes: int, seed: int = 0
-) -> Task:
+) -> TokenTask:
     """Which digit does the other scan show? Asked of each patch that one of two scans touches.
 
     The images are of the kind of `matching`, the arguments too; the answer lies far away from
@@ -211,10 +215,10 @@ def other_scan(
             targets = np.where(patches, other[:, None], targets)
         return Examples(inputs, targets.astype(np.int32))
 
-    return Task("other_scan", False, 0, classes, *_splits(draw, train, test, seed))
+    return TokenTask("other_scan", False, 0, classes, *_splits(draw, train, test, seed))
 
 
-TASKS: dict[str, Callable[..., Task]] = {
+TOKEN_TASKS: dict[str, Callable[..., TokenTask]] = {
     "digits": digits,
     "next_pixel": next_pixel,
     "copying": copying,

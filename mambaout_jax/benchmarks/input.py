@@ -35,6 +35,7 @@ from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sets.image_files import IMAGE_SUFFIXES, decode_image
 from mambaout_jax.data.sets.sources import open_source
 from mambaout_jax.data.views import opencv
+from mambaout_jax.data.views.crops import TrainingView
 
 RECIPES = ("crop+flip", "rand-augment")
 QUICK = {"images": 64, "rounds": 2}  # arguments of `run` for a trial
@@ -184,7 +185,7 @@ def _ours(root: Path, recipe: str, decoder: str) -> Any:
         )
         config.augment.random_interpolation = True
         config.augment.rand_augment_layers = 2 if recipe == "rand-augment" else 0
-    return train_batches(config, open_source(config.data, "train"))
+    return train_batches(config, open_source(config.data, "train"), TrainingView(config))
 
 
 def _timm_batches(root: Path, recipe: str) -> Any:

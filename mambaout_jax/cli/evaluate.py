@@ -86,30 +86,17 @@ def _evaluate_suites(arguments: argparse.Namespace, overrides: list[str]) -> Non
 def _evaluate_images(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Any weights on labelled images, with figures."""
     from mambaout_jax.config_file import override
-    from mambaout_jax.data.sets.sources import open_source
-    from mambaout_jax.evaluation import predict
-    from mambaout_jax.train.loop import format_metrics
+    from mambaout_jax.evaluation.assess import assessment_config, report_assessment
 
     source = arguments.weights or arguments.workdir
-    config = predict.assessment_config(source, arguments.data, _read_config(arguments))
-    config = override(config, overrides)
-    data = open_source(config.data, "validation")
-    preprocessing = predict.configured_preprocessing(config, source)
-    predictor = predict.make_predictor(source, preprocessing=preprocessing)
-    assessment = predict.assess(predictor, config, data)
-    if not is_first_process():
-        return
-    print(format_metrics(assessment.metrics))
-    if arguments.figures:
-        for file in predict.draw_assessment(assessment, predictor, data, arguments.figures):
-            print(file)
+    config = assessment_config(source, arguments.data, _read_config(arguments))
+    report_assessment(source, override(config, overrides), arguments.figures)
 
 
 def _evaluate_run(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """A run on the validation split that it was trained with."""
     from mambaout_jax.config_file import load_config, override
-    from mambaout_jax.evaluation.evaluator import evaluate
-    from mambaout_jax.train.loop import format_metrics
+    from mambaout_jax.evaluation.evaluator import evaluate, format_metrics
 
     config = _read_config(arguments) or load_config(arguments.workdir / "config.json")
     metrics = evaluate(override(config, overrides), arguments.workdir)

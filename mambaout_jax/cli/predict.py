@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Predicts and prints image by image; returns the exit code."""
-    from mambaout_jax.evaluation.predict import draw_predictions, make_predictor, predict_files
+    from mambaout_jax.evaluation.predict import make_predictor, predict_files
     from mambaout_jax.weights.load import describe_source
 
     preprocessing = describe_source(arguments.weights, arguments.model, arguments.image_size)
@@ -53,21 +53,20 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         predictions.append(prediction)
         print(_as_json(prediction) if arguments.json else _as_text(prediction))
     if arguments.grid:
-        draw_predictions(predictions, arguments.grid)
+        predictor.task.draw_predictions(predictions, arguments.grid)
     return 0
 
 
 def _as_json(prediction) -> str:
     classes = [
-        {"name": name, "probability": round(probability, 6)}
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
+        {"name": found["name"], "probability": round(found["probability"], 6)}
+        for found in prediction.findings
     ]
     return json.dumps({"path": str(prediction.path), "classes": classes})
 
 
 def _as_text(prediction) -> str:
     classes = (
-        f"  {100 * probability:5.1f} %  {name}"
-        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True)
+        f"  {100 * found['probability']:5.1f} %  {found['name']}" for found in prediction.findings
     )
     return "\n".join((str(prediction.path), *classes))

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     began = time.perf_counter()
     config = override(read_config(arguments.config), overrides)
     join_processes(arguments.distributed)
-    from mambaout_jax.train.loop import describe, show_batch
+    from mambaout_jax.train.preview import describe, show_batch
 
     if arguments.dry_run:
         print(describe(config))
@@ -75,7 +75,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _train(config, workdir: Path, began: float) -> int:
-    from mambaout_jax.train.loop import format_metrics, train
+    from mambaout_jax.evaluation.evaluator import format_metrics
+    from mambaout_jax.train.loop import train
     from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
     try:

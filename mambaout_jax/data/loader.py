@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of numpy arrays: ordered, transformed and batched by Grain.
+"""Batches of numpy arrays: ordered, viewed and batched by Grain, whatever an example is.
 
 The order knows nothing of the machine. The examples form one endless sequence (each epoch a new
 permutation) in which an example's random numbers depend on its position only; global batch k is
@@ -8,17 +8,23 @@ k holds the same pixels in the same order for any number of processes, worker pr
 and resuming takes one integer, the step.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from mambaout_jax.config import Config
 from mambaout_jax.data.sets.sources import ReplaceUnreadable, Source
-from mambaout_jax.data.views.crops import EvaluationView, TrainingView
+
+# How a task makes arrays of an example, for training with the example's own random numbers. With
+# worker processes a training view is pickled.
+TrainingView = Callable[[dict, np.random.Generator], dict[str, Any]]
+EvaluationView = Callable[[dict], dict[str, Any]]
 
 # Threads make batches in pieces of at most this many examples: large enough for Grain's cost per
 # piece to vanish, small enough for all threads to work on the batch that is needed next.
@@ -58,6 +64,7 @@ class Batches(Iterator):
 def train_batches(
     config: Config,
     source: Source,
+    view: TrainingView,
     *,
     start_step: int = 0,
     process_index: int = 0,
@@ -68,14 +75,16 @@ def train_batches(
     An unreadable image is replaced by the next readable one (`ReplaceUnreadable`).
 
     Args:
-        config: reads `seed`, `batch_size`, `data` and `augment`.
+        config: reads `seed`, `batch_size` and `data`.
         source: the training split.
+        view: makes arrays of an example, of the same names, shapes and dtypes for all.
         start_step: the first batch returned is global batch `start_step`.
-        process_index, process_count: of this process among those that share each global batch.
+        process_index: number of this process among those that share each global batch.
+        process_count: how many these are.
 
     Returns:
-        Dicts: image uint8 (B, H, W, C), label int32 (B,), replaced bool (B,), where B is batch_size
-        / process_count. With `config.data.num_workers` the calling program needs `if __name__ ==
+        Dicts: the arrays of the view, stacked, and `replaced`, bool (B,), where B is batch_size /
+        process_count. With `config.data.num_workers` the calling program needs `if __name__ ==
         "__main__":`, as with any spawned process.
 
     Raises:
@@ -90,12 +99,17 @@ def train_batches(
     # Grain would derive both seeds from the shape of the chain, so that any change to it would move
     # every crop.
     shuffle_seed, view_seed = np.random.SeedSequence(config.seed).generate_state(2).tolist()
-    readable, view = ReplaceUnreadable(source), TrainingView(config)
+    readable = ReplaceUnreadable(source)
+
+    def example(index: int, rng: np.random.Generator) -> dict[str, Any]:
+        loaded = readable[index]
+        return {**view(loaded, rng), "replaced": np.bool_(loaded["replaced"])}
+
     examples = (
         grain.MapDataset.range(len(source))
         .shuffle(seed=shuffle_seed)
         .repeat(_EPOCHS)
-        .random_map(lambda index, rng: view.random_map(readable[index], rng), seed=view_seed)
+        .random_map(example, seed=view_seed)
     )
     examples = _Part(examples, local_batch_size, process_index, process_count)
     make = _in_workers if config.data.num_workers else _in_threads
@@ -103,39 +117,66 @@ def train_batches(
 
 
 def evaluation_batches(
-    config: Config, source: Source, *, process_index: int = 0, process_count: int = 1
+    config: Config,
+    source: Source,
+    view: EvaluationView,
+    *,
+    groups: Sequence[int] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Batches:
     """Batches that hold every example exactly once over all processes, made by threads.
 
-    The last global batch is filled up with black images of label 0 whose mask is False, so that
-    every process yields ceil(len(source) / batch_size) batches of the same shape.
+    The last global batch of each group is filled up with zeros whose mask is False, so that all
+    processes yield as many batches, of the same shapes.
 
     Args:
         config: reads `evaluation.batch_size` and `data`.
         source: any split. An unreadable image raises `UnreadableImageError` from `next`.
-        process_index, process_count: of this process among those that share each global batch.
+        view: makes arrays of an example, of the same names, shapes and dtypes within a group.
+        groups: a number for each example: those in one batch have the same one. None: one group.
+        process_index: number of this process among those that share each global batch.
+        process_count: how many these are.
 
     Returns:
-        Dicts: image uint8 (B, H, W, C), label int32 (B,), mask bool (B,), where B is
-        evaluation.batch_size / process_count.
+        Dicts: the arrays of the view, stacked, `index`, int32 (B,), of each example in the source,
+        and `mask`, bool (B,), where B is evaluation.batch_size / process_count.
 
     Raises:
         ValueError: the batch does not divide among the processes.
     """
     batch_size = config.evaluation.batch_size
     local_batch_size = _share("evaluation.batch_size", batch_size, process_index, process_count)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    view = EvaluationView(config)
+    indices, counts = _padded_order(len(source), groups, batch_size)
 
-    def example(position: int) -> dict:
-        if position < len(source):
-            return {**view.map(source[position]), "mask": np.True_}
-        return {"image": np.zeros(shape, np.uint8), "label": np.int32(0), "mask": np.False_}
+    def made(index: int) -> dict[str, Any]:
+        return {**view(source[index]), "index": np.int32(index), "mask": np.True_}
 
-    padded_length = math.ceil(len(source) / batch_size) * batch_size
-    examples = grain.MapDataset.range(padded_length).map(example)
+    @functools.cache  # one decoding per group, and not one per place that is filled
+    def filler(index: int) -> dict[str, Any]:
+        return {name: np.zeros_like(array)[()] for name, array in made(index).items()}
+
+    def example(position: int) -> dict[str, Any]:
+        make = made if counts[position] else filler
+        return make(int(indices[position]))
+
+    examples = grain.MapDataset.range(len(indices)).map(example)
     examples = _Part(examples, local_batch_size, process_index, process_count)
     return Batches(_in_threads(examples, local_batch_size, 0, config.data))
+
+
+def _padded_order(
+    count: int, groups: Sequence[int] | None, batch_size: int
+) -> tuple[Int[np.ndarray, "padded"], np.ndarray]:
+    """Which example stands at each place of the batches, and whether it counts or only fills."""
+    numbers = np.zeros(count, int) if groups is None else np.asarray(groups)
+    indices, counts = [], []
+    for number in np.unique(numbers):
+        members = np.flatnonzero(numbers == number)
+        filling = np.full(-len(members) % batch_size, members[0])
+        indices += [members, filling]
+        counts += [np.ones(len(members), bool), np.zeros(len(filling), bool)]
+    return np.concatenate(indices), np.concatenate(counts)
 
 
 class _Part(grain.MapDataset):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of runs and weights: validation sets, ImageNet's test sets, single images."""
+"""The loop over a set; runs, weights and ImageNet's test sets through it; single images."""

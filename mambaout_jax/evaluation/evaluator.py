@@ -1,29 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: every validation example counts exactly once, on any number of devices."""
+"""The one loop over a set: every example counts exactly once, on any devices and processes.
+
+Training, `evaluate`, the suites and the assessment of weights all go through `Evaluator`. What is
+measured is the task's: a partial result of a batch is any pytree, merged as the loop goes.
+"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from mambaout_jax.config import Config
-from mambaout_jax.data.loader import evaluation_batches
+from mambaout_jax.config import Config, validate_evaluation_batch
+from mambaout_jax.data.loader import EvaluationView, evaluation_batches
+from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.runtime.mesh import put_batch, replicated
-from mambaout_jax.train.setup import Setup, set_up
-from mambaout_jax.train.step import make_evaluate_step
+from mambaout_jax.runtime.compiler_options import to_run_fast
+from mambaout_jax.runtime.mesh import place, platform_of, put_batch, replicated
+from mambaout_jax.tasks.setup import Setup, set_up
+from mambaout_jax.tasks.task import Batch, Objective, Partial
 
-Evaluator = Callable[[dict[str, Any], dict[str, Any] | None], dict[str, float]]
+# Partial results on the host before they are merged: bounds memory, spares most of the merging.
+_MERGED_AT_ONCE = 32
+
+
+class Evaluator:
+    """Evaluates variables of a model on sets; one compiled program per shape of batch.
+
+    Args:
+        config: reads `evaluation.batch_size` and `data`.
+        mesh: over all devices of all processes.
+
+    Raises:
+        ValueError: the evaluation batch does not divide among the devices.
+    """
+
+    def __init__(self, model: nn.Module, task: Objective, config: Config, mesh: Mesh):
+        validate_evaluation_batch(config, mesh.size)
+        self._task, self._config, self._mesh = task, config, mesh
+        self._step = make_evaluate_step(model, task, mesh)
+
+    def partials(
+        self,
+        variables: Mapping[str, Any],
+        source: Source,
+        view: EvaluationView | None = None,
+    ) -> dict[str, Partial]:
+        """The task's partial result over a whole set, for several variables in one reading.
+
+        Args:
+            variables: of the model, on the mesh, by any name.
+            source: the set. Every process must give the same.
+            view: how examples become arrays; None for the task's own.
+
+        Returns:
+            By these names, in numpy, the same in every process.
+        """
+        totals = {name: _Total(self._task.merge) for name in variables}
+        batches = evaluation_batches(
+            self._config,
+            source,
+            view or self._task.evaluation_view(),
+            groups=self._task.groups(source),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                on_device = put_batch(batch, self._mesh)
+                for name, total in totals.items():
+                    total.add(self._step(variables[name], on_device))
+        return {name: total.result() for name, total in totals.items()}
+
+    def metrics(self, variables: Mapping[str, Any], source: Source) -> dict[str, float]:
+        """The task's metrics over a whole set, called `<name of the variables>/<metric>`."""
+        return {
+            f"{name}/{metric}": value
+            for name, partial in self.partials(variables, source).items()
+            for metric, value in self._task.metrics(partial).items()
+        }
+
+
+def make_evaluate_step(
+    model: nn.Module, task: Objective, mesh: Mesh
+) -> Callable[[Mapping[str, Any], Batch], Partial]:
+    """Jits `(variables, loaded batch) -> partial result`, which every device then holds."""
+
+    def step(variables: Mapping[str, Any], batch: Batch) -> Partial:
+        variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
+        return task.evaluate(model, variables, task.prepare(batch, None))
+
+    options = to_run_fast(platform_of(mesh))
+    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
     """Evaluates the newest checkpoint of a training run on the validation set.
 
     Args:
-        config: of the run; it has to fit the devices here, so `mesh.fsdp` may be another.
-        workdir: of the run.
+        config: the run's; it has to fit the devices here, so `mesh.fsdp` may be another.
+        workdir: the run's.
 
     Returns:
         `step`, and metrics such as `eval/top1` in percent; `eval_ema/…` for the averaged weights,
@@ -37,51 +117,62 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
     restored = read_checkpoint(Path(workdir) / "checkpoints")
     state = restored.state
     variables = {"params": state["params"], **state.get("collections", {})}
+    _check_model(setup, variables, restored.step, Path(workdir))
+    weights = place(weights_by_name(variables, state.get("ema") or None), replicated(setup.mesh))
+    evaluator = Evaluator(setup.model, setup.task, config, setup.mesh)
+    return {"step": restored.step, **evaluator.metrics(weights, setup.validation)}
+
+
+def weights_by_name(variables: dict[str, Any], ema: dict[str, Any] | None) -> dict[str, Any]:
+    """What a run evaluates, by the names in its metrics: its weights, and their average if kept."""
+    return {"eval": variables} if ema is None else {"eval": variables, "eval_ema": ema}
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """One line, such as "eval/loss 0.53  eval/top1 98.89"."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+class _Total:
+    """Partial results of a set, merged while the loop runs.
+
+    Two batches may be under way on the devices: a host that runs further ahead only hoards batches.
+    """
+
+    def __init__(self, merge: Callable[[Sequence[Partial]], Partial]):
+        self._merge = merge
+        self._on_devices: list[Partial] = []
+        self._fetched: list[Partial] = []
+
+    def add(self, partial: Partial) -> None:
+        self._on_devices.append(partial)
+        if len(self._on_devices) > 1:
+            self._fetch()
+
+    def result(self) -> Partial:
+        while self._on_devices:
+            self._fetch()
+        return self._merge(self._fetched)
+
+    def _fetch(self) -> None:
+        self._fetched.append(jax.tree.map(_widened, jax.device_get(self._on_devices.pop(0))))
+        if len(self._fetched) == _MERGED_AT_ONCE:
+            self._fetched = [self._merge(self._fetched)]
+
+
+def _widened(leaf: np.ndarray) -> np.ndarray:
+    """Floats and signed integers as 64 bits, in which sums over many batches stay exact."""
+    leaf = np.asarray(leaf)
+    wide = {"f": np.float64, "i": np.int64}.get(leaf.dtype.kind)
+    return leaf if wide is None else leaf.astype(wide)
+
+
+def _check_model(setup: Setup, variables: dict[str, Any], step: int, workdir: Path) -> None:
     image = jax.ShapeDtypeStruct((1, *setup.image_shape), "float32")
     wanted = jax.eval_shape(setup.model.init, jax.random.key(0), image)
     if jax.tree.map(lambda x: x.shape, wanted) != jax.tree.map(lambda x: x.shape, variables):
         raise ValueError(
-            f"the checkpoint of step {restored.step} in {workdir} holds another model than "
-            f"{config.model.name} with {setup.num_classes} classes; evaluate it with its own "
-            f"config, {Path(workdir) / 'config.json'}"
+            f"the checkpoint of step {step} in {workdir} holds another model than "
+            f"{setup.config.model.name} with {setup.task.describe()}; evaluate it with its own "
+            f"config, {workdir / 'config.json'}"
         )
-    # A jitted identity is the one way to place host arrays that is right with several processes.
-    place = jax.jit(lambda x: x, out_shardings=replicated(setup.mesh))
-    evaluator = make_evaluator(setup)
-    metrics = evaluator(place(variables), place(state["ema"]) if state.get("ema") else None)
-    return {"step": restored.step, **metrics}
-
-
-def make_evaluator(setup: Setup) -> Evaluator:
-    """Makes a function `(variables, ema) -> metrics` over the whole validation set.
-
-    `ema` is the moving average of the variables or None; its metrics are called `eval_ema/…`.
-    """
-    step = make_evaluate_step(setup.model, setup.task, setup.config, setup.mesh)
-
-    def evaluator(variables: dict[str, Any], ema: dict[str, Any] | None) -> dict[str, float]:
-        sums: list[dict[str, Any]] = []
-        ema_sums: list[dict[str, Any]] = []
-        batches = evaluation_batches(
-            setup.config,
-            setup.validation,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        with contextlib.closing(batches):
-            for batch in batches:
-                on_device = put_batch(batch, setup.mesh)
-                sums.append(step(variables, on_device))
-                if ema is not None:
-                    ema_sums.append(step(ema, on_device))
-        return {**_metrics(setup, "eval", sums), **_metrics(setup, "eval_ema", ema_sums)}
-
-    return evaluator
-
-
-def _metrics(setup: Setup, prefix: str, sums: list[dict[str, Any]]) -> dict[str, float]:
-    if not sums:
-        return {}
-    fetched = jax.device_get(sums)
-    total = {name: sum(float(batch[name]) for batch in fetched) for name in fetched[0]}
-    return {f"{prefix}/{name}": value for name, value in setup.task.metrics(total).items()}

@@ -12,8 +12,8 @@ What is measured of each:
 The images of ImageNet-C are central crops of 224 pixels already, and are not cropped again.
 """
 
-import contextlib
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,12 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from mambaout_jax.backbone import Classifier
 from mambaout_jax.config import Config, default_config, validate
 from mambaout_jax.config_file import load_config, override
-from mambaout_jax.data.loader import evaluation_batches
 from mambaout_jax.data.sets.imagenet_suites import (
     CORRUPTIONS,
     SEVERITIES,
@@ -35,11 +32,12 @@ from mambaout_jax.data.sets.imagenet_suites import (
     Suite,
     find_suites,
 )
+from mambaout_jax.data.views.crops import EvaluationView
+from mambaout_jax.evaluation.evaluator import Evaluator
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
 from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.runtime.compiler_options import to_run_fast
-from mambaout_jax.runtime.mesh import make_mesh, platform_of, put_batch, replicated
-from mambaout_jax.train.augment import normalise
+from mambaout_jax.runtime.mesh import make_mesh, place, replicated
+from mambaout_jax.tasks.classification import Classification
 from mambaout_jax.weights.catalog import published_result
 from mambaout_jax.weights.load import describe_source, load_pretrained
 
@@ -57,8 +55,8 @@ ALEXNET_ERRORS = {
 _COLUMNS = (("top-1", "top1"), ("top-5", "top5"), ("loss", "loss"), ("error", "error"),
             ("CE", "ce"), ("mCE", "mce"))  # fmt: skip
 
-SuiteSums = dict[str, Float[Array, ""]]
-Evaluator = Callable[[Suite, Config], dict[str, float]]
+# (suite, preparation of its images) → (metrics, how many images they are over)
+Measure = Callable[[Suite, Preprocessing], tuple[dict[str, float], int]]
 
 
 class SuiteResult(NamedTuple):
@@ -102,10 +100,7 @@ def suite_config(
         return override(made, overrides)
     made.data.image_size = describe_source(source).image_size
     size = override(copy.deepcopy(made), overrides).data.image_size
-    how = describe_source(source, image_size=size)
-    made.data.crop_fraction, made.data.crop_mode = how.crop_fraction, how.crop_mode
-    made.data.interpolation, made.data.channels = how.interpolation, len(how.mean)
-    made.data.mean, made.data.std = how.mean, how.std
+    describe_source(source, image_size=size).write_to(made.data)
     return override(made, overrides)
 
 
@@ -130,26 +125,21 @@ def evaluate_suites(
     """
     validate(config, jax.device_count())
     present, absent = find_suites(root, names, config.data.channels)
-    model, variables = load_pretrained(
-        source,
-        image_size=config.data.image_size,
-        dtype=jnp.dtype(config.model.dtype),
-        **config.model.options,
-    )
-    how = describe_source(source, image_size=config.data.image_size)
-    _check_classes(source, model.head.num_classes, how.class_names)
-    sums_of = make_suite_evaluator(model, variables, config)
-    targets = _published(source, config)
+    measure = _make_measure(source, config)
+    preprocessing = Preprocessing.of(config.data)
+    published = _published(source, preprocessing)
     for name in names:
         if name in absent:
             yield SuiteResult(name, 0, {}, {}, (f"absent: {absent[name]}",))
         elif name == "c":
             opened = {key: present[key] for key in present if key.startswith("c/")}
-            yield from _corruption_results(opened, config, sums_of)
+            yield from _corruption_results(opened, preprocessing, measure)
         else:
             suite = present[name]()
-            metrics, count = _metrics(sums_of(suite, config), loss=name != "real")
-            yield SuiteResult(name, count, metrics, targets.get(name, {}), suite.notes)
+            metrics, count = measure(suite, preprocessing)
+            if name == "real":  # it defines no loss
+                metrics.pop("loss")
+            yield SuiteResult(name, count, metrics, published.get(name, {}), suite.notes)
 
 
 def report_suites(
@@ -210,91 +200,58 @@ def format_result(result: SuiteResult) -> str:
     return "  ".join(words + list(result.notes))
 
 
-def make_suite_evaluator(model: Classifier, variables: dict[str, Any], config: Config) -> Evaluator:
-    """Makes a function `(suite, config) -> sums` over all of its images.
+class SuiteView:
+    """Image and label of a suite → image, and which classes are right and which compete.
 
-    Args:
-        model, variables: with the 1000 classes of ImageNet-1k.
-        config: `mesh`, and `data.mean` and `data.std`; that of the function decides all else of the
-            images.
+    So that examples of all suites have the same shapes, and one compiled program serves them.
     """
-    mesh = make_mesh(config.mesh.fsdp)
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
-    # A jitted identity is the one way to place host arrays that is right with several processes.
-    placed = jax.jit(lambda x: x, out_shardings=replicated(mesh))(variables)
-    # Apart from the sums, so that the model is compiled once for all suites.
-    forward = jax.jit(
-        lambda variables, images: model.apply(variables, normalise(images, mean, std), train=False),
-        compiler_options=to_run_fast(platform_of(mesh)),
+
+    def __init__(self, suite: Suite, preprocessing: Preprocessing):
+        self._view, self._answers = EvaluationView(preprocessing), suite.answers
+        self._classes = np.arange(len(CLASS_NAMES))
+        self._competing = np.isin(self._classes, suite.classes)
+
+    def __call__(self, example: dict) -> dict:
+        """PIL image and int → uint8 (image_size, image_size, C), and bool (1000,) twice.
+
+        Raises:
+            ValueError: there is no answer for the label.
+        """
+        label = example["label"]
+        if label >= len(self._answers):
+            raise ValueError(
+                f"an image has label {label}, and there are answers for {len(self._answers)} only; "
+                "get the labels and the images again"
+            )
+        return {
+            "image": self._view.pixels(example["image"]),
+            "right": np.isin(self._classes, self._answers[label]),
+            "competing": self._competing,
+        }
+
+
+def _make_measure(source: str | Path, config: Config) -> Measure:
+    model, variables = load_pretrained(
+        source,
+        image_size=config.data.image_size,
+        dtype=jnp.dtype(config.model.dtype),
+        **config.model.options,
     )
-    add_up = jax.jit(suite_sums, out_shardings=replicated(mesh))
+    class_names = describe_source(source, image_size=config.data.image_size).class_names
+    _check_classes(source, model.head.num_classes, class_names)
+    mesh, task = make_mesh(config.mesh.fsdp), Classification(config, CLASS_NAMES)
+    evaluator = Evaluator(model, task, config, mesh)
+    weights = {"weights": place(variables, replicated(mesh))}
 
-    def evaluator(suite: Suite, config: Config) -> dict[str, float]:
-        competing = np.isin(np.arange(len(CLASS_NAMES)), suite.classes)
-        sums: list[SuiteSums] = []
-        batches = evaluation_batches(
-            config,
-            suite.source,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        with contextlib.closing(batches):
-            for batch in batches:
-                if batch["label"].max() >= len(suite.answers):  # which JAX would clamp
-                    raise ValueError(
-                        f"an image has label {batch['label'].max()}, and there are answers for "
-                        f"{len(suite.answers)} only; get the labels and the images again"
-                    )
-                on_device = put_batch(batch, mesh)
-                logits = forward(placed, on_device["image"])
-                label, mask = on_device["label"], on_device["mask"]
-                sums.append(add_up(logits, label, mask, suite.answers, competing))
-                if len(sums) > 1:  # a host that runs further ahead only hoards batches
-                    jax.block_until_ready(sums[-2])
-        fetched = jax.device_get(sums)
-        return {name: sum(float(batch[name]) for batch in fetched) for name in fetched[0]}
+    def measure(suite: Suite, preprocessing: Preprocessing) -> tuple[dict[str, float], int]:
+        view = SuiteView(suite, preprocessing)
+        partial = evaluator.partials(weights, suite.source, view)["weights"]
+        count = round(float(partial["sums"]["count"]))
+        if not count:
+            raise ValueError("no image of the suite has a label; get its labels again")
+        return task.metrics(partial), count
 
-    return evaluator
-
-
-def suite_sums(
-    logits: Float[Array, "B K"],
-    labels: Int[Array, "B"],
-    mask: Bool[Array, "B"],
-    answers: Int[ArrayLike, "labels most"],
-    competing: Bool[ArrayLike, "K"],
-) -> SuiteSums:
-    """Sums of hits, of the cross-entropy and of the images that count.
-
-    An image hits where the likeliest, or one of the five likeliest, of the competing classes is
-    right. Of equal logits the lower class counts as likelier, and NaN is a miss.
-
-    Args:
-        logits: of all classes.
-        labels: rows of `answers`.
-        mask: False of what only fills the batch up.
-        answers: the right classes of each label, filled up with -1; without any an image does not
-            count.
-        competing: the classes among which the probabilities are distributed.
-    """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    classes = jnp.arange(logits.shape[-1])
-    right = (jnp.asarray(answers)[labels][:, :, None] == classes[None, None]).any(1)  # (B, K)
-    counts = (mask & right.any(-1)).astype(logits.dtype)
-    of_right = jnp.where(right, logits, -jnp.inf)
-    best = jnp.argmax(of_right, axis=-1, keepdims=True)  # the first of equals
-    own = jnp.max(of_right, axis=-1, keepdims=True)
-    before = ~(logits <= own) | ((logits == own) & (classes[None] < best))
-    among = jnp.asarray(competing)[None]  # (1, K)
-    rank = jnp.sum(before & among, axis=-1)  # (B,)
-    total = jax.nn.logsumexp(jnp.where(among, logits, -jnp.inf), axis=-1)
-    losses = total - jax.nn.logsumexp(of_right, axis=-1)
-    return {
-        "loss": jnp.sum(jnp.where(counts > 0, losses, 0)),
-        "top1": jnp.sum((rank < 1) * counts),
-        "top5": jnp.sum((rank < 5) * counts),
-        "count": jnp.sum(counts),
-    }
+    return measure
 
 
 def _check_classes(source: str | Path, count: int, names: tuple[str, ...] | None) -> None:
@@ -309,14 +266,9 @@ def _check_classes(source: str | Path, count: int, names: tuple[str, ...] | None
         )
 
 
-def _published(source: str | Path, config: Config) -> dict[str, dict[str, float]]:
+def _published(source: str | Path, preprocessing: Preprocessing) -> dict[str, dict[str, float]]:
     """Published metrics of each suite, for these weights and this preparation of the images."""
-    data = config.data
-    how = Preprocessing(
-        data.image_size, data.crop_fraction, data.crop_mode, data.interpolation,
-        tuple(data.mean), tuple(data.std),
-    )  # fmt: skip
-    result = published_result(str(source), how)
+    result = published_result(str(source), preprocessing)
     if result is None:
         return {}
     rows = {name: {"top1": getattr(result, name)} for name in ("real", "v2", "a", "r", "sketch")}
@@ -327,28 +279,19 @@ def _published(source: str | Path, config: Config) -> dict[str, dict[str, float]
     }
 
 
-def _metrics(sums: dict[str, float], loss: bool) -> tuple[dict[str, float], int]:
-    """Percent and means, and the images they are over."""
-    count = sums["count"]
-    if not count:
-        raise ValueError("no image of the suite has a label; get its labels again")
-    metrics = {name: 100 * sums[name] / count for name in ("top1", "top5")}
-    return ({**metrics, "loss": sums["loss"] / count} if loss else metrics), round(count)
-
-
 def _corruption_results(
-    present: dict[str, Callable[[], Suite]], config: Config, sums_of: Evaluator
+    present: dict[str, Callable[[], Suite]], preprocessing: Preprocessing, measure: Measure
 ) -> Iterator[SuiteResult]:
     """A row for each corruption, and one for all of them."""
-    config = copy.deepcopy(config)
-    config.data.crop_fraction, config.data.crop_mode = 1.0, "center"
+    # They are central crops already.
+    preprocessing = dataclasses.replace(preprocessing, crop_fraction=1.0, crop_mode="center")
     rows, total = {}, 0
     for corruption in CORRUPTIONS:
         errors, notes, count = {}, {}, 0
         for severity in SEVERITIES:
             if (key := f"c/{corruption}/{severity}") in present:
                 suite = present[key]()
-                metrics, images = _metrics(sums_of(suite, config), loss=False)
+                metrics, images = measure(suite, preprocessing)
                 errors[severity] = 100 - metrics["top1"]
                 notes.update({f"severity {severity}: {note}": None for note in suite.notes})
                 count += images

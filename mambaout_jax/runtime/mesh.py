@@ -5,6 +5,7 @@ The mesh has two axes: a batch is split over both, the training state over `fsdp
 are gathered inside the loss (`train.step`), so that their shardings never reach the activations.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(fsdp: int) -> Mesh:
-    """Mesh ("data", "fsdp") over all devices of all processes; `fsdp` divides their number."""
+def make_mesh(fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh ("data", "fsdp") over some devices, None for all; `fsdp` divides their number."""
+    count = jax.device_count() if devices is None else len(devices)
     # Linen's convolutions do not trace under explicit axes, which are JAX's default.
+    axis_types = (AxisType.Auto,) * 2
     return jax.make_mesh(
-        (jax.device_count() // fsdp, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+        (count // fsdp, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices
     )
 
 
@@ -60,6 +63,15 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         )
 
     return jax.tree.map(sharding, state)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree, on the host or on devices, under a sharding or a tree of shardings.
+
+    With several processes each must hold all of a host array.
+    """
+    # A jitted identity is the one way that is right with several processes.
+    return jax.jit(lambda x: x, out_shardings=shardings)(tree)
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

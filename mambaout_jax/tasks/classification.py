@@ -1,17 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image classification: cross-entropy against soft targets, top-1 and top-5."""
+"""Image classification: cross-entropy against soft targets, top-1 and top-5.
+
+Examples are {image, label}. A loaded batch holds `image`, uint8 (B, H, W, C), and `label`, int32
+(B,); in evaluation it may instead say by `right` and `competing`, bool (B, num_classes), which
+classes are right and between which the model has to choose.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from mambaout_jax.tasks.task import Batch, Sums
+from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
+from mambaout_jax.config import Config, default_config
+from mambaout_jax.data.sets.sources import LabelledImages, Source
+from mambaout_jax.data.views.crops import EvaluationView, TrainingView
+from mambaout_jax.metrics.confusion import confusion_matrix, write_per_class_csv
+from mambaout_jax.metrics.hits import hit_sums
+from mambaout_jax.models import create_model
+from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.tasks.augment import augment_batch, normalise
+from mambaout_jax.tasks.task import Batch, Partial, Prediction, Sums, Task, add_up, concatenate
+from mambaout_jax.weights.load import load_pretrained
+
+_MOST_MISTAKES = 64  # in one picture
 
 
 def soft_targets(
@@ -30,14 +50,89 @@ def predict(
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
-    """Classification into `num_classes`.
+class Classification(Task):
+    """Which of the classes does an image show? See `Task` for the methods.
 
-    Batches hold `image` (B, H, W, C), normalised; in training `target` (B, num_classes), in
-    evaluation `label` (B,) and `mask` (B,).
+    Attributes:
+        config: the whole config; `data` says how images are prepared.
+        class_names: in the order of the model's outputs.
+
+    A partial result is `sums`, those of `metrics.hits.hit_sums`, and `examples`, a row for each:
+    `index` in the set (-1 of what filled a batch up), `label`, `guess` and its `probability`.
     """
 
-    num_classes: int
+    config: Config
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @classmethod
+    def from_config(cls, config: Config, source: LabelledImages) -> "Classification":
+        return cls(config, tuple(source.class_names))
+
+    @classmethod
+    def from_weights(
+        cls, source: str | Path, name: str | None, preprocessing: Preprocessing, **options: Any
+    ) -> tuple["Classification", nn.Module, dict[str, Any]]:
+        model, variables = load_pretrained(source, name, **options)
+        names, count = preprocessing.class_names, model.head.num_classes
+        if names is None or len(names) != count:
+            names = tuple(f"class {i}" for i in range(count))
+        config = default_config()
+        preprocessing.write_to(config.data)
+        return cls(config, names), model, variables
+
+    def describe(self) -> str:
+        return f"{self.num_classes} classes"
+
+    def record(self) -> dict[str, Any]:
+        return {"classes.json": list(self.class_names)}
+
+    def build(self, name: str, **options: Any) -> nn.Module:
+        return create_model(name, num_classes=self.num_classes, **options)
+
+    def load(
+        self, source: str | Path, name: str | None = None, *, reset_head: bool = False,
+        **options: Any,
+    ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
+        if reset_head:
+            return load_pretrained(
+                source, name, reset_head=True, num_classes=self.num_classes, **options
+            )
+        model, variables = load_pretrained(source, name, **options)
+        if model.head.num_classes != self.num_classes:
+            raise ValueError(
+                f"the data have {self.num_classes} classes and {source} has "
+                f"{model.head.num_classes}; evaluate weights that were trained on these classes, "
+                "or train a new last layer with --config.model.reset_head=True"
+            )
+        return model, variables
+
+    def training_view(self) -> TrainingView:
+        return TrainingView(self.config)
+
+    def evaluation_view(self) -> EvaluationView:
+        return EvaluationView(Preprocessing.of(self.config.data))
+
+    def prepare(self, batch: Batch, key: Key[Array, ""] | None) -> Batch:
+        """Normalises; adds `target` (B, num_classes) in training, else `right` and `competing`."""
+        images = normalise(batch["image"], self.config.data.mean, self.config.data.std)
+        if key is None:
+            return {**self._answers(batch), **batch, "image": images}
+        targets = soft_targets(batch["label"], self.num_classes, self.config.loss.label_smoothing)
+        images, targets = augment_batch(
+            key, images, targets, batch["position"], self.config.augment
+        )
+        return {"image": images, "target": targets}
+
+    def _answers(self, batch: Batch) -> Batch:
+        """One right class among all, where a batch has labels."""
+        if "label" not in batch:
+            return {}
+        right = jax.nn.one_hot(batch["label"], self.num_classes, dtype=bool)
+        return {"right": right, "competing": jnp.ones_like(right)}
 
     def loss(
         self,
@@ -45,9 +140,9 @@ class Classification:
         params: Any,
         collections: Mapping[str, Any],
         batch: Batch,
-        key: Array,
+        key: Key[Array, ""],
     ) -> tuple[Float[Array, ""], tuple[dict[str, Any], Sums]]:
-        """Mean cross-entropy against `target`; see `Task.loss`."""
+        """Mean cross-entropy against `target`."""
         logits, updated = model.apply(
             {"params": params, **collections},
             batch["image"],
@@ -59,25 +154,98 @@ class Classification:
         sums = {"loss": losses.sum(), "count": jnp.asarray(losses.size, losses.dtype)}
         return losses.mean(), (dict(updated), sums)
 
-    def evaluate(self, model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> Sums:
-        """Sums of cross-entropy and of hits among the five likeliest classes; see `Task`."""
+    def evaluate(self, model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> Partial:
         logits: Any = model.apply(variables, batch["image"], train=False)
-        labels, mask = batch["label"], batch["mask"].astype(logits.dtype)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        # Ties go to the lower class, as in argmax, so that a constant output is no hit for all.
-        before = jnp.arange(self.num_classes)[None, :] < labels[:, None]
-        # "Not below" instead of "above" makes NaN a miss.
-        rank = jnp.sum(~(logits <= own) | ((logits == own) & before), axis=-1)  # (B,)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right, competing, mask = batch["right"], batch["competing"], batch["mask"]
+        among = jnp.where(competing, logits, -jnp.inf)
         return {
-            "loss": jnp.sum(losses * mask),
-            "top1": jnp.sum((rank < 1) * mask),
-            "top5": jnp.sum((rank < 5) * mask),
-            "count": jnp.sum(mask),
+            "sums": hit_sums(logits, right, competing, mask),
+            "examples": {
+                "index": jnp.where(mask, batch["index"], -1),
+                "label": jnp.argmax(right, axis=-1),
+                "guess": jnp.argmax(among, axis=-1),
+                "probability": jax.nn.softmax(among, axis=-1).max(axis=-1),
+            },
         }
 
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Mean loss; top-1 and top-5 in percent."""
-        count = sums["count"]
+    def merge(self, partials: Sequence[Partial]) -> Partial:
+        return {
+            "sums": add_up([partial["sums"] for partial in partials]),
+            "examples": concatenate([partial["examples"] for partial in partials]),
+        }
+
+    def metrics(self, partial: Partial) -> dict[str, float]:
+        """Mean loss in nats; top-1 and top-5 in percent."""
+        sums = partial["sums"]
         scale = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
-        return {name: factor * sums[name] / count for name, factor in scale.items() if name in sums}
+        return {name: float(factor * sums[name] / sums["count"]) for name, factor in scale.items()}
+
+    def predict(
+        self, model: nn.Module, variables: Mapping[str, Any], batch: Batch
+    ) -> Float[Array, "B num_classes"]:
+        """Class probabilities."""
+        return predict(model, variables, batch["image"])
+
+    def findings(
+        self, output: Float[np.ndarray, "num_classes"], top: int
+    ) -> tuple[dict[str, Any], ...]:
+        """The likeliest classes; of equal ones the lower first."""
+        order = np.argsort(-output, kind="stable")[:top]
+        return tuple({"name": self.class_names[i], "probability": float(output[i])} for i in order)
+
+    def draw_batch(self, batch: Batch, path: Path) -> None:
+        """Draws each image under its class, or the two that were mixed with their shares."""
+        mean, std = (np.asarray(self.config.data[name], np.float32) for name in ("mean", "std"))
+        pixels = np.clip((np.asarray(batch["image"]) * std + mean) * 255, 0, 255).round()
+        smoothing = self.config.loss.label_smoothing / self.num_classes
+        titles = []
+        for target in np.asarray(batch["target"]):
+            likely = np.argsort(-target, kind="stable")[:2]
+            names = [f"{self.class_names[i]} {target[i]:.2f}" for i in likely]
+            mixed = target[likely[1]] > smoothing + 1e-3
+            titles.append("\n".join(names if mixed else names[:1]))
+        draw_image_grid(pixels.astype(np.uint8), titles, path)
+
+    def mistakes(self, partial: Partial) -> list[tuple[int, int, int, float]]:
+        """The wrong examples, the surest mistake first: index, label, guess, probability."""
+        rows = _counted(partial)
+        wrong = np.flatnonzero(rows["guess"] != rows["label"])
+        wrong = wrong[np.argsort(-rows["probability"][wrong], kind="stable")]
+        names = ("index", "label", "guess", "probability")
+        return list(zip(*(rows[name][wrong].tolist() for name in names), strict=True))
+
+    def draw_evaluation(self, partial: Partial, source: Source, folder: Path) -> list[Path]:
+        """Writes confusion_matrix.png, per_class.csv and, where there are any, mistakes.png."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names, rows = self.class_names, _counted(partial)
+        matrix = confusion_matrix(rows["label"], rows["guess"], self.num_classes)
+        files = [folder / "confusion_matrix.png", folder / "per_class.csv"]
+        draw_confusion_matrix(matrix, names, files[0])
+        write_per_class_csv(matrix, names, files[1])
+        images, titles, view = [], [], self.evaluation_view()
+        mistakes = itertools.islice(self.mistakes(partial), _MOST_MISTAKES)
+        for index, label, guess, probability in mistakes:
+            images.append(view.pixels(source[index]["image"]))
+            titles.append(f"is {names[label]}\nsaid {names[guess]} {100 * probability:.0f} %")
+        if images:
+            files.append(folder / "mistakes.png")
+            draw_image_grid(np.stack(images), titles, files[2], highlights=[True] * len(images))
+        return files
+
+    def draw_predictions(self, predictions: Sequence[Prediction], path: str | Path) -> None:
+        """Draws images with their likeliest class and its probability."""
+        titles = []
+        for prediction in predictions:
+            best = prediction.findings[0]
+            titles.append(
+                f"{prediction.path.name}\n{best['name']} {100 * best['probability']:.1f} %"
+            )
+        draw_image_grid(np.stack([prediction.image for prediction in predictions]), titles, path)
+
+
+def _counted(partial: Partial) -> dict[str, np.ndarray]:
+    """The rows of the examples that count, in the order of the set."""
+    rows = partial["examples"]
+    order = np.argsort(rows["index"], kind="stable")
+    order = order[rows["index"][order] >= 0]
+    return {name: column[order] for name, column in rows.items()}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: mesh, state, optimizer, step, loop, evaluation, checkpoints, metrics, progress."""
+"""Training: state, optimiser, step, loop, its batches, reports, previews and stops."""

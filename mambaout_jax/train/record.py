@@ -8,8 +8,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -21,7 +22,7 @@ _LOG = logging.getLogger("mambaout_jax")
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
-# A run may change these when it goes on: they decide neither the model, nor the order of the data,
+# A run may change these when it resumes: they decide neither the model, nor the order of the data,
 # nor what one update does.
 _FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "require_accelerator",
          "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches",
@@ -29,7 +30,7 @@ _FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "require_ac
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
-    """Refuses to go on with a run under settings that would make it another one.
+    """Refuses to resume a run under settings that would make it another one.
 
     Raises:
         ValueError: the workdir holds a run with other settings; lists them.
@@ -46,15 +47,20 @@ def check_same_run(config: Config, workdir: Path) -> None:
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in fixed.items()]
         raise ValueError(
             f"{workdir} holds a run with other settings:\n" + "\n".join(lines) + "\n"
-            "train into another --workdir, or set these back to go on with that run"
+            "train into another --workdir, or set these back to resume that run"
         )
 
 
-def record_run(config: Config, workdir: Path, class_names: Sequence[str]) -> None:
-    """Writes `config.json`, `classes.json` and `environment.json` (of the latest start)."""
+def record_run(config: Config, workdir: Path, meaning: Mapping[str, Any]) -> None:
+    """Writes `config.json`, `environment.json` (of the latest start) and the task's own files.
+
+    Args:
+        meaning: what the model's outputs mean, JSON values by file name (`Task.record`).
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")
-    (workdir / "classes.json").write_text(json.dumps(list(class_names), indent=2) + "\n")
+    for name, value in meaning.items():
+        (workdir / name).write_text(json.dumps(value, indent=2) + "\n")
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,

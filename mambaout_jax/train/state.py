@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that training changes, as one pytree."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +10,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+
+from mambaout_jax.runtime.compiler_options import to_start_soon
+from mambaout_jax.runtime.mesh import platform_of, state_shardings
+from mambaout_jax.tasks.setup import Setup
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -82,3 +88,25 @@ def init_state(
         opt_state=optimizer.init(params),
         ema={"params": params, **variables} if with_ema else None,
     )
+
+
+def make_initialiser(
+    setup: Setup, optimizer: optax.GradientTransformation
+) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+    """The jitted function that makes the first state, and the state's shapes with shardings."""
+    init = partial(
+        init_state,
+        model=setup.model,
+        optimizer=optimizer,
+        image_shape=setup.image_shape,
+        with_ema=setup.config.ema.decay > 0,
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(shapes, setup.mesh)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    options = to_start_soon(platform_of(setup.mesh))
+    return jax.jit(init, out_shardings=shardings, compiler_options=options), abstract

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step and the evaluation step, pure functions jitted onto a mesh."""
+"""The training step, a pure function jitted onto a mesh."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from mambaout_jax.config import Config
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.runtime.mesh import batch_sharding, platform_of, replicated
-from mambaout_jax.tasks.task import Task
-from mambaout_jax.train.augment import augment_batch, normalise
+from mambaout_jax.tasks.task import Objective
 from mambaout_jax.train.optimizer import frozen_mask
 from mambaout_jax.train.state import TrainState
 
@@ -30,21 +29,20 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
 
 def make_train_step(
     model: nn.Module,
-    task: Task,
+    task: Objective,
     optimizer: optax.GradientTransformation,
     config: Config,
-    num_classes: int,
     mesh: Mesh,
     shardings: TrainState,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Jits `(state, batch) -> (state, sums)`; the state that goes in is donated.
 
-    A batch holds `image` uint8 and `label` and is split into `config.accumulate_steps`
+    A batch, as the task's training view makes it, is split into `config.accumulate_steps`
     micro-batches, whose gradients are averaged before the one update. The sums are the task's, and
     `gradient_norm` of the averaged gradient.
 
     Args:
-        shardings: of the state.
+        shardings: the state's.
     """
     steps = config.accumulate_steps
 
@@ -61,14 +59,14 @@ def make_train_step(
                 params = jax.lax.with_sharding_constraint(params, replicated(mesh))
                 # No backward pass for what is not trained.
                 params = _stop_gradients(params, frozen)
-                inputs = augment_batch(augment, micro_batch, config, num_classes)
+                inputs = task.prepare(micro_batch, augment)
                 key = jax.random.fold_in(dropout, number)
                 return task.loss(model, params, collections, inputs, key)
 
             new, (collections, sums) = jax.grad(loss, has_aux=True)(state.params)
             return (jax.tree.map(lambda g, n: g + n / steps, gradients, new), collections), sums
 
-        batch = {**batch, "place": jnp.arange(config.batch_size, dtype=jnp.int32)}
+        batch = {**batch, "position": jnp.arange(config.batch_size, dtype=jnp.int32)}
         carry = (jax.tree.map(jnp.zeros_like, state.params), state.collections)
         if steps == 1:  # even an unrolled loop of one step runs three times slower on CPU
             carry, sums = micro_step(carry, (jnp.zeros((), jnp.int32), batch))
@@ -87,20 +85,6 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=to_run_fast(platform_of(mesh)),
     )
-
-
-def make_evaluate_step(
-    model: nn.Module, task: Task, config: Config, mesh: Mesh
-) -> Callable[[dict[str, Any], Batch], Sums]:
-    """Jits `(variables, batch) -> sums`; a batch holds `image` uint8, `label` and `mask`."""
-
-    def step(variables: dict[str, Any], batch: Batch) -> Sums:
-        variables = jax.lax.with_sharding_constraint(variables, replicated(mesh))
-        images = normalise(batch["image"], config.data.mean, config.data.std)
-        return task.evaluate(model, variables, {**batch, "image": images})
-
-    options = to_run_fast(platform_of(mesh))
-    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=options)
 
 
 def _stop_gradients(params: Any, frozen: Any) -> Any:

@@ -40,7 +40,7 @@ class WandbSettings:
 class MetricWriter:
     """Appends to the metrics of a run. A context manager.
 
-    A run that goes on from a checkpoint first drops the lines of later steps, so the file reads as
+    A run that resumes from a checkpoint first drops the lines of later steps, so the file reads as
     if the run had never stopped. For this the metrics of a step have to be written before its
     checkpoint.
 

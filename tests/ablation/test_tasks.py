@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mambaout_jax.ablation.tasks import TASKS, UNSCORED, copying, digits, next_pixel, recall
+from mambaout_jax.ablation.tasks import TOKEN_TASKS, UNSCORED, copying, digits, next_pixel, recall
 
 GENERATED = {
     "copying": {"length": 40, "items": 3, "symbols": 4},
@@ -16,7 +16,7 @@ GENERATED = {
 
 
 def build(name, **changes):
-    return TASKS[name](**(GENERATED[name] | {"train": 60, "test": 20} | changes))
+    return TOKEN_TASKS[name](**(GENERATED[name] | {"train": 60, "test": 20} | changes))
 
 
 def test_digits_are_the_scans_pixel_by_pixel():

@@ -11,9 +11,8 @@ from mambaout_jax.cli.main import main
 from mambaout_jax.evaluation import predict
 from mambaout_jax.weights import load
 
-PREDICTION = SimpleNamespace(
-    path=Path("a.jpg"), classes=("cat", "dog"), probabilities=(0.8712345678, 0.05)
-)
+FINDINGS = ({"name": "cat", "probability": 0.8712345678}, {"name": "dog", "probability": 0.05})
+PREDICTION = SimpleNamespace(path=Path("a.jpg"), findings=FINDINGS)
 
 
 @pytest.fixture
@@ -21,27 +20,30 @@ def calls(monkeypatch):
     """What the verb passes on, by function."""
     calls = {}
 
-    def record(module, name, result):
+    def recorded(name, result):
         def function(*arguments):
             calls[name] = arguments
             return result
 
-        monkeypatch.setattr(module, name, function)
+        return function
 
-    record(load, "describe_source", "preprocessing")
-    record(predict, "make_predictor", "predictor")
-    record(predict, "predict_files", iter([PREDICTION]))
-    record(predict, "draw_predictions", None)
+    task = SimpleNamespace(draw_predictions=recorded("draw_predictions", None))
+    results = {"make_predictor": SimpleNamespace(task=task), "predict_files": iter([PREDICTION])}
+    monkeypatch.setattr(load, "describe_source", recorded("describe_source", "preprocessing"))
+    for name, result in results.items():
+        monkeypatch.setattr(predict, name, recorded(name, result))
     return calls
 
 
 def test_predict_passes_its_arguments_on(calls):
     command = ["predict", "a.jpg", "b", "--weights=w.pth", "--model=mambaout_tiny"]
     assert main([*command, "--image-size=384", "--top=2", "--grid=g.png"]) == 0
+    predictor, *rest = calls.pop("predict_files")
+    assert hasattr(predictor, "task")
+    assert rest == [["a.jpg", "b"], 2]
     assert calls == {
         "describe_source": ("w.pth", "mambaout_tiny", 384),
         "make_predictor": ("w.pth", "mambaout_tiny", "preprocessing"),
-        "predict_files": ("predictor", ["a.jpg", "b"], 2),
         "draw_predictions": ([PREDICTION], Path("g.png")),
     }
 

@@ -11,8 +11,8 @@ from support.command_line import error_line
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.train import loop
-from mambaout_jax.train.loop import describe
 from mambaout_jax.train.preemption import Preempted
+from mambaout_jax.train.preview import describe
 
 TINY = tiny_run.__file__
 

@@ -24,6 +24,7 @@ from mambaout_jax.data.views.crops import (
     shift,
 )
 from mambaout_jax.data.views.rand_augment import NAMES
+from mambaout_jax.preprocessing import Preprocessing
 
 
 def noise(rng, width, height, mode="RGB"):
@@ -41,8 +42,8 @@ def crop_config(crop, **augment):
 
 
 def view_of(config, image, seed=0):
-    example = {"image": image, "label": 3, "replaced": False}
-    return TrainingView(config).random_map(example, np.random.default_rng(seed))["image"]
+    example = {"image": image, "label": 3}
+    return TrainingView(config)(example, np.random.default_rng(seed))["image"]
 
 
 # Worked out by hand from torchvision's rules: the longer side is truncated, the offset rounded half
@@ -80,12 +81,10 @@ def test_evaluation_view_refuses_a_crop_larger_than_the_image(rng, fraction):
         evaluation_view(noise(rng, 9, 9), 8, crop_fraction=fraction)
 
 
-def test_evaluation_view_transform_reads_the_config(rng):
-    config = default_config()
-    config.data.image_size, config.data.crop_fraction = 24, 0.95
-    config.data.interpolation = "bilinear"
+def test_evaluation_view_of_an_example_follows_the_preprocessing(rng):
     image = noise(rng, 41, 60)
-    example = EvaluationView(config).map({"image": image, "label": 7})
+    view = EvaluationView(Preprocessing(24, crop_fraction=0.95, interpolation="bilinear"))
+    example = view({"image": image, "label": 7})
     want = np.asarray(image.resize((25, 36), Image.Resampling.BILINEAR))[6:30, 0:24]
     np.testing.assert_array_equal(example["image"], want)
     assert example["label"] == 7
@@ -222,11 +221,10 @@ def test_training_view_flips_by_probability(rng, probability, flipped):
     assert abs(sum(mirrored) - flipped) <= 4 * deviation
 
 
-def test_training_view_keeps_label_and_mark(rng):
-    example = {"image": noise(rng, 20, 20, "L"), "label": 6, "replaced": True}
-    view = TrainingView(crop_config("none")).random_map(example, rng)
+def test_training_view_keeps_the_label(rng):
+    example = {"image": noise(rng, 20, 20, "L"), "label": 6}
+    view = TrainingView(crop_config("none"))(example, rng)
     assert (view["label"], view["label"].dtype) == (6, np.int32)
-    assert (view["replaced"], view["replaced"].dtype) == (True, np.bool_)
     assert view["image"].shape == (16, 16, 1)
 
 
@@ -292,7 +290,7 @@ def test_training_view_is_timms_on_its_draws():
     for drawn, want in zip(draws, outputs, strict=True):
         rng = replayed(drawn)
         example = {"image": image, "label": 0, "replaced": False}
-        np.testing.assert_array_equal(view.random_map(example, rng)["image"], want)
+        np.testing.assert_array_equal(view(example, rng)["image"], want)
         assert not any(rng.draws.values())
         seen[drawn["flip"], drawn["interpolation"]] += 1
         seen[sum(operation is not None for operation in drawn["operations"])] += 1

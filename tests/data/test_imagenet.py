@@ -24,8 +24,10 @@ from mambaout_jax.data.loader import evaluation_batches, train_batches
 from mambaout_jax.data.prepare.imagenet import prepare_imagenet
 from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.data.sets.imagenet import ImageNetFolders, PreparedImageNet, open_imagenet
-from mambaout_jax.data.sets.sources import Source, open_source
+from mambaout_jax.data.sets.sources import LabelledImages, open_source
+from mambaout_jax.data.views.crops import EvaluationView, TrainingView
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
+from mambaout_jax.preprocessing import Preprocessing
 
 SPLITS = ("train", "validation")
 
@@ -126,7 +128,7 @@ def test_data_of_tensorflow_datasets_gives_the_same_examples(miniature, written_
 def test_sources_have_the_thousand_classes_and_survive_pickling(miniature, prepared, kind):
     path = miniature.folders if kind == "folders" else prepared
     source = open_imagenet(str(path), "train", channels=1)
-    assert isinstance(source, Source)
+    assert isinstance(source, LabelledImages)
     assert source.num_classes == 1000
     assert source.class_names == CLASS_NAMES
     copy = pickle.loads(pickle.dumps(source))
@@ -147,7 +149,9 @@ def test_evaluation_batches_are_the_same_from_all_three(miniature, prepared, wri
     for path in (miniature.folders, prepared, written_by_tfds):
         config = settings(path)
         source = open_source(config.data, "validation")
-        with evaluation_batches(config, source) as batches:
+        with evaluation_batches(
+            config, source, EvaluationView(Preprocessing.of(config.data))
+        ) as batches:
             found.append(
                 sorted(digest(batch, i) for batch in batches for i in range(len(batch["label"])))
             )
@@ -160,7 +164,7 @@ def test_training_batches_hold_every_image_of_an_epoch(miniature, prepared):
     config.augment.crop = "none"
     config.augment.flip_probability = 0.0
     source = open_source(config.data, "train")
-    with train_batches(config, source) as batches:
+    with train_batches(config, source, TrainingView(config)) as batches:
         first = [next(batches) for _ in range(4)]
     images = {digest(batch, i)[1] for batch in first for i in range(4)}
     labels = np.concatenate([batch["label"] for batch in first])
@@ -178,7 +182,7 @@ def test_worker_processes_make_the_same_batches(prepared):
     found = []
     for workers in (0, 2):
         config.data.num_workers = workers
-        with train_batches(config, source) as batches:
+        with train_batches(config, source, TrainingView(config)) as batches:
             found.append([next(batches) for _ in range(6)])
     for one, two in zip(*found, strict=True):
         np.testing.assert_array_equal(one["image"], two["image"])

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.config import default_config
-from mambaout_jax.data.loader import evaluation_batches, train_batches
+from mambaout_jax.data import loader
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.data.sets.sources import UnreadableImageError
+from mambaout_jax.data.views.crops import EvaluationView, TrainingView
+from mambaout_jax.preprocessing import Preprocessing
 
 
 class Counted:
@@ -43,6 +45,15 @@ def loader_config(batch_size=12, **data):
     config.data.num_threads = 2
     config.data.update(data)
     return config
+
+
+def train_batches(config, source, **part):
+    return loader.train_batches(config, source, TrainingView(config), **part)
+
+
+def evaluation_batches(config, source, **part):
+    view = EvaluationView(Preprocessing.of(config.data))
+    return loader.evaluation_batches(config, source, view, **part)
 
 
 def first(batches, count):
@@ -201,6 +212,7 @@ def test_evaluation_batches_hold_every_example_once(process_count):
             # A flat image of value `index` stays flat whatever its size.
             shown = batch["label"][:, None, None, None] * np.ones((1, 16, 16, 1))
             np.testing.assert_array_equal(batch["image"], shown)
+            np.testing.assert_array_equal(batch["index"], batch["label"])
     seen = np.concatenate([batch["label"][batch["mask"]] for part in parts for batch in part])
     np.testing.assert_array_equal(np.sort(seen), np.arange(31))
 
@@ -210,6 +222,28 @@ def test_evaluation_batches_need_no_padding_where_all_fits():
     assert len(batches) == 2
     assert all(batch["mask"].all() for batch in batches)
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), np.arange(10))
+
+
+def test_evaluation_batches_hold_examples_of_one_group_and_shape():
+    groups = [index % 3 == 0 for index in range(20)]  # 7 wide ones, 13 narrow ones
+
+    def view(example):
+        shape = (2, 5) if example["label"] % 3 == 0 else (2, 3)
+        return {"image": np.full(shape, example["label"] + 1)}
+
+    found = []
+    for part in range(2):
+        batches = loader.evaluation_batches(
+            loader_config(batch_size=4), Counted(20), view, groups=groups,
+            process_index=part, process_count=2,
+        )  # fmt: skip
+        found.append(list(batches))
+    assert [batch["image"].shape for batch in found[0]] == [(2, 2, 3)] * 4 + [(2, 2, 5)] * 2
+    batches = [batch for part in found for batch in part]
+    seen = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
+    np.testing.assert_array_equal(np.sort(seen), range(20))
+    for batch in batches:
+        np.testing.assert_array_equal(batch["image"][:, 0, 0], (batch["index"] + 1) * batch["mask"])
 
 
 def test_evaluation_batches_raise_for_unreadable_images():
@@ -254,13 +288,14 @@ import numpy as np
 from mambaout_jax.config import default_config
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.data.loader import train_batches
+from mambaout_jax.data.views.crops import TrainingView
 
 if __name__ == "__main__":
     config = default_config()
     config.seed, config.batch_size = 3, 12
     config.data.image_size, config.data.channels = 16, 1
     config.data.num_workers = 2
-    with train_batches(config, Digits("train"), start_step=4) as batches:
+    with train_batches(config, Digits("train"), TrainingView(config), start_step=4) as batches:
         got = list(itertools.islice(batches, 9))
     assert not multiprocessing.active_children()
     np.savez(sys.argv[1], **{f"{k}{name}": b[name] for k, b in enumerate(got) for name in b})

@@ -11,8 +11,8 @@ from mambaout_jax.config import default_config
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.data.sets.sources import (
     ImageFolder,
+    LabelledImages,
     ReplaceUnreadable,
-    Source,
     UnreadableImageError,
     open_source,
 )
@@ -194,8 +194,8 @@ def test_open_source_chooses_by_the_config(tmp_path):
     digits = open_source(data, "train")
     assert isinstance(digits, Digits)
     assert digits[0]["image"].mode == "L"
-    assert isinstance(folder, Source)
-    assert isinstance(digits, Source)
+    assert isinstance(folder, LabelledImages)
+    assert isinstance(digits, LabelledImages)
 
 
 def test_open_source_refuses_unknown_words():

@@ -9,20 +9,19 @@ import pytest
 from support.tiny_run import get_config
 
 from mambaout_jax.data.sets.digits import Digits
-from mambaout_jax.evaluation.evaluator import evaluate, make_evaluator
+from mambaout_jax.evaluation.evaluator import Evaluator, evaluate
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.train.loop import train
-from mambaout_jax.train.setup import set_up
+from mambaout_jax.runtime.mesh import place, replicated
+from mambaout_jax.tasks.setup import set_up
 
 NAMES = ("loss", "top1", "top5")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture
+def run(tiny_run):
     """A finished run, and what `train` returned."""
-    workdir = tmp_path_factory.mktemp("evaluate") / "run"
-    return workdir, train(get_config(), workdir)
+    return tiny_run
 
 
 def loop_over_the_validation_set(variables):
@@ -74,11 +73,32 @@ def test_evaluate_in_other_batches_and_meshes_gives_the_same(run):
         assert metrics[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_evaluate_has_no_average_where_none_is_kept(run):
+def test_evaluator_reads_the_set_once_for_all_weights(run):
     setup = set_up(get_config())
     state = read_checkpoint(run[0] / "checkpoints").state
-    metrics = make_evaluator(setup)({"params": state["params"]}, None)
-    assert metrics == {f"eval/{name}": run[1][f"eval/{name}"] for name in NAMES}
+    read = []
+
+    class Counted(Digits):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    evaluator = Evaluator(setup.model, setup.task, setup.config, setup.mesh)
+    weights = {"raw": {"params": state["params"]}, "mean": state["ema"]}
+    metrics = evaluator.metrics(place(weights, replicated(setup.mesh)), Counted("validation"))
+    assert {index: read.count(index) for index in range(1, 359)} == dict.fromkeys(range(1, 359), 1)
+    for ours, theirs in (("raw", "eval"), ("mean", "eval_ema")):
+        for name in NAMES:
+            assert metrics.pop(f"{ours}/{name}") == run[1][f"{theirs}/{name}"]
+    assert metrics == {}
+
+
+def test_evaluator_refuses_a_batch_that_does_not_divide(run):
+    setup = set_up(get_config())
+    config = get_config()
+    config.evaluation.batch_size = 12
+    with pytest.raises(ValueError, match=r"8 devices; set --config\.evaluation\.batch_size=16"):
+        Evaluator(setup.model, setup.task, config, setup.mesh)
 
 
 @pytest.mark.parametrize(

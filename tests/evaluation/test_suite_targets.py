@@ -5,6 +5,11 @@ from mambaout_jax.config_file import save_config
 from mambaout_jax.data.sets.imagenet_suites import CORRUPTIONS
 from mambaout_jax.evaluation import suites
 from mambaout_jax.evaluation.suites import ALEXNET_ERRORS, format_result, suite_config
+from mambaout_jax.preprocessing import Preprocessing
+
+
+def published(source, config):
+    return suites._published(source, Preprocessing.of(config.data))
 
 
 def test_size_brings_the_published_crop_and_targets():
@@ -15,14 +20,14 @@ def test_size_brings_the_published_crop_and_targets():
     ):
         config = suite_config(name, overrides)
         assert config.data.crop_fraction == crop
-        targets = suites._published(name, config)
+        targets = published(name, config)
         assert targets["val"]["top1"] == top1
         assert targets["sketch"] == {"top1": sketch}
     config = suite_config(name, ["--config.data.crop_fraction=0.9"])
     assert config.data.crop_fraction == 0.9
-    assert suites._published(name, config) == {}
+    assert published(name, config) == {}
     for key in ("hf_hub:timm/mambaout_tiny.in1k", "mambaout_tiny.in1k"):
-        targets = suites._published(key, suite_config(key, ["--config.data.image_size=288"]))
+        targets = published(key, suite_config(key, ["--config.data.image_size=288"]))
         assert targets == {"val": {"top1": 83.452, "top5": 96.540}, "real": {"top1": 88.486},
                            "v2": {"top1": 72.540}, "a": {"top1": 33.000}, "r": {"top1": 45.530},
                            "sketch": {"top1": 33.099}}  # fmt: skip

@@ -15,8 +15,8 @@ from support.tiny_run import get_config
 from mambaout_jax.backbone import subtree
 from mambaout_jax.models import create_backbone, create_model, list_models
 from mambaout_jax.runtime.checkpoint import read_checkpoint
+from mambaout_jax.tasks.setup import set_up
 from mambaout_jax.train.loop import train
-from mambaout_jax.train.setup import set_up
 from mambaout_jax.weights.convert import from_torch, model_variables, to_torch
 
 NAME = "deit_tiny_patch16_224"

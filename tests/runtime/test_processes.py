@@ -73,14 +73,14 @@ def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterru
     process = start(workdir)
     signal_after(process, workdir, 160, signal.SIGKILL)
     out, _ = finish(process, -signal.SIGKILL)
-    assert "going on from" in out
+    assert "resuming from" in out
 
     newest = checkpoints(workdir)[-1]
     assert 160 <= newest < 300
     flip_a_byte_of_the_data(workdir / "checkpoints" / str(newest))
     out, err = finish(start(workdir))
     assert re.search(rf"WARNING: checkpoint {newest} in .* cannot be read", err)
-    assert f"going on from {workdir / 'checkpoints' / str(newest - 40)}\n" in out
+    assert f"resuming from {workdir / 'checkpoints' / str(newest - 40)}\n" in out
     assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
     assert final_state(workdir) == final_state(uninterrupted[0])
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])

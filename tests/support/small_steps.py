@@ -8,13 +8,14 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from mambaout_jax.config import default_config
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.models import create_model, parameter_rules
+from mambaout_jax.runtime.mesh import make_mesh as mesh_over
 from mambaout_jax.runtime.mesh import put_batch, state_shardings
 from mambaout_jax.tasks.classification import Classification
+from mambaout_jax.tasks.task import Objective
 from mambaout_jax.train.optimizer import make_optimizer
 from mambaout_jax.train.state import init_state
 from mambaout_jax.train.step import make_train_step
@@ -52,22 +53,17 @@ class Dropped(nn.Module):
         return DropPath(0.5, name="drop_path")(jnp.ones((images.shape[0], 1)) @ kernel, train)
 
 
-class Recorded:
+class Recorded(Objective):
     """A task without a gradient, whose sums are what `record(logits, batch)` finds."""
 
-    def __init__(self, record):
+    def __init__(self, record, config, num_classes=CLASSES):
         self.record, self.traces = record, 0
+        self.prepare = task_of(config, num_classes).prepare
 
     def loss(self, model, params, collections, batch, key):
         self.traces += 1
         logits = model.apply({"params": params}, batch["image"], True, rngs={"dropout": key})
         return 0 * logits.sum(), (dict(collections), {"record": self.record(logits, batch)})
-
-    def evaluate(self, model, variables, batch):
-        raise AssertionError
-
-    def metrics(self, sums):
-        raise AssertionError
 
 
 def make_config(batch_size=64, **values):
@@ -91,9 +87,11 @@ def make_batches(count, batch_size=64):
 
 
 def make_mesh(data, fsdp):
-    devices = jax.devices()[: data * fsdp]
-    axis_types = (AxisType.Auto,) * 2
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=axis_types, devices=devices)
+    return mesh_over(fsdp, jax.devices()[: data * fsdp])
+
+
+def task_of(config, num_classes=CLASSES):
+    return Classification(config, tuple(map(str, range(num_classes))))
 
 
 def shardings_of(tree, mesh):
@@ -123,10 +121,8 @@ def init(model, config, mesh):
 
 
 def make_step(model, config, mesh, shardings, task=None):
-    return make_train_step(
-        model, task or Classification(CLASSES), optimizer_of(config), config, CLASSES, mesh,
-        shardings,
-    )  # fmt: skip
+    task = task or task_of(config)
+    return make_train_step(model, task, optimizer_of(config), config, mesh, shardings)
 
 
 def compile_step(step, state, config):

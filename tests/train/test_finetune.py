@@ -7,58 +7,29 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from support.photo_patches import write_photo_patches
-from support.places import ROOT
+from support.shared_runs import FOLDER_RECIPE, SMALL, photo_config, steps
 from support.tiny_run import get_config
 
 from mambaout_jax.cli.main import main
-from mambaout_jax.config_file import override, read_config
+from mambaout_jax.config_file import read_config
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.train.loop import describe, train
+from mambaout_jax.train.loop import train
+from mambaout_jax.train.preview import describe
 from mambaout_jax.weights.load import load_pretrained, save_variables
-
-FOLDER_RECIPE = str(ROOT / "experiments" / "folder.py")
-SMALL = ["--config.batch_size=16", "--config.data.num_threads=2", "--config.ema.decay=0.8"]
-
-
-def tiny(folder, *settings, start="mambaout_micro"):
-    """The recipe on a folder of photographs, with a model of two blocks."""
-    config = override(
-        read_config(f"{FOLDER_RECIPE}:{start}"),
-        [f"--config.data.path={folder}", *SMALL, "--config.data.image_size=32", *settings],
-    )
-    with config.model.options.unlocked():
-        config.model.options.depths = (1, 1)
-        config.model.options.dims = (16, 32)
-    return config
-
-
-def steps(total, warmup=1):
-    return (
-        f"--config.schedule.total_steps={total}",
-        f"--config.schedule.warmup_steps={warmup}",
-        f"--config.evaluation.every_steps={total}",
-        f"--config.checkpoint.every_steps={total}",
-    )
-
 
 STILL = ("--config.optimizer.learning_rate=0", "--config.schedule.warmup_learning_rate=0",
          "--config.schedule.final_learning_rate=0", *steps(1, 0))  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    write_photo_patches(folder)
-    return folder
+@pytest.fixture
+def photos(photo_run):
+    return photo_run[2]
 
 
-@pytest.fixture(scope="module")
-def run(photos, tmp_path_factory):
+@pytest.fixture
+def run(photo_run):
     """Trained from scratch, and what `train` returned."""
-    workdir = tmp_path_factory.mktemp("run")
-    settings = ("--config.optimizer.learning_rate=4e-3", *steps(60, 3))
-    return workdir, train(tiny(photos, *settings), workdir)
+    return photo_run[:2]
 
 
 def parameters(workdir):
@@ -72,7 +43,7 @@ def assert_equal(one, other):
 @pytest.mark.slow
 def test_a_run_starts_from_the_averaged_weights_of_another(photos, run, tmp_path):
     workdir, trained = run
-    config = tiny(photos, *STILL, "--config.model.reset_head=False", start=workdir)
+    config = photo_config(photos, *STILL, "--config.model.reset_head=False", start=workdir)
     metrics = train(config, tmp_path)
     averaged = read_checkpoint(workdir / "checkpoints").state["ema"]
     assert_equal(parameters(tmp_path), averaged["params"])
@@ -87,7 +58,7 @@ def test_a_run_starts_from_the_averaged_weights_of_another(photos, run, tmp_path
 @pytest.mark.slow
 def test_a_reset_head_is_the_only_difference(photos, run, tmp_path):
     workdir, _ = run
-    train(tiny(photos, *STILL, start=workdir), tmp_path)
+    train(photo_config(photos, *STILL, start=workdir), tmp_path)
     averaged = read_checkpoint(workdir / "checkpoints").state["ema"]["params"]
     started = parameters(tmp_path)
     assert_equal(started["backbone"], averaged["backbone"])
@@ -105,8 +76,8 @@ def test_fine_tuning_a_weight_file_beats_training_from_scratch(photos, run, tmp_
     file = tmp_path / "weights.safetensors"
     save_variables(variables, file, {"model": "mambaout_micro"})
     few = ("--config.optimizer.learning_rate=1e-3", *steps(6))
-    scratch = train(tiny(photos, *few), tmp_path / "scratch")
-    tuned = train(tiny(photos, *few, start=file), tmp_path / "tuned")
+    scratch = train(photo_config(photos, *few), tmp_path / "scratch")
+    tuned = train(photo_config(photos, *few, start=file), tmp_path / "tuned")
     assert tuned["eval/loss"] < scratch["eval/loss"] - 0.05
 
 
@@ -114,7 +85,7 @@ def test_fine_tuning_a_weight_file_beats_training_from_scratch(photos, run, tmp_
 def test_a_run_goes_on_when_its_weights_are_gone(photos, run, tmp_path):
     source, _ = run
     copy = shutil.copytree(source, tmp_path / "copy")
-    config = tiny(photos, *steps(2), start=copy)
+    config = photo_config(photos, *steps(2), start=copy)
     train(config, tmp_path / "run")
     shutil.rmtree(copy)
     config.schedule.total_steps = 3
@@ -125,8 +96,8 @@ def test_a_run_goes_on_when_its_weights_are_gone(photos, run, tmp_path):
 def test_fine_tuning_is_the_same_over_a_sharded_mesh(photos, run, tmp_path):
     workdir, _ = run
     settings = (*steps(2), "--config.augment.scale=(1.0, 1.0)")
-    one = train(tiny(photos, *settings, start=workdir), tmp_path / "one")
-    fsdp = tiny(photos, *settings, "--config.mesh.fsdp=4", start=workdir)
+    one = train(photo_config(photos, *settings, start=workdir), tmp_path / "one")
+    fsdp = photo_config(photos, *settings, "--config.mesh.fsdp=4", start=workdir)
     assert train(fsdp, tmp_path / "fsdp")["eval/loss"] == pytest.approx(one["eval/loss"], rel=1e-5)
 
 
@@ -140,17 +111,19 @@ def test_recipe_takes_size_and_preparation_of_published_weights():
 
 def test_dry_run_tells_where_a_run_starts(photos, run):
     workdir, _ = run
-    text = describe(tiny(photos, *steps(2), start=workdir))
+    text = describe(photo_config(photos, *steps(2), start=workdir))
     assert f"{workdir}, last layer afresh" in text
-    text = describe(tiny(photos, *steps(2), "--config.model.reset_head=False", start=workdir))
+    text = describe(
+        photo_config(photos, *steps(2), "--config.model.reset_head=False", start=workdir)
+    )
     assert f"{workdir}, last layer kept" in text
-    assert "a fresh initialisation" in describe(tiny(photos, *steps(2)))
+    assert "a fresh initialisation" in describe(photo_config(photos, *steps(2)))
 
 
 @pytest.mark.slow
 def test_other_normalisation_than_that_of_the_weights_is_told(photos, run, tmp_path, caplog):
     workdir, _ = run
-    config = tiny(photos, *STILL, "--config.data.mean=(0.5, 0.5, 0.5)", start=workdir)
+    config = photo_config(photos, *STILL, "--config.data.mean=(0.5, 0.5, 0.5)", start=workdir)
     with caplog.at_level(logging.WARNING):
         train(config, tmp_path)
     (message,) = (record.getMessage() for record in caplog.records if "mean" in record.getMessage())
@@ -174,7 +147,7 @@ def test_what_a_first_timer_gets_wrong_is_one_line(photos, run, tmp_path, monkey
     assert f"there are no weights '{workdir}x'" in other
     kept = (f"--config.model.pretrained={workdir}", "--config.model.reset_head=False")
     digits = attempt("mambaout_micro", *kept, "--config.data.source=digits")
-    assert "has 2 classes, and num_classes=10 is asked for" in digits
+    assert f"the data have 10 classes and {workdir} has 2" in digits
 
 
 @pytest.mark.parametrize(("size", "better"), [(44, "40 or 48"), (7, "8")])
@@ -184,7 +157,7 @@ def test_image_size_that_the_stride_does_not_divide_is_told(size, better, caplog
     with caplog.at_level(logging.WARNING):
         describe(config)
     (message,) = (record.getMessage() for record in caplog.records)
-    assert f"data.image_size={size} is no multiple of the model's stride of 8 pixels" in message
+    assert f"data.image_size={size} is not a multiple of the model's stride of 8 pixels" in message
     assert message.endswith(f"set --config.data.image_size to {better}")
 
 

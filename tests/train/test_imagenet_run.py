@@ -27,11 +27,10 @@ from support.tfds_imagenet import write_with_tfds
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.config_file import changed_settings, load_config, override, read_config
-from mambaout_jax.evaluation.evaluator import evaluate
+from mambaout_jax.evaluation.evaluator import evaluate, format_metrics
 from mambaout_jax.imagenet_classes import SYNSETS
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.train.loop import format_metrics
 
 RECIPE = f"{ROOT / 'experiments' / 'imagenet' / 'mambaout.py'}:mambaout_femto"
 ROUTES = ("folders", "prepared", "tfds")
@@ -248,6 +247,6 @@ def test_interrupted_run_ends_as_if_nothing_had_happened(
     newest = read_checkpoint(workdir / "checkpoints").step
     assert step <= newest < 3 * UPDATES
     said = output(start(*command))
-    assert f"going on from {workdir / 'checkpoints' / str(newest)}\n" in said
+    assert f"resuming from {workdir / 'checkpoints' / str(newest)}\n" in said
     assert final_state(workdir) == final_state(trained(route))
     assert timeless_metrics(workdir) == timeless_metrics(trained(route))

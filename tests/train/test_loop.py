@@ -25,6 +25,7 @@ from support.tiny_run import get_config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sets.sources import open_source
+from mambaout_jax.data.views.crops import TrainingView
 from mambaout_jax.runtime import mesh
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.train import loop
@@ -34,11 +35,10 @@ from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.writer import read_metrics
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+@pytest.fixture
+def finished(tiny_run):
     """An uninterrupted run, and what `train` returned."""
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    return workdir, train(get_config(), workdir)
+    return tiny_run
 
 
 def learning_rate(update):
@@ -238,7 +238,8 @@ def test_train_counts_replaced_images_and_stops_at_too_many(tmp_path):
     config.data.source = "folder"
     config.data.path = str(tmp_path / "images")
     config.data.max_corrupt_fraction = 0.05
-    with train_batches(config, open_source(config.data, "train")) as batches:
+    source = open_source(config.data, "train")
+    with train_batches(config, source, TrainingView(config)) as batches:
         per_step = [int(batch["replaced"].sum()) for batch in itertools.islice(batches, 30)]
     total = np.cumsum([0, *per_step])  # after each step
     assert total[30] == 12  # 30 x 32 examples are 6 epochs

@@ -74,7 +74,7 @@ def test_git_revision_is_not_that_of_a_project_which_has_the_package_installed(
 
 def test_record_run_writes_settings_and_environment(config, tmp_path):
     config.batch_size = 24
-    record_run(config, tmp_path / "a" / "run", ("cat", "dog"))
+    record_run(config, tmp_path / "a" / "run", {"classes.json": ["cat", "dog"]})
     assert load_config(tmp_path / "a" / "run" / "config.json").to_dict() == config.to_dict()
     assert json.loads((tmp_path / "a" / "run" / "classes.json").read_text()) == ["cat", "dog"]
     environment = json.loads((tmp_path / "a" / "run" / "environment.json").read_text())
@@ -98,7 +98,7 @@ def test_record_run_writes_settings_and_environment(config, tmp_path):
 def test_new_workdir_is_no_other_run(config, tmp_path, caplog):
     check_same_run(config, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    record_run(config, tmp_path, ("cat", "dog"))
+    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
     check_same_run(config, tmp_path)
     assert caplog.text == ""
 
@@ -124,18 +124,18 @@ def test_new_workdir_is_no_other_run(config, tmp_path, caplog):
     ],
 )
 def test_another_run_is_refused(config, tmp_path, name, value, words):
-    record_run(config, tmp_path, ("cat", "dog"))
+    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
     config.update_from_flattened_dict({name: value, "log.every_steps": 3})
     with pytest.raises(ValueError, match=r"holds a run with other settings") as error:
         check_same_run(config, tmp_path)
     assert str(error.value) == (
         f"{tmp_path} holds a run with other settings:\n{words}\n"
-        "train into another --workdir, or set these back to go on with that run"
+        "train into another --workdir, or set these back to resume that run"
     )
 
 
 def test_option_of_the_model_makes_another_run(config, tmp_path):
-    record_run(config, tmp_path, ("cat", "dog"))
+    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
     with config.model.options.unlocked():
         config.model.options.kernel_size = 5
     config.seed = 3
@@ -159,12 +159,12 @@ def test_option_of_the_model_makes_another_run(config, tmp_path):
     ],
 )
 def test_settings_that_may_change_are_told(config, tmp_path, caplog, name, value, words):
-    record_run(config, tmp_path, ("cat", "dog"))
+    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
     config.update_from_flattened_dict({name: value})
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         check_same_run(config, tmp_path)
     (warning,) = caplog.records
     assert words in warning.getMessage()
-    record_run(config, tmp_path, ("cat", "dog"))
+    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
     check_same_run(config, tmp_path)
     assert len(caplog.records) == 1

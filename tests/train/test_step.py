@@ -31,14 +31,13 @@ from support.small_steps import (
     make_mesh,
     make_step,
     micro,
-    optimizer_of,
     run,
     shardings_of,
+    task_of,
 )
 
 from mambaout_jax.runtime.mesh import put_batch
-from mambaout_jax.train.augment import augment_batch
-from mambaout_jax.train.step import make_train_step, step_keys
+from mambaout_jax.train.step import step_keys
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +201,7 @@ def test_micro_batches_draw_their_own_mixing():
     batch = {"image": np.zeros((64, *SHAPE), np.uint8), "label": np.arange(64, dtype=np.int32)}
     mesh = make_mesh(8, 1)
     state, shardings = init(Linear(), config, mesh)
-    step = make_train_step(
-        Linear(), Recorded(pair_matrix), optimizer_of(config), config, 64, mesh, shardings
-    )
+    step = make_step(Linear(), config, mesh, shardings, Recorded(pair_matrix, config, 64))
     _, sums = compile_step(step, state, config)(state, put_batch(batch, mesh))
     pairs = np.asarray(sums["record"])
 
@@ -224,7 +221,7 @@ def test_micro_batches_draw_their_own_mixing():
 
 def test_step_is_traced_once_and_takes_its_state():
     config, mesh = make_config(**{"ema.decay": 0.9}), make_mesh(4, 2)
-    task = Recorded(lambda logits, batch: logits.sum())
+    task = Recorded(lambda logits, batch: logits.sum(), config)
     state, shardings = init(Linear(), config, mesh)
     step = make_step(Linear(), config, mesh, shardings, task)
     for number, batch in enumerate(make_batches(4), start=1):
@@ -277,11 +274,11 @@ def test_every_update_augments_by_its_own_key():
     (batch,) = make_batches(1, 16)
     _, sums, _ = run(
         Linear(), config, make_mesh(8, 1), [batch, batch],
-        Recorded(lambda logits, batch: batch["image"]),
+        Recorded(lambda logits, batch: batch["image"], config),
     )  # fmt: skip
-    placed = {**batch, "place": np.arange(16)}
+    placed = {**batch, "position": np.arange(16)}
     augment = jax.jit(
-        lambda number, batch: augment_batch(step_keys(5, number)[0], batch, config, CLASSES),
+        lambda number, batch: task_of(config).prepare(batch, step_keys(5, number)[0]),
         compiler_options=QUICK,
     )
     for number in (0, 1):
@@ -295,10 +292,10 @@ def kept(logits, batch):
 
 
 def drop_masks(**values):
+    config = make_config(128, **values)
     states_and_sums = run(
-        Dropped(), make_config(128, **values), make_mesh(8, 1), make_batches(3, 128),
-        Recorded(kept),
-    )  # fmt: skip
+        Dropped(), config, make_mesh(8, 1), make_batches(3, 128), Recorded(kept, config)
+    )
     return np.stack([sums["record"] for sums in states_and_sums[1]])
 
 
@@ -325,6 +322,3 @@ def test_step_goes_on_from_a_fetched_state_to_the_same_bits():
     again, sums_again, _ = follow(step, state, batches[1:], mesh)
     assert_equal(again, states[1:])
     assert_equal(sums_again, sums[1:])
-
-
-# Evaluation.

@@ -12,7 +12,8 @@ from support.places import ROOT
 
 from mambaout_jax.config_file import override, read_config
 from mambaout_jax.runtime.checkpoint import read_checkpoint
-from mambaout_jax.train.loop import describe, train
+from mambaout_jax.train.loop import train
+from mambaout_jax.train.preview import describe
 from mambaout_jax.train.writer import read_metrics
 from mambaout_jax.weights.load import load_pretrained, save_variables
 

@@ -31,20 +31,28 @@ _logger = logging.getLogger("mambaout_jax")
 class Source(Protocol):
     """A random-access sequence of examples, safe to read from many threads and to pickle.
 
-    `source[i]` is `{"image": Decoded, "label": int}`. The image is a Pillow image of mode "L" or
-    "RGB", or uint8 pixels (H, W, C) if OpenCV has decoded it. Access to an image that cannot be
-    decoded raises `UnreadableImageError`.
+    `source[i]` is a dict that the views of a task take. Access to an image that cannot be decoded
+    raises `UnreadableImageError`.
     """
-
-    class_names: tuple[str, ...]
-    num_classes: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict: ...
 
 
-def open_source(data: Config, split: str) -> Source:
+@runtime_checkable
+class LabelledImages(Source, Protocol):
+    """Images of known classes.
+
+    `source[i]` is `{"image": Decoded, "label": int}`. The image is a Pillow image of mode "L" or
+    "RGB", or uint8 pixels (H, W, C) if OpenCV has decoded it.
+    """
+
+    class_names: tuple[str, ...]
+    num_classes: int
+
+
+def open_source(data: Config, split: str) -> LabelledImages:
     """Opens a split of the data set that a config names.
 
     `data.decoder` is used for training images only; evaluation always decodes with Pillow.

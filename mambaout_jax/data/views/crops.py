@@ -8,7 +8,6 @@ bottom).
 
 import math
 
-import grain
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
@@ -16,6 +15,7 @@ from PIL import Image, ImageEnhance
 from mambaout_jax.config import INTERPOLATIONS, Config
 from mambaout_jax.data.sets.image_files import Decoded
 from mambaout_jax.data.views import opencv, rand_augment
+from mambaout_jax.preprocessing import Preprocessing
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -113,25 +113,28 @@ def shift(image: UInt8[np.ndarray, "H W C"], down: int, right: int) -> UInt8[np.
     return shifted
 
 
-class EvaluationView(grain.transforms.Map):
-    """`evaluation_view` by the settings of a config: {image, label} → {image, label}."""
+class EvaluationView:
+    """`evaluation_view` by given settings: {image, label} → {image, label}."""
 
-    def __init__(self, config: Config):
-        self._size = config.data.image_size
+    def __init__(self, preprocessing: Preprocessing):
+        self._size = preprocessing.image_size
         self._settings = {
-            "crop_fraction": config.data.crop_fraction,
-            "crop_mode": config.data.crop_mode,
-            "interpolation": config.data.interpolation,
+            "crop_fraction": preprocessing.crop_fraction,
+            "crop_mode": preprocessing.crop_mode,
+            "interpolation": preprocessing.interpolation,
         }
 
-    def map(self, example: dict) -> dict:
+    def __call__(self, example: dict) -> dict:
         """PIL image and int → uint8 (image_size, image_size, C) and int32."""
-        image = evaluation_view(example["image"], self._size, **self._settings)
-        return {"image": image, "label": np.int32(example["label"])}
+        return {"image": self.pixels(example["image"]), "label": np.int32(example["label"])}
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "H W C"]:
+        """What a model sees of an image."""
+        return evaluation_view(image, self._size, **self._settings)
 
 
-class TrainingView(grain.transforms.RandomMap):
-    """Random crop, flip, RandAugment and colour jitter: {image, label, replaced} → the same.
+class TrainingView:
+    """Random crop, flip, RandAugment and colour jitter: {image, label} → {image, label}.
 
     This is the order of timm. The image that comes in is a Pillow image, or pixels (H, W, C) as
     `opencv.decode` returns them; `data.decoder` says who resizes random crops.
@@ -163,8 +166,8 @@ class TrainingView(grain.transforms.RandomMap):
         if self._opencv:
             opencv.check_installed()
 
-    def random_map(self, example: dict, rng: np.random.Generator) -> dict:
-        """Image, int and bool → uint8 (image_size, image_size, C), int32 and bool."""
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict:
+        """Image and int → uint8 (image_size, image_size, C) and int32."""
         image = self._crop(example["image"], rng)
         if rng.random() < self._augment["flip_probability"]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -175,11 +178,7 @@ class TrainingView(grain.transforms.RandomMap):
         image = rand_augment.apply(image, operations, self._fill, warp)
         if self._augment["color_jitter"]:
             image = color_jitter(image, self._augment["color_jitter"], rng)
-        return {
-            "image": _pixels(image),
-            "label": np.int32(example["label"]),
-            "replaced": np.bool_(example["replaced"]),
-        }
+        return {"image": _pixels(image), "label": np.int32(example["label"])}
 
     def _crop(self, image: Decoded, rng: np.random.Generator) -> Image.Image:
         augment = self._augment

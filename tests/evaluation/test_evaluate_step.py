@@ -12,11 +12,11 @@ from support.small_steps import (
     make_config,
     make_mesh,
     shardings_of,
+    task_of,
 )
 
+from mambaout_jax.evaluation.evaluator import make_evaluate_step
 from mambaout_jax.runtime.mesh import put_batch
-from mambaout_jax.tasks.classification import Classification
-from mambaout_jax.train.step import make_evaluate_step
 
 
 def linear_sums(variables, batch):
@@ -46,10 +46,14 @@ def evaluation():
         patch.setattr("mambaout_jax.runtime.mesh._MIN_SHARDED_SIZE", 64)
         split = jax.tree.map(jax.device_put, variables, shardings_of(variables, mesh))
     assert not split["params"]["dense"]["kernel"].is_fully_replicated
-    step = make_evaluate_step(Linear(), Classification(CLASSES), config, mesh)
+    step = make_evaluate_step(Linear(), task_of(config), mesh)
     (examples,) = make_batches(1, 37)
-    examples["mask"] = np.ones(37, bool)
-    return (lambda batch: jax.device_get(step(split, put_batch(batch, mesh)))), variables, examples
+    examples |= {"mask": np.ones(37, bool), "index": np.arange(37, dtype=np.int32)}
+
+    def sums(batch):
+        return jax.device_get(step(split, put_batch(batch, mesh))["sums"])
+
+    return sums, variables, examples
 
 
 def padded(examples, size, image=0, label=0):
@@ -58,6 +62,7 @@ def padded(examples, size, image=0, label=0):
         "image": np.pad(examples["image"], ((0, fill), *((0, 0),) * 3), constant_values=image),
         "label": np.pad(examples["label"], (0, fill), constant_values=label),
         "mask": np.pad(examples["mask"], (0, fill)),
+        "index": np.pad(examples["index"], (0, fill)),
     }
 
 

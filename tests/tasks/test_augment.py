@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support.small_steps import task_of
 
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
-from mambaout_jax.train.augment import (
-    augment_batch,
-    erase,
-    mix,
-    normalise,
-)
+from mambaout_jax.tasks.augment import erase, mix, normalise
 
 # LLVM would take most of the tests' time to optimise programs that run for milliseconds.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -226,12 +222,12 @@ def batch(rng):
     return {
         "image": rng.integers(0, 256, (32, 8, 6, 3), dtype=np.uint8),
         "label": np.arange(32, dtype=np.int32) % 5,
-        "place": np.arange(32, dtype=np.int32),
+        "position": np.arange(32, dtype=np.int32),
     }
 
 
 def augmenter(config, **options):
-    step = jit(lambda key, batch: augment_batch(key, batch, config, 5), **options)
+    step = jit(lambda key, batch: task_of(config, 5).prepare(batch, key), **options)
     return lambda batch, key=0: jax.device_get(step(jax.random.key(key), batch))
 
 
@@ -279,7 +275,7 @@ def test_augment_mixes_smoothed_targets_and_erases_last(batch, config):
     assert ((weight > -1e-6) & (weight < 1 + 1e-6)).all()
 
 
-def test_augment_draws_by_place_in_the_global_batch(batch, config):
+def test_augment_draws_by_position_in_the_global_batch(batch, config):
     augment = augmenter(config)
     whole = augment(batch)
     halves = [
@@ -304,7 +300,7 @@ def test_group_size_zero_mixes_the_whole_batch(batch, config):
     config.loss.label_smoothing = 0.0
     batch["label"] = np.arange(32, dtype=np.int32)
     images = normalise(jnp.asarray(batch["image"]), config.data.mean, config.data.std)
-    out = jit(lambda key, batch: augment_batch(key, batch, config, 32))(jax.random.key(7), batch)
+    out = jit(task_of(config, 32).prepare)(batch, jax.random.key(7))
     ((method, weight),) = method_of(
         np.asarray(images), np.asarray(out["image"]), np.asarray(out["target"]), 32
     )
@@ -318,8 +314,8 @@ def test_groups_of_interleaved_micro_batches_draw_apart(rng):
     step = jit(functools.partial(mix, group_size=8, config=mixing(mixup_alpha=0.8)))
     weights = []
     for micro in range(4):  # of eight devices with four examples each
-        place = (4 * np.arange(8) + micro).astype(np.int32)
-        _, targets = step(jax.random.key(0), images[place], jnp.eye(8), place)
+        position = (4 * np.arange(8) + micro).astype(np.int32)
+        _, targets = step(jax.random.key(0), images[position], jnp.eye(8), position)
         weights.append(float(targets[0, 0]))
     assert len(set(weights)) == 4
 

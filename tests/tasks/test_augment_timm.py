@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.places import GOLDENS
 
+from mambaout_jax.tasks.augment import cutmix_box, erase_box, mix_with_mirror
 from mambaout_jax.tasks.classification import soft_targets
-from mambaout_jax.train.augment import cutmix_box, erase_box, mix_with_mirror
 
 RECIPE = GOLDENS / "recipe"
 

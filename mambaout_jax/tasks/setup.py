@@ -5,16 +5,17 @@ import dataclasses
 import logging
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from mambaout_jax.backbone import Classifier
 from mambaout_jax.config import Config, Resolved, resolve, validate
 from mambaout_jax.data.sets.sources import Source, open_source
-from mambaout_jax.models import create_model, model_options
+from mambaout_jax.models import model_options
 from mambaout_jax.runtime.mesh import make_mesh
-from mambaout_jax.tasks.classification import Classification
-from mambaout_jax.weights.load import describe_source, load_pretrained
+from mambaout_jax.tasks import find_task
+from mambaout_jax.tasks.task import Task
+from mambaout_jax.weights.load import describe_source
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -34,13 +35,9 @@ class Setup:
     mesh: Mesh
     train: Source
     validation: Source
-    model: Classifier
-    task: Classification
+    task: Task
+    model: nn.Module
     image_shape: tuple[int, int, int]
-
-    @property
-    def num_classes(self) -> int:
-        return self.train.num_classes
 
 
 def set_up(config: Config) -> Setup:
@@ -56,8 +53,10 @@ def set_up(config: Config) -> Setup:
             "mambaout-jax[tpu] on a machine that has one, or set --config.require_accelerator=False"
         )
     validate(config, jax.device_count())
+    kind = find_task(config.task)
     train = open_source(config.data, "train")
-    model = create_model(config.model.name, num_classes=train.num_classes, **model_options(config))
+    task = kind.from_config(config, train)
+    model = task.build(config.model.name, **model_options(config))
     _check_image_size(config.data.image_size, model.backbone.strides[-1])
     return Setup(
         config=config,
@@ -65,32 +64,32 @@ def set_up(config: Config) -> Setup:
         mesh=make_mesh(config.mesh.fsdp),
         train=train,
         validation=open_source(config.data, "validation"),
+        task=task,
         model=model,
-        task=Classification(train.num_classes),
         image_shape=(config.data.image_size, config.data.image_size, config.data.channels),
     )
 
 
-def pretrained_variables(config: Config, num_classes: int) -> dict[str, Any]:
-    """The weights that `config.model.pretrained` names, for a model of `num_classes`.
+def pretrained_variables(setup: Setup) -> dict[str, Any]:
+    """The weights that `config.model.pretrained` names, for the model of this run.
 
     Returns:
         Nested dict of host arrays.
 
     Raises:
-        As `weights.load.load_pretrained`.
+        As `Task.load`.
     """
+    config = setup.config
     source = config.model.pretrained
-    _, variables = load_pretrained(
+    _, variables = setup.task.load(
         source,
         config.model.name,
         reset_head=config.model.reset_head,
         seed=config.seed,
-        num_classes=num_classes,
         **model_options(config),
     )
-    how = describe_source(source, config.model.name)
-    for name, theirs in (("mean", how.mean), ("std", how.std)):
+    published = describe_source(source, config.model.name)
+    for name, theirs in (("mean", published.mean), ("std", published.std)):
         if tuple(config.data[name]) != tuple(theirs):
             _LOG.warning(
                 "data.%s=%s, but %s was trained with %s; set --config.data.%s to that, unless the "
@@ -104,7 +103,7 @@ def _check_image_size(image_size: int, stride: int) -> None:
     if image_size % stride:
         down, up = image_size // stride * stride, -(-image_size // stride) * stride
         _LOG.warning(
-            "data.image_size=%d is no multiple of the model's stride of %d pixels: it computes at "
-            "the cost of %d, with padding at the border; set --config.data.image_size to %s",
+            "data.image_size=%d is not a multiple of the model's stride of %d pixels: it computes "
+            "at the cost of %d, with padding at the border; set --config.data.image_size to %s",
             image_size, stride, up, f"{down} or {up}" if down else up
         )  # fmt: skip

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation of whole batches on the device, inside jit.
 
-uint8 images come in; normalisation, mixup or cutmix, and random erasing follow, in this order (a
-setting puts erasing before mixing). All draws are keyed by places in the global batch, so that
+Normalised images are mixed (mixup or cutmix), then partly erased; a setting puts erasing first. All
+draws are keyed by positions in the global batch, so that
 splitting a batch over devices or, between groups that mix, into micro-batches changes nothing.
 
 What is drawn and what is done with it are functions apart; on the same draws the latter give what
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mambaout_jax.config import Config
-from mambaout_jax.tasks.classification import soft_targets
 
 # Random erasing (Zhong et al. 2020) with timm's defaults: area and shape of the rectangle.
 _ERASE_AREA = (0.02, 1 / 3)
@@ -34,45 +33,43 @@ def normalise(
 
 
 def augment_batch(
-    key: Key[Array, ""], batch: dict[str, Array], config: Config, num_classes: int
-) -> dict[str, Array]:
-    """Makes of a loaded batch what the loss reads.
+    key: Key[Array, ""],
+    images: Float[Array, "B H W C"],
+    targets: Float[Array, "B num_classes"],
+    position: Int[Array, "B"],
+    config: Config,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "B num_classes"]]:
+    """Mixes and erases as the config says.
 
     Args:
-        key: of this update.
-        batch: `image` (B, H, W, C) uint8, `label` (B,) and `place` (B,), the place of each example
-            in the global batch.
-        config: the whole config.
-        num_classes: of the targets.
-
-    Returns:
-        `image` (B, H, W, C) float32 and `target` (B, num_classes).
+        key: random key of this update.
+        images: normalised.
+        targets: soft targets, mixed like the images.
+        position: place of each example in the global batch.
+        config: the section `augment`.
     """
     mix_key, erase_key = jax.random.split(key)
-    augment, place = config.augment, batch["place"]
-    images = normalise(batch["image"], config.data.mean, config.data.std)
-    targets = soft_targets(batch["label"], num_classes, config.loss.label_smoothing)
 
     def erased(images):
-        if not augment.erase_probability:
+        if not config.erase_probability:
             return images
-        return erase(erase_key, images, place, augment.erase_probability)
+        return erase(erase_key, images, position, config.erase_probability)
 
-    if not augment.erase_after_mixing:
+    if not config.erase_after_mixing:
         images = erased(images)
-    if (augment.mixup_alpha or augment.cutmix_alpha) and augment.mix_probability:
-        group_size = augment.mix_group_size or images.shape[0]
-        images, targets = mix(mix_key, images, targets, place, group_size, augment)
-    if augment.erase_after_mixing:
+    if (config.mixup_alpha or config.cutmix_alpha) and config.mix_probability:
+        group_size = config.mix_group_size or images.shape[0]
+        images, targets = mix(mix_key, images, targets, position, group_size, config)
+    if config.erase_after_mixing:
         images = erased(images)
-    return {"image": images, "target": targets}
+    return images, targets
 
 
 def mix(
     key: Key[Array, ""],
     images: Float[Array, "B H W C"],
     targets: Float[Array, "B num_classes"],
-    place: Int[Array, "B"],
+    position: Int[Array, "B"],
     group_size: int,
     config: Config,
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "B num_classes"]]:
@@ -86,12 +83,12 @@ def mix(
     """
     groups = images.shape[0] // group_size
 
-    def mix_group(images, targets, place):
-        # No two groups share a first place, also where micro-batches interleave in the batch.
-        draws = _draw_mixing(jax.random.fold_in(key, place[0]), images.shape[1:3], config)
+    def mix_group(images, targets, position):
+        # No two groups share a first position, also where micro-batches interleave in the batch.
+        draws = _draw_mixing(jax.random.fold_in(key, position[0]), images.shape[1:3], config)
         return mix_with_mirror(images, targets, *draws)
 
-    grouped = [x.reshape(groups, group_size, *x.shape[1:]) for x in (images, targets, place)]
+    grouped = [x.reshape(groups, group_size, *x.shape[1:]) for x in (images, targets, position)]
     mixed_images, mixed_targets = jax.vmap(mix_group)(*grouped)
     return mixed_images.reshape(images.shape), mixed_targets.reshape(targets.shape)
 
@@ -155,20 +152,20 @@ def _draw_mixing(
 def erase(
     key: Key[Array, ""],
     images: Float[Array, "B H W C"],
-    place: Int[Array, "B"],
+    position: Int[Array, "B"],
     probability: float,
 ) -> Float[Array, "B H W C"]:
     """Replaces a random rectangle of some images by normal noise, one draw per pixel."""
 
-    def erase_one(image, place):
-        chosen_key, box_key, noise_key = jax.random.split(jax.random.fold_in(key, place), 3)
+    def erase_one(image, position):
+        chosen_key, box_key, noise_key = jax.random.split(jax.random.fold_in(key, position), 3)
         low, high = _draw_rectangle(box_key, image.shape[:2])
         inside = _rectangle(image.shape[:2], low, high)
         inside &= jax.random.bernoulli(chosen_key, probability)
         noise = jax.random.normal(noise_key, image.shape, image.dtype)
         return jnp.where(inside[:, :, None], noise, image)
 
-    return jax.vmap(erase_one)(images, place)
+    return jax.vmap(erase_one)(images, position)
 
 
 def _draw_rectangle(key: Key[Array, ""], size: tuple[int, int]) -> Box:

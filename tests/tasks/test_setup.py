@@ -8,7 +8,7 @@ from support.tiny_run import get_config
 
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.models import find_variant
-from mambaout_jax.train.setup import set_up
+from mambaout_jax.tasks.setup import set_up
 
 
 def test_set_up_follows_the_config():
@@ -25,7 +25,7 @@ def test_set_up_follows_the_config():
     assert (len(setup.train), len(setup.validation)) == (1438, 359)
     assert isinstance(setup.validation, Digits)
     assert setup.image_shape == (24, 24, 1)
-    assert setup.num_classes == setup.task.num_classes == 10
+    assert setup.task.num_classes == 10
     # 1438 // 32 = 44 updates see the training set once.
     assert (setup.resolved.steps_per_epoch, setup.resolved.total_steps) == (44, 30)
 
@@ -56,6 +56,7 @@ def test_set_up_leaves_what_is_not_set_to_the_model():
         ("evaluation.batch_size", 9, ValueError, r"set --config\.evaluation\.batch_size=16"),
         ("mesh.fsdp", 3, ValueError, r"mesh\.fsdp=3 does not divide the 8 devices"),
         ("schedule.warmup_steps", 31, ValueError, r"30 updates of which 31 warm up"),
+        ("task", "captioning", ValueError, "'captioning' is not known; allowed are 'classificat"),
         ("model.name", "mambaout", ValueError, "no model is called 'mambaout'"),
         ("data.source", "digit", ValueError, "data.source='digit' is not known"),
         ("require_accelerator", True, RuntimeError, r"install mambaout-jax\[cuda13\] or"),

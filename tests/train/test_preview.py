@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run would do and cost, as text."""
+"""What a run would do and cost, as text, and its first batch as a picture."""
 
 import math
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
+from support.shared_runs import FOLDER_RECIPE
 from support.tiny_run import get_config
 
 from mambaout_jax.analysis.cost import activation_bytes
+from mambaout_jax.cli.main import main
 from mambaout_jax.models import create_model
-from mambaout_jax.train import loop
-from mambaout_jax.train.loop import describe
+from mambaout_jax.train import preview
+from mambaout_jax.train.preview import describe
 
 
 def described(config):
@@ -49,7 +53,7 @@ def test_describe_tells_the_recipe():
 
 @pytest.mark.parametrize("fsdp", [1, 2])
 def test_describe_counts_the_memory_of_one_device(monkeypatch, fsdp):
-    monkeypatch.setattr(loop, "_mib", lambda size: f"{size} bytes")
+    monkeypatch.setattr(preview, "_mib", lambda size: f"{size} bytes")
     config = get_config()
     config.mesh.fsdp = fsdp
     options = {"depths": (1, 1), "dims": (64, 512)}
@@ -71,3 +75,16 @@ def test_describe_counts_the_memory_of_one_device(monkeypatch, fsdp):
         f"{state + gradients + kept} bytes estimated = state {state} bytes + gradients "
         f"{gradients} bytes + activations {kept} bytes"
     )
+
+
+def test_show_batch_draws_the_augmented_batch(photo_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sheet = tmp_path / "sheet.png"
+    arguments = ["train", "--config", FOLDER_RECIPE, f"--config.data.path={photo_run[2]}",
+                 "--config.batch_size=16", "--show-batch", str(sheet)]  # fmt: skip
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(sheet)
+    with Image.open(sheet) as image:
+        colours = np.asarray(image.convert("RGB")).reshape(-1, 3).std(axis=0)
+    assert colours.min() > 10  # photographs, not an empty sheet
+    assert not (tmp_path / "runs").exists()
