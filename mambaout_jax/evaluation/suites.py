@@ -25,7 +25,7 @@ import numpy as np
 
 from mambaout_jax.config import Config, default_config, validate
 from mambaout_jax.config_file import load_config, override
-from mambaout_jax.data.sets.imagenet_suites import (
+from mambaout_jax.data.sets.suites import (
     CORRUPTIONS,
     SEVERITIES,
     SUITES,

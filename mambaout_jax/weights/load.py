@@ -91,7 +91,6 @@ def load_pretrained(
     trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
     of_weights = {**options, "image_size": trained}
     flat = _to_variables(source, found.name, tensors, of_weights)
-
     own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
     wanted = own if num_classes is None else num_classes
     image_size = options.pop("image_size", None) or trained
@@ -108,7 +107,7 @@ def load_pretrained(
         flat = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
     if reset_head and wanted:
         size = image_size or find_variant(found.name)[1].image_size
-        flat.update(_fresh_classifier(source, model, size, seed))
+        flat |= _fresh_classifier(source, model, size, seed)
     return model, unflatten_dict(flat)
 
 

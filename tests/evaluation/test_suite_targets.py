@@ -2,7 +2,7 @@
 """How images of the suites are prepared for weights, and the published numbers beside them."""
 
 from mambaout_jax.config_file import save_config
-from mambaout_jax.data.sets.imagenet_suites import CORRUPTIONS
+from mambaout_jax.data.sets.suites import CORRUPTIONS
 from mambaout_jax.evaluation import suites
 from mambaout_jax.evaluation.suites import ALEXNET_ERRORS, format_result, suite_config
 from mambaout_jax.preprocessing import Preprocessing

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.config_file import read_config
-from mambaout_jax.data.sets.imagenet_suites import CORRUPTIONS, SUITES, find_suites
+from mambaout_jax.data.sets.suites import CORRUPTIONS, SUITES, find_suites
 from mambaout_jax.evaluation import suites
 from mambaout_jax.evaluation.suites import (
     ALEXNET_ERRORS,
