@@ -142,23 +142,6 @@ def test_selective_scan_stays_accurate_over_long_sequences(rng):
     assert_match_oracle([draw(rng, case, "float32")], "chunked")
 
 
-ANY_SHAPE = hypothesis.given(
-    shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
-    groups=strategies.integers(0, 3),
-    optional=strategies.sets(strategies.sampled_from(OPTIONAL)),
-    softplus=strategies.booleans(),
-    reverse=strategies.booleans(),
-)
-
-
-def check_any_shape(implementation, shape, groups, optional, softplus, reverse):
-    batch, L, width, N = shape
-    case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
-    with jax.enable_x64(True):
-        drawn = draw(np.random.default_rng(0), case, "float64")
-        assert_match_oracle([drawn], implementation)
-
-
 @pytest.mark.parametrize(
     ("implementation", "examples"),
     [
@@ -167,11 +150,22 @@ def check_any_shape(implementation, shape, groups, optional, softplus, reverse):
     ],
 )
 def test_selective_scan_matches_oracle_at_any_shape(implementation, examples):
-    settings = hypothesis.settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(
+        shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
+        groups=strategies.integers(0, 3),
+        optional=strategies.sets(strategies.sampled_from(OPTIONAL)),
+        softplus=strategies.booleans(),
+        reverse=strategies.booleans(),
     )
-    check = functools.partial(check_any_shape, implementation)
-    settings(ANY_SHAPE(check))()
+    def check(shape, groups, optional, softplus, reverse):
+        batch, L, width, N = shape
+        case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
+        with jax.enable_x64(True):
+            drawn = draw(np.random.default_rng(0), case, "float64")
+            assert_match_oracle([drawn], implementation)
+
+    check()
 
 
 @pytest.mark.parametrize("implementation", EVERY)
