@@ -6,9 +6,9 @@ Without one these tests fail: to ask for them is to expect a GPU.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from support import oracles, scan_kernels
+from support.closeness import assert_close
 
 from mambaout_jax.benchmarks.timing import find_device
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.gpu
 
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 576))  # of MambaOut-Tiny: map side, channels
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8}  # of a result, relative
-
-
-def assert_close(actual, expected, epsilon, rounding):
-    """Within epsilon of the largest value, plus one rounding of the result itself."""
-    error = np.abs(np.asarray(actual, np.float64) - expected)
-    assert np.all(error <= epsilon * np.abs(expected).max() + rounding * np.abs(expected))
 
 
 @pytest.mark.parametrize("implementation", ["pallas", "chunked", "associative"])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Array functions with more than one implementation: depthwise convolution, selective scan.
+"""Array functions with more than one implementation. They know nothing of flax.
 
-They know nothing of flax. Each is one public function with an `implementation=` argument, a
-portable reference among the choices, and `"auto"`, which follows measurements per platform.
+Depthwise and strided convolutions, the selective scan, matrix products, layer normalisation and the
+GELU. `dispatch` chooses: by a word where the function has `implementation=`, by the platform that
+the program is lowered for, and the plain form within `plain_implementations`.
 """

@@ -5,11 +5,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
 from jax.sharding import AxisType, PartitionSpec
 from support import oracles
+from support.closeness import assert_close
+from support.interpreters import force_gpu_interpret_mode
 
 from mambaout_jax.kernels import depthwise_conv_pallas
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
@@ -57,37 +57,37 @@ def assert_lowers(function, *args):
     assert lower(function, *args).count(CALL) in (2, 3)
 
 
-def check(rng, shape, sides, dtype):
-    """Within 1e-6 of the largest value, plus one rounding of the result itself."""
-    x, kernel, dy = draw(rng, shape, sides, dtype)
+def check(rng, *cases):
+    """All cases in one program."""
+    drawn = [draw(rng, *case) for case in cases]
     with force_gpu_interpret_mode():
-        actual = jax.jit(lambda x, kernel, dy: (_conv(x, kernel), *_gradients(x, kernel, dy)))(
-            x, kernel, dy
-        )
-    gradients = oracles.depthwise_conv_gradients(x, kernel, dy)
-    expected = oracles.depthwise_conv(x, kernel), *gradients
-    rounding = 2.0**-8 if dtype == "bfloat16" else 0.0
-    for ours, value in zip(actual, expected, strict=True):
-        assert ours.dtype == dtype
-        error = np.abs(np.asarray(ours, np.float64) - value)
-        assert np.all(error <= 1e-6 * np.abs(value).max() + rounding * np.abs(value))
+        results = jax.jit(
+            lambda drawn: [
+                (_conv(x, kernel), *_gradients(x, kernel, dy)) for x, kernel, dy in drawn
+            ]
+        )(drawn)
+    for (x, kernel, dy), actual in zip(drawn, results, strict=True):
+        gradients = oracles.depthwise_conv_gradients(x, kernel, dy)
+        expected = oracles.depthwise_conv(x, kernel), *gradients
+        for ours, value in zip(actual, expected, strict=True):
+            assert ours.dtype == x.dtype
+            assert_close(ours, value, 1e-6, 2.0**-8 if x.dtype == jnp.bfloat16 else 0.0)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_conv_pallas_matches_oracle(rng, case):
-    check(rng, *CASES[case])
+def test_conv_pallas_matches_oracle(rng):
+    check(rng, *CASES.values())
 
 
 def test_conv_pallas_matches_oracle_with_many_narrow_strips_in_a_block(rng, monkeypatch):
     monkeypatch.setattr(depthwise_conv_pallas, "_MAX_VALUES", 23)  # what 2 columns of 3x3 take
     monkeypatch.setattr(depthwise_conv_pallas, "_BLOCKS", 3)  # for 6 strips
-    check(rng, (2, 3, 5, 7), (3, 3), "float32")
+    check(rng, ((2, 3, 5, 7), (3, 3), "float32"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_conv_pallas_matches_oracle_on_maps_of_models(rng, dtype):
-    check(rng, (2, 14, 14, 192), (7, 7), dtype)
+    check(rng, ((2, 14, 14, 192), (7, 7), dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

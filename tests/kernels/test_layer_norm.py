@@ -5,18 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import oracles
 
 from mambaout_jax.kernels.layer_norm import layer_norm
 
 
-def oracle(x, scale, bias):
-    x, scale, bias = (np.asarray(a, np.float64) for a in (x, scale, bias))
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale + bias
-
-
 def slopes(arrays, dy, step=1e-6):
-    """Central differences of Σ dy · oracle in random directions, one per argument."""
+    """Central differences of Σ dy · layer_norm in random directions, one per argument."""
     rng = np.random.default_rng(1)
     for i, array in enumerate(arrays):
         direction = rng.standard_normal(array.shape)
@@ -24,7 +19,7 @@ def slopes(arrays, dy, step=1e-6):
             [a + sign * step * direction if i == j else a for j, a in enumerate(arrays)]
             for sign in (1, -1)
         ]
-        up, down = ((oracle(*at) * dy).sum() for at in moved)
+        up, down = ((oracles.layer_norm(*at) * dy).sum() for at in moved)
         yield direction, (up - down) / (2 * step)
 
 
@@ -44,7 +39,7 @@ def test_layer_norm_and_its_gradients_match_numpy(rng, shape):
         *arrays, dy = draw(rng, shape, jnp.float64)
         y, vjp = jax.vjp(jax.jit(layer_norm), *arrays)
         gradients = vjp(dy)
-    np.testing.assert_allclose(y, oracle(*arrays), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(y, oracles.layer_norm(*arrays), rtol=1e-12, atol=1e-13)
     arrays, dy = [np.asarray(a) for a in arrays], np.asarray(dy)
     for gradient, (direction, slope) in zip(gradients, slopes(arrays, dy), strict=True):
         assert (np.asarray(gradient) * direction).sum() == pytest.approx(slope, rel=1e-7, abs=1e-7)
@@ -55,7 +50,7 @@ def test_layer_norm_is_accurate_far_from_zero(rng):
     x = jnp.asarray(1000 + 0.01 * rng.standard_normal((5, 64)), jnp.float32)
     ones = jnp.ones(64)
     y = layer_norm(x, ones, 0 * ones)
-    assert np.abs(y - oracle(x, ones, 0 * ones)).max() < 0.05
+    assert np.abs(y - oracles.layer_norm(x, ones, 0 * ones)).max() < 0.05
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -65,7 +60,7 @@ def test_layer_norm_computes_in_at_least_float32(rng, dtype):
     y, vjp = jax.vjp(layer_norm, x, scale, bias)
     dx, dscale, dbias = vjp(dy)
     assert (y.dtype, dx.dtype, dscale.dtype, dbias.dtype) == (dtype, dtype, "float32", "float32")
-    expected = oracle(x, scale, bias)
+    expected = oracles.layer_norm(x, scale, bias)
     rounding = 2**-8 if dtype == "bfloat16" else 0
     error = np.abs(np.asarray(y, np.float64) - expected)
     assert np.all(error <= 1e-5 + rounding * np.abs(expected))

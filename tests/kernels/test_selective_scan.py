@@ -2,6 +2,7 @@
 """The selective scan: values, all gradients, and what becomes of it in compiled programs."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 
@@ -12,10 +13,10 @@ import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import strategies
-from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support import oracles
+from support.closeness import assert_close
+from support.interpreters import INTERPRETERS
 from support.places import GOLDENS
 
 from mambaout_jax.kernels import selective_scan as module
@@ -82,103 +83,117 @@ def reference(arrays, cotangents, delta_softplus, reverse):
     return oracles.selective_scan(arrays, *cotangents, softplus=delta_softplus, reverse=reverse)
 
 
-def assert_close(actual, expected, epsilon, rounding=0.0):
-    """Within epsilon of the largest value, plus one rounding of the result itself."""
-    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
-    assert actual.shape == expected.shape
-    error = np.abs(actual - expected)
-    assert np.all(error <= epsilon * np.abs(expected).max() + rounding * np.abs(expected))
-
-
 @contextlib.contextmanager
 def runnable(implementation):
     """Gives the word for the argument; inside, kernels of other platforms are interpreted."""
     word, _, platform = implementation.partition(" for ")
-    modes = {"cuda": force_gpu_interpret_mode, "tpu": pltpu.force_tpu_interpret_mode}
     with contextlib.ExitStack() as stack:
         if platform:
             interpreted = functools.partial(selective_scan_pallas._scan, chunk=4, platform=platform)
-            stack.enter_context(modes[platform]())
+            stack.enter_context(INTERPRETERS[platform]())
+            bodies = module._OPERATION.bodies | {"pallas": interpreted}
             stack.enter_context(pytest.MonkeyPatch.context()).setattr(
-                module, "scan_pallas", interpreted
+                module, "_OPERATION", dataclasses.replace(module._OPERATION, bodies=bodies)
             )
         yield word
 
 
-def assert_matches_oracle(arrays, options, cotangents, implementation):
-    dtype = arrays["u"].dtype.name
+def assert_match_oracle(drawn, implementation):
+    """Of several cases in one program."""
+
+    def run(inputs):
+        return [
+            value_and_gradients(*arrays, **options, implementation=word)
+            for arrays, (_, options, _) in zip(inputs, drawn, strict=True)
+        ]
+
     with runnable(implementation) as word:
-        function = functools.partial(value_and_gradients, **options, implementation=word)
-        y, state, gradients = jax.jit(function)(arrays, cotangents)
-    expected_y, expected_state, expected = reference(arrays, cotangents, **options)
-    assert y.dtype == dtype
-    assert state.dtype == jnp.promote_types(dtype, jnp.float32)
-    assert_close(y, expected_y, EPSILON[dtype], ROUNDING[dtype])
-    assert_close(state, expected_state, EPSILON[dtype])
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        assert gradient.dtype == dtype
-        assert_close(gradient, expected[name], EPSILON[dtype], ROUNDING[dtype])
+        results = jax.jit(run)([(arrays, cotangents) for arrays, _, cotangents in drawn])
+    for (arrays, options, cotangents), (y, state, gradients) in zip(drawn, results, strict=True):
+        dtype = arrays["u"].dtype.name
+        expected_y, expected_state, expected = reference(arrays, cotangents, **options)
+        assert y.dtype == dtype
+        assert state.dtype == jnp.promote_types(dtype, jnp.float32)
+        assert_close(y, expected_y, EPSILON[dtype], ROUNDING[dtype])
+        assert_close(state, expected_state, EPSILON[dtype])
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            assert gradient.dtype == dtype
+            assert_close(gradient, expected[name], EPSILON[dtype], ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("implementation", EVERY)
-@pytest.mark.parametrize("case", CASES)
-def test_selective_scan_matches_oracle(rng, case, implementation):
+def test_selective_scan_matches_oracle(rng, implementation):
     dtype = "float64" if implementation in PORTABLE else "float32"  # the most that it takes
     with jax.enable_x64(dtype == "float64"):
-        assert_matches_oracle(*draw(rng, CASES[case], dtype), implementation)
+        assert_match_oracle([draw(rng, case, dtype) for case in CASES.values()], implementation)
 
 
 @pytest.mark.parametrize("implementation", EVERY)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_selective_scan_keeps_at_least_float32_inside(rng, dtype, implementation):
+def test_selective_scan_keeps_at_least_float32_inside(rng, implementation):
     # Without D: the gradient of u has a part from the skip, which is rounded on its own.
     case = ((2, 11, 12, 4), 2, OPTIONAL[1:], True, False)
-    assert_matches_oracle(*draw(rng, case, dtype), implementation)
+    drawn = [draw(rng, case, dtype) for dtype in ("float32", "bfloat16")]
+    assert_match_oracle(drawn, implementation)
 
 
 def test_selective_scan_stays_accurate_over_long_sequences(rng):
     case = ((1, 3136, 6, 4), 0, OPTIONAL, True, False)
-    assert_matches_oracle(*draw(rng, case, "float32"), "chunked")
+    assert_match_oracle([draw(rng, case, "float32")], "chunked")
 
 
-@pytest.mark.parametrize("implementation", PORTABLE)
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True, database=None)
-@hypothesis.given(
-    shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
-    groups=strategies.integers(0, 3),
-    optional=strategies.sets(strategies.sampled_from(OPTIONAL)),
-    softplus=strategies.booleans(),
-    reverse=strategies.booleans(),
+@pytest.mark.parametrize(
+    ("implementation", "examples"),
+    [
+        *((word, 2) for word in PORTABLE),
+        *(pytest.param(word, 20, marks=pytest.mark.slow) for word in PORTABLE),
+    ],
 )
-def test_selective_scan_matches_oracle_at_any_shape(
-    implementation, shape, groups, optional, softplus, reverse
-):
-    batch, L, width, N = shape
-    case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
-    with jax.enable_x64(True):
-        drawn = draw(np.random.default_rng(0), case, "float64")
-        assert_matches_oracle(*drawn, implementation)
+def test_selective_scan_matches_oracle_at_any_shape(implementation, examples):
+    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    @hypothesis.given(
+        shape=strategies.tuples(*(strategies.integers(1, top) for top in (3, 20, 3, 5))),
+        groups=strategies.integers(0, 3),
+        optional=strategies.sets(strategies.sampled_from(OPTIONAL)),
+        softplus=strategies.booleans(),
+        reverse=strategies.booleans(),
+    )
+    def check(shape, groups, optional, softplus, reverse):
+        batch, L, width, N = shape
+        case = ((batch, L, width * max(1, groups), N), groups, sorted(optional), softplus, reverse)
+        with jax.enable_x64(True):
+            drawn = draw(np.random.default_rng(0), case, "float64")
+            assert_match_oracle([drawn], implementation)
+
+    check()
 
 
 @pytest.mark.parametrize("implementation", EVERY)
-@pytest.mark.parametrize("index", range(5))
-def test_selective_scan_equals_the_reference_implementation(index, implementation):
-    golden, softplus = read_golden(index)
-    arrays = {name: golden[name] for name in ("u", "delta", "A", "B", "C", *OPTIONAL[:3])}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    cotangents = (golden["w"], np.zeros_like(golden["last_state"]))
-    options = {"delta_softplus": softplus, "reverse": False}
+def test_selective_scan_equals_the_reference_implementation(implementation):
+    cases = []
+    for index in range(5):
+        golden, softplus = read_golden(index)
+        arrays = {name: golden[name] for name in ("u", "delta", "A", "B", "C", *OPTIONAL[:3])}
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        cotangents = (golden["w"], np.zeros_like(golden["last_state"]))
+        cases.append((golden, arrays, cotangents, softplus))
+
+    def run(inputs):
+        return [
+            value_and_gradients(*arrays, delta_softplus=case[3], implementation=word)
+            for arrays, case in zip(inputs, cases, strict=True)
+        ]
+
     with runnable(implementation) as word:
-        function = functools.partial(value_and_gradients, **options, implementation=word)
-        ours = jax.jit(function)(arrays, cotangents)
-    # The oracle, too: every implementation is compared with it.
-    for y, state, gradients in (ours, reference(arrays, cotangents, **options)):
-        assert_close(y, golden["y"], 5e-6)
-        assert_close(state, golden["last_state"], 5e-6)
-        assert gradients.keys() == arrays.keys()
-        for name, gradient in gradients.items():
-            assert_close(gradient, golden[f"grad_{name}"], 5e-6)
+        results = jax.jit(run)([case[1:3] for case in cases])  # one program
+    for (golden, arrays, cotangents, softplus), ours in zip(cases, results, strict=True):
+        # The oracle, too: every implementation is compared with it.
+        for y, state, gradients in (ours, reference(arrays, cotangents, softplus, False)):
+            assert_close(y, golden["y"], 5e-6)
+            assert_close(state, golden["last_state"], 5e-6)
+            assert gradients.keys() == arrays.keys()
+            for name, gradient in gradients.items():
+                assert_close(gradient, golden[f"grad_{name}"], 5e-6)
 
 
 def read_golden(index):

@@ -2,8 +2,8 @@
 """The GPU kernels of the selective scan: interpreted against the oracle, and lowered."""
 
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode  # not public yet
 from support import scan_kernels
+from support.interpreters import force_gpu_interpret_mode
 
 
 @pytest.mark.parametrize("case", scan_kernels.CASES)

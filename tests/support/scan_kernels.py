@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from support import oracles
+from support.closeness import assert_close
 
 from mambaout_jax.kernels.selective_scan_pallas import _scan, scan_pallas
 
@@ -50,16 +51,10 @@ def check(rng, case, platform, chunk):
     *expected, expected_gradients = oracles.selective_scan(named, *cotangents, reverse=reverse)
     for ours, value in zip((y, state), expected, strict=True):
         assert ours.dtype == jnp.float32
-        assert_close(ours, value, 0.0)
+        assert_close(ours, value, 3e-6)
     for ours, given, value in zip(gradients, arrays, expected_gradients.values(), strict=True):
         assert ours.dtype == given.dtype
-        assert_close(ours, value, 2.0**-8 if given.dtype == jnp.bfloat16 else 0.0)
-
-
-def assert_close(actual, expected, rounding):
-    """Within 3e-6 of the largest value, plus one rounding of the result itself."""
-    error = np.abs(np.asarray(actual, np.float64) - expected)
-    assert np.all(error <= 3e-6 * np.abs(expected).max() + rounding * np.abs(expected))
+        assert_close(ours, value, 3e-6, 2.0**-8 if given.dtype == jnp.bfloat16 else 0.0)
 
 
 def lower(platform, shape, dtype, reverse):
