@@ -13,45 +13,12 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.conv import DepthwiseConv
+from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.published import Weights
-
-
-class Stem(nn.Module):
-    """Patches of 4 x 4 pixels, normalised.
-
-    Attributes:
-        dim: channels that come out.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim, 4, 4, dtype=self.dtype, name="conv")(images)
-        return LayerNorm(dtype=self.dtype, name="norm")(x)
-
-
-class Downsample(nn.Module):
-    """Norm, then patches of 2 x 2 pixels.
-
-    Attributes:
-        dim: channels that come out.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = LayerNorm(dtype=self.dtype, name="norm")(x)
-        return Conv(self.dim, 2, 2, dtype=self.dtype, name="conv")(x)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -89,10 +56,11 @@ class ConvNeXt(Pyramid):
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
         dtype, block = self.layer_dtype, self.block_class(ConvNeXtBlock)
         maps = []
-        x = Stem(self.dims[0], dtype, name="stem")(images)
+        x = ConvNorm(self.dims[0], 4, 4, dtype=dtype, name="stem")(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = Downsample(self.dims[i], dtype, name=f"downsample_{i}")(x)
+                name = f"downsample_{i}"
+                x = ConvNorm(self.dims[i], 2, 2, norm_first=True, dtype=dtype, name=name)(x)
             for j, rate in enumerate(rates):
                 name = f"stage_{i}_block_{j:02d}"
                 x = block(self.conv_implementation, rate, dtype, name=name)(x, train)

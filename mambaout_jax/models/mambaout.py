@@ -22,7 +22,8 @@ from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import HiddenHead
 from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.conv import DepthwiseConv
+from mambaout_jax.layers.downsample import ConvNorm, ConvStem
 from mambaout_jax.layers.linear import JoinDense, SplitDense
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
@@ -33,48 +34,6 @@ from mambaout_jax.published import Result, Weights, timm_weights
 
 TOKEN_MIXERS = ("conv", "conv+ssm", "attention")
 DEFAULT_ROUTES = "cross"  # of the SSM, where none is asked for
-
-
-class Stem(nn.Module):
-    """Two convolutions of stride 2: images to a map of a quarter of their size.
-
-    Attributes:
-        dim: channels of the map; the first convolution makes half of them.
-        mid_norm: normalise between the convolutions.
-    """
-
-    dim: int
-    mid_norm: bool
-    activation: str
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
-        if self.mid_norm:
-            x = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = activation(self.activation)(x)
-        x = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
-        return LayerNorm(dtype=self.dtype, name="norm2")(x)
-
-
-class Downsample(nn.Module):
-    """Convolution of stride 2 between two stages, with a norm after it, or before it.
-
-    Attributes:
-        dim: channels that come out.
-        norm_first: normalise what comes in instead of what comes out.
-    """
-
-    dim: int
-    norm_first: bool
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        norm = LayerNorm(dtype=self.dtype, name="norm")
-        conv = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv")
-        return conv(norm(x)) if self.norm_first else norm(conv(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,12 +170,13 @@ class MambaOut(Pyramid):
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
         dtype, block = self.layer_dtype, self.block_class(GatedCNNBlock)
         maps = []
-        act = self.block.activation
-        x = Stem(self.dims[0], self.stem_mid_norm, act, dtype, name="stem")(images)
+        x = ConvStem(
+            self.dims[0], self.stem_mid_norm, self.block.activation, dtype=dtype, name="stem"
+        )(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                norm_first = self.downsample_norm_first
-                x = Downsample(self.dims[i], norm_first, dtype, name=f"downsample_{i}")(x)
+                first, name = self.downsample_norm_first, f"downsample_{i}"
+                x = ConvNorm(self.dims[i], 3, 2, 1, norm_first=first, dtype=dtype, name=name)(x)
             for j, rate in enumerate(rates):
                 x = block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
@@ -29,23 +29,6 @@ from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
 _HIDDEN = -100.0  # what PyTorch's table of masks adds to scores of tokens that are not seen
-
-
-class PatchEmbed(nn.Module):
-    """Patches of 4 x 4 pixels, normalised.
-
-    Attributes:
-        dim: channels that come out.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim, 4, 4, dtype=self.dtype, name="conv")(images)
-        return LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
 
 
 class PatchMerging(nn.Module):
@@ -120,7 +103,8 @@ class Swin(Pyramid):
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
         dtype, block = self.layer_dtype, self.block_class(SwinBlock)
         maps = []
-        x = PatchEmbed(self.dims[0], dtype, name="patch_embed")(images)
+        embed = ConvNorm(self.dims[0], 4, 4, epsilon=EPSILON, dtype=dtype, name="patch_embed")
+        x = embed(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
                 x = PatchMerging(dtype, name=f"downsample_{i}")(x)

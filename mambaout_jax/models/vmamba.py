@@ -14,7 +14,8 @@ from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
 from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.conv import DepthwiseConv
+from mambaout_jax.layers.downsample import ConvNorm, ConvStem
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
@@ -23,42 +24,6 @@ from mambaout_jax.mixers.ssm import MapSSM, dt_rank_of
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
-
-
-class Stem(nn.Module):
-    """Two convolutions of stride 2, normalised, with a gelu between them.
-
-    Attributes:
-        dim: channels that come out.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
-        x = activation("gelu")(LayerNorm(EPSILON, dtype=self.dtype, name="norm1")(x))
-        x = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
-        return LayerNorm(EPSILON, dtype=self.dtype, name="norm2")(x)
-
-
-class Downsample(nn.Module):
-    """Convolution of stride 2, normalised.
-
-    Attributes:
-        dim: channels that come out.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W I"]) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim, 3, 2, 1, dtype=self.dtype, name="conv")(x)
-        return LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
 
 
 class SS2D(nn.Module):
@@ -139,10 +104,11 @@ class VMamba(Pyramid):
         dtype, block = self.layer_dtype, self.block_class(VMambaBlock)
         ssm = (self.expand, self.state_size, self.scan_implementation)
         maps = []
-        x = Stem(self.dims[0], dtype, name="stem")(images)
+        x = ConvStem(self.dims[0], epsilon=EPSILON, dtype=dtype, name="stem")(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = Downsample(self.dims[i], dtype, name=f"downsample_{i}")(x)
+                name = f"downsample_{i}"
+                x = ConvNorm(self.dims[i], 3, 2, 1, epsilon=EPSILON, dtype=dtype, name=name)(x)
             for j, rate in enumerate(rates):
                 x = block(*ssm, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)

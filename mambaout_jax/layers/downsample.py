@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where maps become smaller: a convolution with its norm, and a stem of two of them."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+from jaxtyping import Array, ArrayLike, Float
+
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.norms import LayerNorm
+
+
+class ConvNorm(nn.Module):
+    """Convolution and layer norm: a patch embedding, or the downsampling between two stages.
+
+    Attributes:
+        features: channels that come out.
+        kernel_size, stride, padding: see `layers.conv.Conv`.
+        norm_first: normalise what comes in instead of what comes out.
+        epsilon: added to the variance by the norm.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    padding: int = 0
+    norm_first: bool = False
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
+        norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
+        window = (self.kernel_size, self.stride, self.padding)
+        conv = Conv(self.features, *window, dtype=self.dtype, name="conv")
+        x = jnp.asarray(x)
+        return conv(norm(x)) if self.norm_first else norm(conv(x))
+
+
+class ConvStem(nn.Module):
+    """Two 3x3 convolutions of stride 2: images to a map of a quarter of their size.
+
+    Attributes:
+        features: channels of the map; the first convolution makes half of them.
+        mid_norm: normalise between the convolutions, too.
+        activation: what follows the first, a key of `layers.activations.ACTIVATIONS`.
+        epsilon: added to the variance by the norms.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    features: int
+    mid_norm: bool = True
+    activation: str = "gelu"
+    epsilon: float = 1e-6
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
+        x = Conv(self.features // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
+        if self.mid_norm:
+            x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
+        x = activation(self.activation)(x)
+        x = Conv(self.features, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
+        return LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
