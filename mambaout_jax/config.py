@@ -21,7 +21,6 @@ Config = Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-SOURCES = ("digits", "folder", "imagenet")
 CROP_MODES = ("center", "squash")
 CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -253,7 +252,6 @@ def validate(config: Config, device_count: int) -> None:
             instead.
     """
     _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "data.source", SOURCES)
     _one_of(config, "data.channels", (1, 3))
     _one_of(config, "data.crop_mode", CROP_MODES)
     _one_of(config, "data.interpolation", INTERPOLATIONS)
@@ -290,12 +288,6 @@ def validate(config: Config, device_count: int) -> None:
                 f"data.{name}={value} has {len(value)} values for data.channels="
                 f"{config.data.channels}; give one value per channel"
             )
-    if config.data.source in ("folder", "imagenet") and not config.data.path:
-        raise ValueError(
-            f"data.source={config.data.source!r} needs the folder: set --config.data.path=DIR, "
-            "where DIR holds train/ and val/ with one sub-folder of images per class, for 'folder' "
-            "also such sub-folders alone, for 'imagenet' also what `mambaout prepare` wrote"
-        )
     _validate_batch(config, device_count)
     validate_evaluation_batch(config, device_count)
 

@@ -248,3 +248,11 @@ def test_replace_unreadable_gives_up_after_ten(tmp_path):
     with pytest.raises(UnreadableImageError, match=r"11 examples in a row.*a/11\.png"):
         source[1]
     assert source[2]["image"].getpixel((0, 0)) == (12, 12, 12)  # ten are passed over
+
+
+def test_a_set_that_is_read_from_a_folder_asks_for_it():
+    data = default_config().data
+    for source in ("folder", "imagenet"):
+        data.source = source
+        with pytest.raises(ValueError, match=r"needs the folder: set --config\.data\.path=DIR"):
+            open_source(data, "train")

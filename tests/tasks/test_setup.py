@@ -32,8 +32,8 @@ def test_set_up_follows_the_config():
     backbone = setup.model.backbone
     assert (backbone.depths, backbone.dims) == ((1, 1), (8, 16))
     assert (backbone.drop_path, backbone.remat) == (0.125, True)
-    assert (backbone.conv_implementation, backbone.dtype) == ("lax", jnp.bfloat16)
-    assert (setup.model.in_chans, setup.model.head.num_classes) == (1, 10)
+    assert (backbone.block.conv_implementation, backbone.dtype) == ("lax", jnp.bfloat16)
+    assert (backbone.in_chans, setup.model.head.num_classes) == (1, 10)
     shapes = jax.eval_shape(setup.model.init, jax.random.key(0), jnp.zeros((1, *setup.image_shape)))
     assert shapes["params"]["backbone"]["stem"]["conv1"]["kernel"].shape == (3, 3, 1, 4)
     assert shapes["params"]["head"]["classifier"]["bias"].shape == (10,)
@@ -45,7 +45,7 @@ def test_set_up_leaves_what_is_not_set_to_the_model():
     setup = set_up(config)
     _, variant = find_variant("mambaout_small")
     assert setup.model.backbone.drop_path == variant.drop_path == 0.4
-    assert setup.model.backbone.conv_implementation == "auto"
+    assert setup.model.backbone.block.conv_implementation == "auto"
 
 
 @pytest.mark.parametrize(

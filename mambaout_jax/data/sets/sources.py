@@ -4,8 +4,9 @@
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -67,16 +68,16 @@ def open_source(data: Config, split: str) -> LabelledImages:
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is not known; allowed are {SPLITS}")
-    decoder = data.decoder if split == "train" else "pillow"
-    if data.source == "digits":
-        return Digits(split, data.channels)
-    if data.source == "folder":
-        return ImageFolder(data.path, split, data.validation_fraction, data.channels, decoder)
-    if data.source == "imagenet":
-        return open_imagenet(data.path, split, data.channels, decoder)
-    raise ValueError(
-        f"data.source={data.source!r} is not known; allowed are 'digits', 'folder', 'imagenet'"
-    )
+    if data.source not in SETS:
+        words = ", ".join(map(repr, SETS))
+        raise ValueError(f"data.source={data.source!r} is not known; allowed are {words}")
+    chosen = SETS[data.source]
+    if chosen.wants and not data.path:
+        raise ValueError(
+            f"data.source={data.source!r} needs the folder: set --config.data.path=DIR, where DIR "
+            f"holds {chosen.wants}"
+        )
+    return chosen.open(data, split, data.decoder if split == "train" else "pillow")
 
 
 class ImageFolder:
@@ -247,3 +248,33 @@ class ReplaceUnreadable:
             f"{MAX_REPLACEMENTS + 1} examples in a row are unreadable, the last: {last}; check "
             "that the data set is complete and its disk reachable"
         )
+
+
+class DataSet(NamedTuple):
+    """How a data set is opened.
+
+    Attributes:
+        open: section `data` of a config, split and decoder to a source.
+        wants: what `data.path` has to hold; "" where nothing is read from there.
+    """
+
+    open: Callable[[Config, str, str], LabelledImages]
+    wants: str = ""
+
+
+_FOLDERS = "train/ and val/ with one sub-folder of images per class"
+
+# By the name that `data.source` takes. To add one, write its file and name it here.
+SETS: dict[str, DataSet] = {
+    "digits": DataSet(lambda data, split, decoder: Digits(split, data.channels)),
+    "folder": DataSet(
+        lambda data, split, decoder: ImageFolder(
+            data.path, split, data.validation_fraction, data.channels, decoder
+        ),
+        f"{_FOLDERS}, or such sub-folders alone",
+    ),
+    "imagenet": DataSet(
+        lambda data, split, decoder: open_imagenet(data.path, split, data.channels, decoder),
+        f"{_FOLDERS}, or what `mambaout prepare` wrote",
+    ),
+}
