@@ -19,7 +19,7 @@ class Plan(NamedTuple):
     """How a task is trained on.
 
     Attributes:
-        options: of its function in `tasks.TOKEN_TASKS`, but `train` and `test`.
+        options: arguments of its function in `tasks.TOKEN_TASKS`, but `train` and `test`.
         steps: updates.
         train: examples made; 0 where the task has its own.
         test: likewise.
@@ -37,11 +37,11 @@ class Preset:
 
     Attributes:
         plans: by name of the task.
-        seeds: of initialisation and order of the examples; the data are the same for all.
-        width, depth, kernel_size, state_size, heads: of `model.TokenModel`.
+        seeds: they decide initialisation and order of the examples; the data are the same for all.
+        width, depth, kernel_size, state_size, heads: see `model.TokenModel`.
         expansion: channels of the gate over those of the block, of the costliest mixer.
         batch_size: examples per update.
-        weight_decay: of AdamW; biases, norms, positions and the SSM's rates do not decay.
+        weight_decay: AdamW's; biases, norms, positions and the SSM's rates do not decay.
         learning_rate: peak, after a warm-up of a tenth; a half cosine follows, to 0.
         evaluations: points of a curve.
     """
@@ -170,7 +170,8 @@ def run_task(name: str, preset: Preset, log: Callable[[str], None]) -> dict[str,
     made = {"train": plan.train, "test": plan.test} if plan.train else {}
     task = TOKEN_TASKS[name](**plan.options, **made)
     models = build_models(task, preset)
-    cells, calls = [], {}
+    cells: list[dict[str, Any]] = []
+    calls: dict[str, Callable[[], Any]] = {}
     for mixer in MIXERS:
         if mixer not in models:
             cells.append({"mixer": mixer, "reason": SEES_THE_ANSWER})
@@ -218,7 +219,9 @@ def run_grid(name: str, log: Callable[[str], None] = print) -> Iterator[dict[str
     """
     if name not in PRESETS:
         raise ValueError(f"preset={name!r} is not known; allowed are {', '.join(PRESETS)}")
-    preset, began, tasks = PRESETS[name], time.perf_counter(), []
+    preset = PRESETS[name]
+    began = time.perf_counter()
+    tasks = []
     settings = {
         field.name: getattr(preset, field.name)
         for field in dataclasses.fields(preset)

@@ -124,8 +124,8 @@ def draw(result: Mapping[str, Any], path: Path | str) -> None:
     """Draws the accuracies: a panel for each kind of task, a dot per seed, a bar at the mean.
 
     Args:
-        result: of `grid.run_grid`.
-        path: of the PNG file.
+        result: what `grid.run_grid` yields.
+        path: the PNG file to write.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -121,7 +121,7 @@ def copying(
         length: L.
         items: symbols to repeat.
         symbols: different ones.
-        seed: of the data.
+        seed: seed of the data.
     """
     noise, separator = 0, symbols + 1
 
@@ -151,9 +151,9 @@ def recall(
     Args:
         train, test: examples.
         length: L.
-        pairs: of different keys, in each example.
+        pairs: how many in each example, of different keys.
         keys, values: different ones in the vocabulary.
-        seed: of the data.
+        seed: seed of the data.
     """
     noise, room = 0, length + 1 - 2 * pairs  # tokens after the pairs
 
@@ -185,7 +185,7 @@ def matching(
         side: pixels of the canvas, a multiple of `patch`, at least four scans.
         patch: pixels of a side of a token.
         classes: the digits 0 ... classes - 1 are used.
-        seed: of the data.
+        seed: seed of the data.
     """
 
     def draw(rng: np.random.Generator, count: int, split: str) -> Examples:

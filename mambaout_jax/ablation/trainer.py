@@ -168,7 +168,7 @@ class Trainer:
         """Trains from a fresh start and evaluates on the way.
 
         Args:
-            seed: of initialisation and order of the examples; the data are the same for all.
+            seed: it decides initialisation and order of the examples, not the data.
 
         Returns:
             `seed`, `seconds`, `accuracy` and `bits` at the end, and the `curve`: dicts of `step`,
@@ -176,7 +176,9 @@ class Trainer:
             scored target) and `accuracy` in [0, 1].
         """
         began, recipe = time.perf_counter(), self._recipe
-        state, curve, losses = self.start(seed), [], []
+        state = self.start(seed)
+        curve = []
+        losses = []
         count = recipe.evaluations
         points = {round(recipe.steps * (i + 1) / count) for i in range(count)}
         for step, rows in enumerate(self._order(seed), start=1):

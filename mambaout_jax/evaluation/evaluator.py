@@ -53,7 +53,7 @@ class Evaluator:
         """The task's partial result over a whole set, for several variables in one reading.
 
         Args:
-            variables: of the model, on the mesh, by any name.
+            variables: variables of the model, on the mesh, by any name.
             source: the set. Every process must give the same.
             view: how examples become arrays; None for the task's own.
 

@@ -63,7 +63,7 @@ class SuiteResult(NamedTuple):
     """One row of the evaluation.
 
     Attributes:
-        name: of `SUITES`, or "c/<corruption>".
+        name: one of `SUITES`, or "c/<corruption>".
         count: images that counted; 0 of an absent suite.
         metrics: `top1`, `top5` in percent, `loss`; of a corruption `error` in percent and `ce`;
             of "c" `mce`, both in percent of AlexNet's error. Empty where nothing was measured.
@@ -84,7 +84,7 @@ def suite_config(
     """How the images of the suites are prepared: as published for the weights at this size.
 
     Args:
-        source: of weights.
+        source: where the weights are, see `weights.load`.
         overrides: settings such as "--config.data.image_size=288".
         config: to be used as it is, but for the overrides.
 
@@ -112,11 +112,11 @@ def evaluate_suites(
     Every image counts once, on any number of devices and processes.
 
     Args:
-        source: of weights with the 1000 classes of ImageNet-1k.
+        source: where weights with the 1000 classes of ImageNet-1k are, see `weights.load`.
         config: `suite_config`'s; `data`, `evaluation.batch_size`, `mesh`, `model.dtype`
             and `model.options` count.
         root: folder of the suites.
-        names: of `SUITES`.
+        names: some of `SUITES`.
 
     Raises:
         ValueError: a setting is wrong, the weights have other classes, or a suite has another
@@ -152,7 +152,7 @@ def report_suites(
     """Evaluates and prints a row per suite as soon as it is there.
 
     Args:
-        source, config, root, names: of `evaluate_suites`.
+        source, config, root, names: see `evaluate_suites`.
         out: JSON file, written anew after each suite.
 
     Raises:
@@ -287,7 +287,9 @@ def _corruption_results(
     preprocessing = dataclasses.replace(preprocessing, crop_fraction=1.0, crop_mode="center")
     rows, total = {}, 0
     for corruption in CORRUPTIONS:
-        errors, notes, count = {}, {}, 0
+        errors = {}
+        notes = {}
+        count = 0
         for severity in SEVERITIES:
             if (key := f"c/{corruption}/{severity}") in present:
                 suite = present[key]()

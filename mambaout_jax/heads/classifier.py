@@ -24,7 +24,7 @@ class PooledHead(nn.Module):
     Attributes:
         num_classes: classes, 0 for none.
         norm_first: normalise each token, and then take the mean.
-        epsilon: of the norm's variance.
+        epsilon: added to the variance by the norm.
         dtype: dtype of the computation; float32 means at least float32.
     """
 

@@ -62,7 +62,7 @@ def conv_pallas(
 
     Args:
         x: feature maps, of any float dtype up to float32.
-        kernel: of the same dtype; KH and KW are odd.
+        kernel: in the dtype of `x`; KH and KW are odd.
 
     Returns:
         Maps in the dtype of `x`, added up in float32.

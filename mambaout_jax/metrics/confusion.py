@@ -20,7 +20,7 @@ def confusion_matrix(
         labels, predictions: integers (B,) from 0 to num_classes - 1.
 
     Raises:
-        ValueError: the shapes differ or an entry is no class.
+        ValueError: the shapes differ or an entry is not a class.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.ndim != 1 or labels.shape != predictions.shape:
@@ -40,7 +40,7 @@ def confusion_matrix(
 
 class ClassRow(NamedTuple):
     """Attributes:
-    name: of the class.
+    name: name of the class.
     count: its examples.
     correct: those predicted as this class.
     accuracy: in percent; NaN without examples.

@@ -26,8 +26,8 @@ def scaled_dot_product_attention(
     The softmax is computed in at least float32, the rest in the dtype of the arguments.
 
     Args:
-        query: of the L tokens that look.
-        key, value: of the S tokens that they look at.
+        query: queries of the L tokens that look.
+        key, value: keys and values of the S tokens that they look at.
         mask: [..., i, j]: does token i see token j? Each must see one; None: each sees all.
         bias: added to the scores before the softmax.
     """
@@ -50,7 +50,8 @@ def split_heads(
     Raises:
         ValueError: the heads do not divide the channels.
     """
-    batch, length, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    batch, length, width = qkv.shape
+    channels = width // 3
     if channels % heads:
         raise ValueError(
             f"heads={heads} does not divide the {channels} channels; allowed are "

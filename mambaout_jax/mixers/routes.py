@@ -31,7 +31,7 @@ class Path(NamedTuple):
     """One walk over a map.
 
     Attributes:
-        order: of the tokens, one of `ORDERS`.
+        order: order of the tokens, one of `ORDERS`.
         reverse: whether it is walked from the end to the start.
     """
 

@@ -153,9 +153,13 @@ class MapSSM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        paths, size, y = paths_of(self.routes), (x.shape[1], x.shape[2]), jnp.zeros_like(x)
+        paths = paths_of(self.routes)
+        size = (x.shape[1], x.shape[2])
+        y = jnp.zeros_like(x)
         for reverse in (False, True):
-            sequences, chosen, orders = [], [], []
+            sequences = []
+            chosen = []
+            orders = []
             for number, path in enumerate(paths):
                 if path.reverse == reverse:
                     orders.append(path.order)

@@ -54,7 +54,8 @@ class ConvNeXt(Pyramid):
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype, block = self.layer_dtype, self.block_class(ConvNeXtBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(ConvNeXtBlock)
         maps = []
         x = ConvNorm(self.dims[0], 4, 4, dtype=dtype, name="stem")(images)
         for i, rates in enumerate(self.stage_rates):

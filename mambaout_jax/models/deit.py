@@ -137,7 +137,8 @@ class VisionTransformer(Backbone):
                 allowed.
         """
         self._check_fields()
-        dtype, block = self.layer_dtype, self.block_class(TransformerBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(TransformerBlock)
         causal = self.attention == "causal"
         _, height, width, _ = jnp.shape(images)
         rows, columns = patch_grid(height, width, self.patch_size)

@@ -72,7 +72,8 @@ class FasterNet(Pyramid):
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype, block = self.layer_dtype, self.block_class(FasterNetBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(FasterNetBlock)
         maps = []
         x = PatchConv(self.dims[0], 4, dtype, name="patch_embed")(images, train)
         for i, rates in enumerate(self.stage_rates):

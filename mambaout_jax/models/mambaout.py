@@ -113,7 +113,8 @@ class GatedCNNBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
-        options, dim = self.options, x.shape[-1]
+        options = self.options
+        dim = x.shape[-1]
         hidden = int(options.expansion_ratio * dim)
         mixed = int(options.conv_ratio * dim)
         rest = hidden - mixed
@@ -128,7 +129,8 @@ class GatedCNNBlock(nn.Module):
 
     def _mix(self, c: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         """The token mixer."""
-        options, tokens = self.options, (c.shape[0], -1, c.shape[-1])  # (B, L, C)
+        options = self.options
+        tokens = (c.shape[0], -1, c.shape[-1])  # (B, L, C)
         if options.token_mixer == "attention":
             attention = MultiHeadSelfAttention(
                 options.heads, options.causal, dtype=self.dtype, name="attention"
@@ -168,14 +170,16 @@ class MambaOut(Pyramid):
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype, block = self.layer_dtype, self.block_class(GatedCNNBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(GatedCNNBlock)
         maps = []
         x = ConvStem(
             self.dims[0], self.stem_mid_norm, self.block.activation, dtype=dtype, name="stem"
         )(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                first, name = self.downsample_norm_first, f"downsample_{i}"
+                first = self.downsample_norm_first
+                name = f"downsample_{i}"
                 x = ConvNorm(self.dims[i], 3, 2, 1, norm_first=first, dtype=dtype, name=name)(x)
             for j, rate in enumerate(rates):
                 x = block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)

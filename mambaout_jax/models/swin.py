@@ -101,7 +101,8 @@ class Swin(Pyramid):
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype, block = self.layer_dtype, self.block_class(SwinBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(SwinBlock)
         maps = []
         embed = ConvNorm(self.dims[0], 4, 4, epsilon=EPSILON, dtype=dtype, name="patch_embed")
         x = embed(images)
@@ -109,7 +110,8 @@ class Swin(Pyramid):
             if i > 0:
                 x = PatchMerging(dtype, name=f"downsample_{i}")(x)
             for j, rate in enumerate(rates):
-                shift, name = self.shift_of(j), f"stage_{i}_block_{j:02d}"
+                shift = self.shift_of(j)
+                name = f"stage_{i}_block_{j:02d}"
                 x = block(self.heads[i], self.window, shift, rate, dtype, name=name)(x, train)
             maps.append(x)
         return Features(tuple(maps))

@@ -101,7 +101,8 @@ class VMamba(Pyramid):
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype, block = self.layer_dtype, self.block_class(VMambaBlock)
+        dtype = self.layer_dtype
+        block = self.block_class(VMambaBlock)
         ssm = (self.expand, self.state_size, self.scan_implementation)
         maps = []
         x = ConvStem(self.dims[0], epsilon=EPSILON, dtype=dtype, name="stem")(images)

@@ -104,8 +104,8 @@ def mix_with_mirror(
 
     Args:
         use_cutmix: paste the other image's `box`, else blend the images.
-        weight: of an example itself, as drawn. With cutmix it becomes the share of its image that
-            is truly left, as the border may have cut the box.
+        weight: weight of an example itself, as drawn. With cutmix it becomes the share of its image
+            that is truly left, as the border may have cut the box.
         box: first corner and end, (row, column).
     """
     inside = _rectangle((images.shape[1], images.shape[2]), *box)
@@ -125,7 +125,7 @@ def cutmix_box(size: tuple[int, int], weight: Float[Array, ""], centre: Float[Ar
 
     Args:
         size: H and W of the image in pixels.
-        weight: of the image into which it is pasted.
+        weight: share of the image into which the box is pasted.
         centre: row and column.
     """
     sides = jnp.asarray(size, jnp.float32)

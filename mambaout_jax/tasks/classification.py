@@ -222,7 +222,9 @@ class Classification(Task):
         files = [folder / "confusion_matrix.png", folder / "per_class.csv"]
         draw_confusion_matrix(matrix, names, files[0])
         write_per_class_csv(matrix, names, files[1])
-        images, titles, view = [], [], self.evaluation_view()
+        images = []
+        titles = []
+        view = self.evaluation_view()
         mistakes = itertools.islice(self.mistakes(partial), _MOST_MISTAKES)
         for index, label, guess, probability in mistakes:
             images.append(view.pixels(source[index]["image"]))

@@ -81,7 +81,7 @@ class Objective(Protocol):
             params: what the loss is differentiated with respect to.
             collections: the model's other variables, such as batch statistics.
             batch: prepared.
-            key: of the random stream "dropout".
+            key: random key of the stream "dropout".
 
         Returns:
             The loss, and the updated collections with sums over the batch: `count` of examples,

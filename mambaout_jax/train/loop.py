@@ -70,11 +70,14 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         )
         restored = checkpointer.restore(abstract)
         if restored is None:
-            start, interval, replaced = 0, Interval(), 0
+            start = replaced = 0
+            interval = Interval()
             state = _first_state(setup, init, shardings)
         else:
-            start, interval = restored.step, Interval(**restored.meta["interval"])
-            state, replaced = restored.state, restored.meta["replaced"]
+            start = restored.step
+            state = restored.state
+            interval = Interval(**restored.meta["interval"])
+            replaced = restored.meta["replaced"]
             _check_same_data(identity(setup.train), restored.meta["data"], workdir)
         if is_main:
             record_run(config, workdir, setup.task.record())

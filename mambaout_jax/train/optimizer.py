@@ -148,8 +148,8 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
         patterns: regular expressions; paths look like "/backbone/stage_0_block_00/fc1/kernel".
 
     Raises:
-        ValueError: a pattern that is no regular expression or is found nowhere, or nothing is left
-            to train.
+        ValueError: a pattern that is not a regular expression or is found nowhere, or nothing is
+            left to train.
     """
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     mask = dict.fromkeys(flat, False)
@@ -157,7 +157,9 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
         try:
             found = [path for path in flat if re.search(pattern, f"/{path}")]
         except re.error as error:
-            raise ValueError(f"optimizer.freeze: {pattern!r} is no pattern: {error}") from error
+            raise ValueError(
+                f"optimizer.freeze: {pattern!r} is not a regular expression: {error}"
+            ) from error
         if not found:
             raise ValueError(
                 f"optimizer.freeze: {pattern!r} is found in no parameter; their paths look like "

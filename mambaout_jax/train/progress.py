@@ -28,14 +28,14 @@ class Progress:
     The first step compiles: it belongs to no interval and does not enter the remaining time.
 
     Args:
-        total_steps: of the whole run.
+        total_steps: updates of the whole run.
         start_step: steps that an earlier process has made.
         batch_size: examples of one step, over all devices.
         steps_per_epoch: updates of one pass through the training set.
         live: a bar on standard error; otherwise lines on standard output. None: a bar where
             standard error is a terminal.
         quiet: show nothing, but measure: for all processes but one.
-        console: of the bar.
+        console: where the bar is drawn.
         clock: seconds from any origin, never going back.
     """
 
@@ -129,7 +129,9 @@ class Progress:
             self._live.console.print(Text(text), soft_wrap=True)
 
     def _begin_interval(self, step: int) -> None:
-        self._since, self._since_step, self._waited = self._clock(), step, 0.0
+        self._since = self._clock()
+        self._since_step = step
+        self._waited = 0.0
 
     def _parts(
         self, step: int, now: float, values: Mapping[str, Scalar], speed: Mapping[str, float]

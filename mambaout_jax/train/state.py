@@ -23,7 +23,7 @@ class TrainState(flax.struct.PyTreeNode):
         step: updates done, int32.
         params: what the optimiser changes.
         collections: the model's other variables, such as batch statistics; often empty.
-        opt_state: of the optimiser.
+        opt_state: state of the optimiser.
         ema: moving average of all variables, None where none is kept.
     """
 
@@ -75,7 +75,7 @@ def init_state(
     """The state before the first update; to be jitted into its shardings.
 
     Args:
-        key: of the initialisation.
+        key: random key of the initialisation.
         image_shape: (H, W, C).
         with_ema: keep a moving average, which starts at the initial variables.
     """

@@ -113,7 +113,7 @@ def torch_shape(name: str, state_dict: Mapping[str, Any], path: Path) -> tuple[i
     Args:
         name: one of `list_models()`.
         state_dict: names to arrays, in any naming that the family knows.
-        path: of the parameter, such as `CLASSIFIER`.
+        path: path of the parameter, such as `CLASSIFIER`.
     """
     for naming in _namings(name):
         named = torch_name(path, _rules(name, naming))

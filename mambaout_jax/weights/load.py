@@ -69,10 +69,11 @@ def load_pretrained(
         reset_head: initialise the last layer afresh. Needed for another `num_classes` than the
             weights have; a line of the log names the parameters.
         ema: take the averaged weights where the source keeps them beside the raw ones.
-        seed: of the last layer's initialisation.
-        **options: of `create_model`. `num_classes` is that of the weights where it is not given;
-            0 gives the features that the last layer would read. So is `image_size` of a position
-            table, by its length a square one where it can be; for another it is interpolated.
+        seed: seed of the last layer's initialisation.
+        **options: options of `create_model`. `num_classes` is that of the weights where it is not
+            given; 0 gives the features that the last layer would read. `image_size` is that of the
+            position table, by its length a square one where it can be; for another size the table
+            is interpolated.
 
     Returns:
         The model, and a nested dict of numpy arrays: float32 or wider from PyTorch's files, as
@@ -122,7 +123,7 @@ def describe_source(
     `class_names` only where there are as many as the model has outputs.
 
     Args:
-        source, name: of `load_pretrained`.
+        source, name: see `load_pretrained`.
         image_size: pixels, None for the source's own; the crop is the one published for this size,
             where there is one.
 
@@ -168,7 +169,7 @@ def convert_file(
     """Writes the weights of a source as safetensors, reads them back and compares.
 
     Args:
-        source, name: of `load_pretrained`.
+        source, name: see `load_pretrained`.
         out: the file to write, `.safetensors`.
         naming: PyTorch names of the output, a key of the family's `TORCH_NAMES`; None for our own.
 

@@ -32,10 +32,10 @@ class Found(NamedTuple):
     """A source that is understood, and not yet read.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         fetch: gives the file, or the directory of a run; may download.
-        preprocessing: of an image size, None for the source's own; may download.
-        options: of `create_model`, that the source itself tells.
+        preprocessing: gives that for an image size, None for the source's own; may download.
+        options: options of `create_model` that the source itself tells.
     """
 
     name: str
@@ -48,7 +48,7 @@ def locate(source: str | Path, name: str | None = None) -> Found:
     """Understands a source; see `weights.load` for what it may be.
 
     Args:
-        source, name: of `load_pretrained`.
+        source, name: see `load_pretrained`.
 
     Raises:
         FileNotFoundError: there is no such source.
@@ -95,8 +95,8 @@ def _hint(text: str) -> str:
     if keys:
         return f"did you mean {' or '.join(keys)}?"
     return (
-        "it is no file, no directory and no key of the catalog. A repository of the hub begins "
-        f"with {_HUB_PREFIXES[0]}, an address with https://; the catalog has {list(CATALOG)}"
+        "it is neither a file nor a directory nor a key of the catalog. A repository of the hub "
+        f"begins with {_HUB_PREFIXES[0]}, an address with https://; the catalog has {list(CATALOG)}"
     )
 
 

@@ -125,7 +125,7 @@ def torch_tensors(rules: Rules, shapes: Mapping[Path, Any]) -> dict[str, Tensor]
     """The tensors of a model in PyTorch, by name.
 
     Args:
-        rules: of one naming.
+        rules: the rules of one naming.
         shapes: arrays or their shapes and dtypes, by path.
 
     Raises:

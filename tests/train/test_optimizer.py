@@ -251,7 +251,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state(config, rng, layer_
     ("patterns", "words"),
     [
         (("/stem/", "/stage_7"), r"'/stage_7' is found in no parameter; .*'/backbone/stem/conv1"),
-        (("/(",), r"'/\(' is no pattern: missing \), unterminated subpattern"),
+        (("/(",), r"'/\(' is not a regular expression: missing \), unterminated subpattern"),
         (("",), r"freeze=\(''\,\) leaves no parameter to train"),
     ],
 )

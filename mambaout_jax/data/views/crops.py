@@ -37,7 +37,7 @@ def evaluation_view(
     rounded down; the crop's offset is rounded half to even. These are torchvision's rules.
 
     Args:
-        image: of mode "L" or "RGB".
+        image: Pillow image of mode "L" or "RGB".
         size: H and W of the result.
         crop_fraction: side of the crop over the shorter resized side, in (0, 1].
         crop_mode: "center", as above; "squash": both sides are resized to the length of the
@@ -77,7 +77,7 @@ def random_resized_crop_box(
     the largest central box whose ratio is in `ratio`.
 
     Args:
-        width, height: of the image.
+        width, height: size of the image.
         scale: smallest and largest area, as a share of the image's.
         ratio: smallest and largest width over height.
         rng: the source of randomness.
@@ -216,7 +216,7 @@ def color_jitter(image: Image.Image, reach: float, rng: np.random.Generator) -> 
     """Changes brightness, contrast and saturation in random order, as torchvision does.
 
     Args:
-        image: of mode "L" or "RGB".
+        image: Pillow image of mode "L" or "RGB".
         reach: each factor is uniform between 1 - reach and 1 + reach.
         rng: the source of randomness.
     """

@@ -41,11 +41,11 @@ def decode(content: bytes, channels: int) -> UInt8[np.ndarray, "H W C"]:
     """Decodes an image file of 8 bits per channel without transparency, such as a JPEG.
 
     Args:
-        content: of the file.
+        content: bytes of the file.
         channels: 1 for grey, 3 for RGB.
 
     Raises:
-        ValueError: it is no image that OpenCV knows, or it is cut short.
+        ValueError: OpenCV cannot decode it, or it is cut short.
     """
     cv2 = _cv2()
     mode = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
@@ -71,7 +71,7 @@ def crop_and_resize(
     grows as asked, without antialiasing.
 
     Args:
-        pixels: of 1 or 3 channels.
+        pixels: image of 1 or 3 channels.
         box: left, top, right, bottom in pixels, inside the image.
         size: side of the result in pixels.
         interpolation: "bilinear" or "bicubic", of what grows.

@@ -56,7 +56,7 @@ def draw(
     Args:
         rng: the source of randomness.
         layers: operations before some are left out.
-        magnitude, deviation: of the normal distribution of each operation's magnitude.
+        magnitude, deviation: mean and standard deviation of each operation's magnitude.
         probability: that an operation is not left out.
         interpolations: one of them is drawn per operation.
     """
@@ -78,7 +78,7 @@ def warp(
     """Gives pixel (x, y) the value at (a x + b y + c, d x + e y + f), by Pillow.
 
     Args:
-        image: of mode "L" or "RGB".
+        image: Pillow image of mode "L" or "RGB".
         coefficients: a to f, of positions in pixels, where a pixel's centre has the fraction 0.5.
         interpolation: "bilinear" or "bicubic".
         fill: grey level or colour that comes in from outside the image.
@@ -95,7 +95,7 @@ def apply(
     """The image after the operations, in their order.
 
     Args:
-        image: of mode "L" or "RGB".
+        image: Pillow image of mode "L" or "RGB".
         operations: as drawn.
         fill: grey level or colour that comes in from outside the image.
         warp: moves pixels, as the function of this name does.
