@@ -70,10 +70,9 @@ def load_pretrained(
             weights have; a line of the log names the parameters.
         ema: take the averaged weights where the source keeps them beside the raw ones.
         seed: seed of the last layer's initialisation.
-        **options: options of `create_model`. `num_classes` is that of the weights where it is not
-            given; 0 gives the features that the last layer would read. `image_size` is that of the
-            position table, by its length a square one where it can be; for another size the table
-            is interpolated.
+        **options: options of `create_model`. By default `num_classes` is that of the weights (0
+            gives the features that the last layer would read), and `image_size` that of the
+            position table, a square one where it can be; for another the table is interpolated.
 
     Returns:
         The model, and a nested dict of numpy arrays: float32 or wider from PyTorch's files, as
