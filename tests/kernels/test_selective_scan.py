@@ -99,7 +99,13 @@ def runnable(implementation):
 
 
 def assert_match_oracle(drawn, implementation):
-    """Of several cases in one program."""
+    """All cases in one program, but each in its own where kernels are interpreted: several at a
+    time may wait for each other forever.
+    """
+    if implementation not in PORTABLE and len(drawn) > 1:
+        for one in drawn:
+            assert_match_oracle([one], implementation)
+        return
 
     def run(inputs):
         return [
@@ -178,14 +184,10 @@ def test_selective_scan_equals_the_reference_implementation(implementation):
         cotangents = (golden["w"], np.zeros_like(golden["last_state"]))
         cases.append((golden, arrays, cotangents, softplus))
 
-    def run(inputs):
-        return [
-            value_and_gradients(*arrays, delta_softplus=case[3], implementation=word)
-            for arrays, case in zip(inputs, cases, strict=True)
-        ]
-
     with runnable(implementation) as word:
-        results = jax.jit(run)([case[1:3] for case in cases])  # one program
+        run = functools.partial(value_and_gradients, implementation=word)
+        jitted = jax.jit(run, static_argnames="delta_softplus")
+        results = [jitted(*case[1:3], delta_softplus=case[3]) for case in cases]
     for (golden, arrays, cotangents, softplus), ours in zip(cases, results, strict=True):
         # The oracle, too: every implementation is compared with it.
         for y, state, gradients in (ours, reference(arrays, cotangents, softplus, False)):
