@@ -91,8 +91,8 @@ def by_platform(**bodies: Callable) -> Callable:
 
     It follows the program and not the default device, so that the choice is right in ahead-of-time
     compilation and export, also for several platforms at once. Positional arguments are trees of
-    arrays, keyword arguments hashable options. Differentiated automatically, a program for one
-    platform has nothing of the others' bodies in it.
+    arrays, keyword arguments hashable options. Differentiated automatically it keeps what each of
+    the bodies would keep: where that is more than the arguments, let a `custom_vjp` surround it.
 
     Args:
         **bodies: by platform (`cpu`, `cuda`, `tpu`, …), and as `default` for the others.
@@ -107,6 +107,22 @@ def by_platform(**bodies: Callable) -> Callable:
         return lax.platform_dependent(*args, **specialised)
 
     return lambda *args, **options: run(tuple(options.items()), *args)
+
+
+def plain_gradients(function: Callable) -> Callable:
+    """The backward pass of a `custom_vjp` that is the ordinary one of `function`.
+
+    Args:
+        function: of arrays, and options by keyword.
+
+    Returns:
+        (arguments of `function`, gradient of its result, options) to the arguments' gradients.
+    """
+
+    def gradients(arrays, dy, **options):
+        return jax.vjp(functools.partial(function, **options), *arrays)[1](dy)
+
+    return gradients
 
 
 def run_where_lowered(bodies: Mapping[str, Callable], message: str, *args: jax.Array) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exact GELU, on CPUs with a backward pass that keeps the input alone."""
+"""The exact GELU, with a backward pass that keeps the input alone."""
 
 import math
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, by_platform
+from mambaout_jax.kernels.dispatch import Operation, by_platform, plain_gradients
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -24,26 +24,20 @@ def _gelu(x):
     return x * _cumulative(x)
 
 
-_gelu_cpu = jax.custom_vjp(_gelu)
-
-
 def _gelu_fwd(x):
-    return _gelu(x), x
+    return _gelu(x), (x,)
 
 
-def _gelu_bwd(x, dy):
+def _gradient_cpu(residuals, dy):
+    (x,) = residuals
     density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
     return (dy * (_cumulative(x) + x * density),)
 
 
-_gelu_cpu.defvjp(_gelu_fwd, _gelu_bwd)
+_gelu_auto = jax.custom_vjp(_gelu)
+_gelu_auto.defvjp(_gelu_fwd, by_platform(cpu=_gradient_cpu, default=plain_gradients(_gelu)))
 
-_GELU = Operation(
-    "gelu",
-    {"plain": _gelu, "cpu": _gelu_cpu},
-    auto=by_platform(cpu=_gelu_cpu, default=_gelu),
-    plain=("plain",),
-)
+_GELU = Operation("gelu", {"plain": _gelu}, auto=_gelu_auto, plain=("plain",))
 
 
 def _cumulative(x):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layer normalisation, on CPUs with a backward pass that keeps the input and two numbers a token.
+"""Layer normalisation, with a backward pass that keeps the input and two numbers per token.
 
 Differentiated automatically it also keeps products of the statistics with the scale, each as large
 as the input.
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, by_platform
+from mambaout_jax.kernels.dispatch import Operation, by_platform, plain_gradients
 
 
 def layer_norm(
@@ -39,18 +39,16 @@ def _layer_norm(x, scale, bias, epsilon):
     return _normalise(x, scale, bias, epsilon)[0]
 
 
-_layer_norm_cpu = jax.custom_vjp(_layer_norm, nondiff_argnums=(3,))
-
-
 def _layer_norm_fwd(x, scale, bias, epsilon):
     y, mean, inverse = _normalise(x, scale, bias, epsilon)
     return y, (x, mean, inverse, scale, bias)
 
 
-def _layer_norm_bwd(epsilon, residuals, dy):
+def _gradients_cpu(residuals, dy, epsilon):
     del epsilon  # in `inverse`
     x, mean, inverse, scale, bias = residuals
-    normal, dy = (x.astype(mean.dtype) - mean) * inverse, dy.astype(mean.dtype)
+    dy = dy.astype(mean.dtype)
+    normal = (x.astype(mean.dtype) - mean) * inverse
     tokens = tuple(range(x.ndim - 1))
     dscale = (dy * normal).sum(axis=tokens).astype(scale.dtype)
     dbias = None if bias is None else dy.sum(axis=tokens).astype(bias.dtype)
@@ -60,13 +58,19 @@ def _layer_norm_bwd(epsilon, residuals, dy):
     return dx.astype(x.dtype), dscale, dbias
 
 
-_layer_norm_cpu.defvjp(_layer_norm_fwd, _layer_norm_bwd)
+def _gradients(residuals, dy, epsilon):
+    x, _, _, scale, bias = residuals
+    return plain_gradients(_layer_norm)((x, scale, bias), dy, epsilon=epsilon)
+
+
+_backward = by_platform(cpu=_gradients_cpu, default=_gradients)
+_layer_norm_auto = jax.custom_vjp(_layer_norm, nondiff_argnums=(3,))
+_layer_norm_auto.defvjp(
+    _layer_norm_fwd, lambda epsilon, residuals, dy: _backward(residuals, dy, epsilon=epsilon)
+)
 
 _LAYER_NORM = Operation(
-    "layer_norm",
-    {"plain": _layer_norm, "cpu": _layer_norm_cpu},
-    auto=by_platform(cpu=_layer_norm_cpu, default=_layer_norm),
-    plain=("plain",),
+    "layer_norm", {"plain": _layer_norm}, auto=_layer_norm_auto, plain=("plain",)
 )
 
 

