@@ -4,18 +4,23 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
 
+from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.train.interval import Interval
 
 
-class Saved:
-    """As much of a `Checkpointer` as an interval asks for."""
+class Saved(Checkpointer):
+    """As much of one as an interval asks for."""
 
-    latest_path = "run/checkpoints/12"
+    latest_path = Path("run/checkpoints/12")
     waited = False
+
+    def __init__(self):
+        pass
 
     def wait(self):
         self.waited = True
@@ -37,7 +42,7 @@ def test_averages_are_over_examples_but_for_what_an_update_has_once():
     }  # fmt: skip
 
 
-def test_an_interval_goes_on_from_a_checkpoint():
+def test_an_interval_resumes_from_a_checkpoint():
     whole, begun = Interval(), Interval()
     updates = [(step, update(loss=step, extra=2 * step, count=3)) for step in (1, 2, 3)]
     whole.add(updates, Saved())
