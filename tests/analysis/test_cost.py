@@ -114,6 +114,7 @@ def test_activation_bytes_are_the_inputs_of_a_linear_layer():
     assert activation_bytes(OneDense(), (4, 4, 3), batch_size=5) == 5 * 48 * 4
 
 
+@pytest.mark.slow
 def test_activation_bytes_grow_with_the_batch_and_shrink_with_remat():
     small = create_model("test_mambaout")
     # Parts of weights are kept too, whatever the batch.

@@ -247,7 +247,7 @@ def test_image_grid_shrinks_large_images_by_area(tmp_path):
         np.testing.assert_array_equal(np.delete(part, channel, axis=-1), 0)
 
 
-@pytest.mark.parametrize("count", [7, 300])
+@pytest.mark.parametrize("count", [7, pytest.param(300, marks=pytest.mark.slow)])
 def test_image_grid_titles_keep_to_their_images(count):
     titles = [
         f"{'black-footed ferret, Mustela nigripes $5 $' if i % 3 else '_$3$_'}\nas eel 98 %\n"
@@ -298,7 +298,7 @@ def cell_colors(matrix):
     return np.where(totals[..., None] == 0, np.uint8(GREY[0]), colors)
 
 
-@pytest.mark.parametrize("classes", [1, 3, 21, 60])
+@pytest.mark.parametrize("classes", [1, 3, 21, pytest.param(60, marks=pytest.mark.slow)])
 def test_confusion_matrix_colors_are_shares_of_the_row(tmp_path, rng, classes):
     matrix = rng.integers(0, 50, (classes, classes)) * (rng.random((classes, classes)) < 0.5)
     matrix[classes // 2] = 0
@@ -341,7 +341,10 @@ def test_confusion_matrix_writes_counts_up_to_20_classes(rng, classes, written):
     assert all(box.width < cell and box.height < cell for box in boxes(axes.texts))
 
 
-@pytest.mark.parametrize("classes", [2, 10, 45, 100, 1000])
+LARGE = [pytest.param(count, marks=pytest.mark.slow) for count in (100, 1000)]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 45, *LARGE])
 @pytest.mark.parametrize("name", ["{}", "${}_x", "{} a long name of a fish, Tinca tinca"])
 def test_confusion_matrix_names_do_not_overlap(classes, name):
     names = [name.format(i) for i in range(classes)]

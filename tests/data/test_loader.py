@@ -302,6 +302,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_train_batches_of_workers_equal_those_of_threads(reference, tmp_path):
     # In a program of its own, without absl's flags, whose complaints at exit would be seen too.
     script, result = tmp_path / "program.py", tmp_path / "batches.npz"

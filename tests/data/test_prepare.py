@@ -131,6 +131,7 @@ def test_folders_and_flat_validation_give_the_same_bytes(miniature, prepared, tm
     assert digests(from_folder.folder) == digests(prepared.folder)
 
 
+@pytest.mark.slow
 def test_finished_data_is_checked_and_kept(miniature, prepared, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(prepared.folder, out / "imagenet2012" / "5.1.0")

@@ -138,6 +138,7 @@ def whole():
     return batches, *updates("pod", 1, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine", "devices"), [("8gpu", 8), ("4gpu", 4), ("2gpu", 2), ("1gpu", 1), ("pod", 8)]
 )
@@ -152,6 +153,7 @@ def test_updates_are_the_same_on_every_machine(machine, devices, whole):
     assert moved.max() > 1e-3
 
 
+@pytest.mark.slow
 def test_groups_of_another_size_make_other_updates(whole):
     batches, _, want = whole
     _, got = updates("pod", 1, batches, group_size=8)

@@ -47,7 +47,13 @@ def reference(x, kernel, dy):
 
 
 @pytest.mark.parametrize("implementation", ["lax", "shift"])  # "auto" is one of them
-@pytest.mark.parametrize("dtype", EPSILON)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        dtype if dtype == "float32" else pytest.param(dtype, marks=pytest.mark.slow)
+        for dtype in EPSILON
+    ],
+)
 def test_depthwise_conv_matches_oracle(rng, dtype, implementation):
     def run(drawn):
         return [value_and_gradients(*arrays, implementation) for arrays in drawn]

@@ -6,7 +6,7 @@ from support import scan_kernels
 from support.interpreters import force_gpu_interpret_mode
 
 
-@pytest.mark.parametrize("case", scan_kernels.CASES)
+@pytest.mark.parametrize("case", scan_kernels.by_default("groups-one-state-reverse"))
 def test_gpu_kernels_match_oracle(rng, case):
     with force_gpu_interpret_mode():
         scan_kernels.check(rng, scan_kernels.CASES[case], "cuda", chunk=4)

@@ -9,7 +9,7 @@ from support import scan_kernels
 CASES = scan_kernels.CASES | {"tiles-reverse": ((1, 3, 640, 2, 1), "float32", True)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", scan_kernels.by_default("groups-one-state-reverse", CASES))
 def test_tpu_kernels_match_oracle(rng, case):
     with pltpu.force_tpu_interpret_mode():
         scan_kernels.check(rng, CASES[case], "tpu", chunk=4)

@@ -103,6 +103,7 @@ def test_remat_and_the_scan_implementation_change_no_gradient(rng):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_route_reaches_every_token(rng):
     # Over all paths together; a single path looks one way.
     images = rng.standard_normal((1, 16, 16, 3), np.float32)

@@ -98,8 +98,8 @@ def model_in_numpy(params, images, heads, patch, causal):
         mixed = [attention(parts[h], parts[heads + h], parts[2 * heads + h], mask)
                  for h in range(heads)]  # fmt: skip
         x = x + linear(np.concatenate(mixed, -1), q["attention"]["proj"])
-        hidden = linear(norm(x, q["norm2"]), q["fc1"])
-        x = x + linear(0.5 * hidden * (1 + erf(hidden / np.sqrt(2))), q["fc2"])
+        hidden = linear(norm(x, q["norm2"]), q["mlp"]["fc1"])
+        x = x + linear(0.5 * hidden * (1 + erf(hidden / np.sqrt(2))), q["mlp"]["fc2"])
         blocks.append(x)
     return blocks, linear(norm(x[:, 0], head["norm"]), head["classifier"])
 
@@ -223,6 +223,7 @@ def test_published_drop_path_is_the_default_and_drops_whole_branches(variables, 
     assert len(np.unique(np.asarray(found).reshape(64, -1).round(3), axis=0)) == 4
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_names_nor_values_nor_gradients(variables, images):
     plain = create_model(NAME, **SMALL, num_classes=5, drop_path=0.5, attention="causal")
     remat = create_model(

@@ -49,6 +49,7 @@ def test_any_input_size_gives_maps_of_the_promised_strides(size):
         assert stage.shape == (1, *(-(-side // stride) for side in size), channels)
 
 
+@pytest.mark.slow
 def test_features_are_the_maps_and_no_token(images):
     backbone = create_backbone("test_mambaout")
     variables = randomised(backbone, images)
@@ -151,6 +152,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_near_float32(images):
     assert apply(half, variables, images).dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_float64_goes_through_in_float64(images):
     with jax.enable_x64(True):
         model = create_model("test_mambaout", depths=(1, 1, 1, 1))

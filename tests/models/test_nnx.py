@@ -4,6 +4,7 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 from support.small import IMAGE, small_options
@@ -22,6 +23,7 @@ def linen_variables(wrapped):
     return {name: unflatten_dict(collections[kind]) for name, kind in names.items()}
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_computes_the_same_and_trains(rng):
     model = create_model(NAME, **small_options(NAME))
     images = jnp.asarray(rng.standard_normal((4, *IMAGE[1:]), np.float32))

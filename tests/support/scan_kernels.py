@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support import oracles
 from support.closeness import assert_close
 
@@ -77,3 +78,8 @@ LOWERED = {  # at the sizes of models
     "most-states": ((1, 40, 192, 32, 1), "float32", False),
     "float16": ((1, 7, 96, 5, 1), "float16", True),
 }
+
+
+def by_default(name, cases=CASES):
+    """The cases as parameters of a test: `name` runs by default, the others with the slow tests."""
+    return [case if case == name else pytest.param(case, marks=pytest.mark.slow) for case in cases]

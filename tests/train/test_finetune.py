@@ -131,6 +131,7 @@ def test_other_normalisation_than_that_of_the_weights_is_told(photos, run, tmp_p
     assert "was trained with (0.485, 0.456, 0.406)" in message
 
 
+@pytest.mark.slow
 def test_what_a_first_timer_gets_wrong_is_one_line(photos, run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     workdir, _ = run

@@ -84,6 +84,7 @@ def test_train_learns_to_read_digits(finished):
     assert metrics["eval/loss"] < 1.6
 
 
+@pytest.mark.slow
 def test_train_is_bit_identical_after_sigterm(finished, tmp_path, monkeypatch):
     class Signalled(Progress):
         def advance(self, step):
@@ -108,6 +109,7 @@ def test_train_is_bit_identical_after_sigterm(finished, tmp_path, monkeypatch):
     assert timeless_metrics(workdir) == timeless_metrics(finished[0])
 
 
+@pytest.mark.slow
 def test_train_passes_over_a_damaged_checkpoint_to_the_same_result(finished, tmp_path, caplog):
     # Killed after update 30, whose checkpoint was not complete yet; then a bit of the disk turned.
     workdir = rewind(finished[0], tmp_path / "run", 22)
@@ -232,6 +234,7 @@ def make_folder(root, corrupt):
         (root / "train" / str(label) / "0.png").write_bytes(b"no image")
 
 
+@pytest.mark.slow
 def test_train_counts_replaced_images_and_stops_at_too_many(tmp_path):
     make_folder(tmp_path / "images", corrupt=2)
     config = get_config()

@@ -125,7 +125,14 @@ def assert_slope(differentiate, params, batch, gradients):
 PLAIN = {"optimizer.clip_norm": CLIP, "optimizer.weight_decay": DECAY, "ema.decay": AVERAGE}
 
 
-@pytest.mark.parametrize(("data", "fsdp", "accumulate_steps"), [(8, 1, 1), (4, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize(
+    ("data", "fsdp", "accumulate_steps"),
+    [
+        pytest.param(8, 1, 1, marks=pytest.mark.slow),
+        (4, 2, 2),
+        pytest.param(1, 8, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_step_is_clipped_adamw_on_the_mean_loss(
     data, fsdp, accumulate_steps, first_state, oracle, monkeypatch, capfd
 ):

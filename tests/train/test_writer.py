@@ -294,6 +294,7 @@ def read_wandb_records(path):
             record = b""
 
 
+@pytest.mark.slow
 def test_wandb_itself_records_a_resumed_run_offline(tmp_path):
     source = """
         import sys

@@ -164,7 +164,7 @@ def test_run_without_average_gives_its_weights(tmp_path):
     model, loaded = load_pretrained(tmp_path / "run", drop_path=0.5)
     assert_same(loaded, jax.device_get(state.variables))
     assert model.backbone.drop_path == 0.5
-    assert model.in_chans == 1
+    assert model.backbone.in_chans == 1
 
 
 def test_folder_that_is_no_run_is_told(tmp_path):

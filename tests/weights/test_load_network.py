@@ -75,6 +75,7 @@ def hub_config(**changes):
     return json.dumps(config).encode()
 
 
+@pytest.mark.slow
 def test_hub_repositories_and_the_catalog_load_over_the_hub(tmp_path):
     variables = random_variables()
     body = write_torch_names(tmp_path / "weights.safetensors", variables).read_bytes()
