@@ -81,7 +81,7 @@ def make_predictor(
         return task.predict(model, variables, task.prepare({"image": images}, None))
 
     variables = jax.device_put(variables)  # once, and not at every call
-    return Predictor(task, partial(run, variables), model.in_chans, preprocessing)
+    return Predictor(task, partial(run, variables), model.backbone.in_chans, preprocessing)
 
 
 def predict_files(

@@ -78,7 +78,7 @@ def test_training_learns_and_follows_the_seed(rng):
     trained = Trainer(build_models(task, preset)["conv"], task, RECIPE)
     one, same, other = (trained.train(seed) for seed in (0, 0, 1))
     assert [point["step"] for point in one["curve"]] == [20, 40, 60]
-    assert one["curve"][0]["bits"] > 0.3
+    assert one["curve"][0]["bits"] > 0.2
     assert one["accuracy"] == one["curve"][-1]["accuracy"] == 1
     assert one["bits"] == one["curve"][-1]["bits"] < 0.1
     assert one["curve"] == same["curve"]

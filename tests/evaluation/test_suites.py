@@ -291,7 +291,7 @@ def test_corrupted_images_are_not_cropped_again(root, weights):
 @pytest.mark.parametrize(
     ("make", "name", "words"),
     [
-        (lambda root: (root / "imagenet-a" / "tench").mkdir(), "a", "no synsets .*'tench'"),
+        (lambda root: (root / "imagenet-a" / "tench").mkdir(), "a", "not synsets .*'tench'"),
         (lambda root: (root / "imagenet-v2" / "1000").mkdir(), "v2", "folder '1000'; .* 0 to 999"),
         (lambda root: (root / "imagenet-v2" / "n01").mkdir(), "v2", "folder 'n01'"),
         (lambda root: (root / "real.json").write_text("[1, 2]"), "real", "not a list of lists"),
