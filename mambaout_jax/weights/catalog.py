@@ -59,7 +59,7 @@ def model_table(pattern: str = "*") -> str:
         rows = [
             (f"{weights.results[0].top1:g}" if weights.results else "-", key)
             for key, weights in weights_of(name).items()
-        ] or [("-", "none published")]
+        ] or [("-", "none known here")]
         lines.append((name, *cost, *rows[0]))
         lines.extend(("", "", "", *row) for row in rows[1:])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
