@@ -68,6 +68,7 @@ def test_backward_pass_has_the_gradients_of_all_inputs():
     assert float(scan_mixers._pass("forward", lambda scale, x: scale * x)((scale, x), dy)[0]) == 6
 
 
+@pytest.mark.slow
 def test_rows_hold_what_was_measured():
     wanted = settings("conv", "sequential", "chunked", "attention")
     previous = {}

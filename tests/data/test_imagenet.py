@@ -19,7 +19,7 @@ from PIL import Image
 from support import miniature_imagenet
 from support.tfds_imagenet import FOLDERS, write_with_tfds
 
-from mambaout_jax.config import default_config, validate
+from mambaout_jax.config import default_config
 from mambaout_jax.data.loader import evaluation_batches, train_batches
 from mambaout_jax.data.prepare.imagenet import prepare_imagenet
 from mambaout_jax.data.sets.image_files import UnreadableImageError
@@ -246,13 +246,6 @@ def test_a_missing_folder_is_answered_with_the_command(tmp_path):
             r"mambaout prepare imagenet --train-tar ILSVRC2012_img_train\.tar "
             rf"--val-tar ILSVRC2012_img_val\.tar --out {path}"
         )
-
-
-def test_an_empty_path_is_refused_by_the_config():
-    config = default_config()
-    config.data.source = "imagenet"
-    with pytest.raises(ValueError, match=r"data\.source='imagenet' needs the folder: set --config"):
-        validate(config, 1)
 
 
 @pytest.mark.parametrize("name", ["5.1.0.incomplete", "incomplete.811C8Z_5.1.0"])  # ours, TFDS's

@@ -18,7 +18,6 @@ from mambaout_jax.weights.convert import from_torch, to_torch
 
 DEFAULT = {
     "mambaout/test_mambaout",
-    "mambaout_official/mambaout_femto",
     "deit/deit_tiny_patch16_224",
     "fasternet/fasternet_t1",
     "swin/swin_tiny_patch4_window7_224",

@@ -164,6 +164,7 @@ def test_step_is_clipped_adamw_on_the_mean_loss(
             assert held == {leaf.size // fsdp if split else leaf.size}, name
 
 
+@pytest.mark.slow
 def test_bfloat16_step_keeps_parameters_and_moments_in_float32(first_state, oracle):
     config = make_config(**{"model.dtype": "bfloat16"}, **PLAIN)
     (state,), (sums,), *_ = run_micro(

@@ -81,6 +81,7 @@ def part(path):
     return "head" if path.startswith("head/") else path.split("/")[1]
 
 
+@pytest.mark.slow
 def test_first_update_of_each_layer_is_the_rate_times_decay_to_its_depth(weights, photos, tmp_path):
     # Adam's first step is +-rate where the gradient is not next to nothing.
     config = recipe(

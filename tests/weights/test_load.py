@@ -56,11 +56,12 @@ def test_safetensors_of_torch_names_gives_the_same_logits(tmp_path, variables, i
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 def test_torch_file_is_read_without_torch(tmp_path, suffix):
+    before = "torch" in sys.modules  # a benchmark may have looked for it
     path = shutil.copy(FILES / "mambaout_tiny.pth", tmp_path / f"mambaout_tiny{suffix}")
     _, loaded = load_pretrained(path, **MODEL)
     state = to_torch("mambaout_tiny", loaded, naming="official", num_classes=3, **MODEL)
     assert_same(state, torch_values())
-    assert "torch" not in sys.modules
+    assert ("torch" in sys.modules) == before
 
 
 @pytest.mark.parametrize("ema", [True, False])

@@ -52,7 +52,10 @@ def test_file_in_the_home_directory(tmp_path, monkeypatch):
     [
         ("mambaout_femto", "mean mambaout_femto.in1k or mambaout_femto.official"),
         ("mambaout_tiny.in2k", "mean mambaout_tiny.in1k"),
-        ("nowhere/at/all", "no file, no directory and no key of the catalog.*hf_hub:.*https"),
+        (
+            "nowhere/at/all",
+            "neither a file nor a directory nor a key of the catalog.*hf_hub:.*https",
+        ),
     ],
 )
 def test_unknown_source_gets_the_nearest_or_what_is_allowed(source, message):
