@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test runs under: eight fake devices, strict ranks, checked shape annotations.
+"""What every test runs under: eight fake devices and strict ranks; in CI checked shape annotations.
 
 Programs are compiled without LLVM's optimisations, in half of the time: the tests run each of them
 a few times on small arrays. XLA's own passes are not affected, and so neither are the text, the
@@ -28,7 +28,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("mambaout_jax", "typechecker.check")
+if os.environ.get("MAMBAOUT_CHECK_SHAPES"):  # a third of the time of tracing; CI sets it
+    install_import_hook("mambaout_jax", "typechecker.check")
 
 
 def pytest_collection_modifyitems(items):
