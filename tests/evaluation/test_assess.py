@@ -127,5 +127,6 @@ def test_two_processes_count_every_image_once_and_one_prints(photo_run, tmp_path
                                                                   "per_class.csv")]  # fmt: skip
     assert second == []
     assert not (tmp_path / "1").exists()
-    rows = list(csv.DictReader((tmp_path / "0" / "per_class.csv").open(newline="")))
+    table = (tmp_path / "0" / "per_class.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
     assert [int(row["count"]) for row in rows] == [12, 12]
