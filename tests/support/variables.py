@@ -13,6 +13,8 @@ def randomised(model, images, seed=0):
         noise = rng.standard_normal(leaf.shape, np.float32)
         if path[-1].key == "kernel":
             return noise / np.sqrt(np.prod(leaf.shape[:-1], dtype=np.float32))
+        if path[-1].key == "var":  # of a BatchNorm
+            return 1 + 0.3 * np.abs(noise)
         return 0.3 * noise + (path[-1].key in ("scale", "gamma"))
 
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)
