@@ -14,8 +14,12 @@ def config():
     return config
 
 
-def test_defaults_are_valid():
-    validate(default_config(), 8)
+def test_defaults_are_valid_until_one_is_wrong():
+    config = default_config()
+    validate(config, 8)
+    config.batch_size = 1023
+    with pytest.raises(ValueError, match="batch_size=1023 does not divide into 8 devices"):
+        validate(config, 8)
 
 
 def test_unknown_key_is_an_error(config):
