@@ -11,11 +11,17 @@ import atexit
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 # Before any JAX call. Processes that a test starts inherit all of it.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+if version("jaxlib").startswith("0.10."):
+    # Its MLIR emitters take nearly half of a compilation's time, the older ones compute the same.
+    # Later versions are quick without, and end the process at a flag they do not know. CI runs the
+    # slow tests with what users have.
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # By the first process, for its workers too. A folder set from outside is used again by the next
     # run: its entries are told apart by the versions of JAX and XLA and by the compiler options.
