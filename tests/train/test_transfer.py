@@ -4,6 +4,8 @@
 import logging
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -11,6 +13,7 @@ from support.photo_patches import write_photo_patches
 from support.places import ROOT
 
 from mambaout_jax.config_file import override, read_config
+from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.train.loop import train
 from mambaout_jax.train.preview import describe
@@ -60,6 +63,15 @@ def weights(photos, tmp_path_factory):
     _, variables = load_pretrained(folder / "run")
     save_variables(variables, folder / "w.safetensors", {"model": "mambaout_micro"})
     return folder / "w.safetensors"
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    """A file of the weights that `weights` were before their training."""
+    model = create_model("mambaout_micro", depths=(1, 1), dims=(16, 32), num_classes=3)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
+    save_variables(variables, tmp_path / "w.safetensors", {"model": "mambaout_micro"})
+    return tmp_path / "w.safetensors"
 
 
 def recipe(weights, photos, *settings):
@@ -144,8 +156,8 @@ def test_fine_tuning_at_another_size_gets_better_than_it_begins(weights, photos,
     assert tuned["eval/loss"] < begun["eval/loss"] - 0.1
 
 
-def test_wrong_pattern_is_told_before_anything_is_trained(weights, photos, tmp_path):
-    config = recipe(weights, photos, *steps(1), "--config.optimizer.freeze=/stages/")
+def test_wrong_pattern_is_told_before_anything_is_trained(untrained, photos, tmp_path):
+    config = recipe(untrained, photos, *steps(1), "--config.optimizer.freeze=/stages/")
     with pytest.raises(ValueError, match="'/stages/' is found in no parameter"):
         describe(config)
     with pytest.raises(ValueError, match="'/stages/' is found in no parameter"):
@@ -166,9 +178,9 @@ def test_recipe_is_folder_with_three_settings_changed():
         read_config(f"{RECIPE}:mambaout_tiny")
 
 
-def test_layer_decay_out_of_range_is_an_error(weights, photos, caplog):
+def test_layer_decay_out_of_range_is_an_error(untrained, photos, caplog):
     with (
         caplog.at_level(logging.ERROR),
         pytest.raises(ValueError, match=r"layer_decay=0\.0 is out"),
     ):
-        describe(recipe(weights, photos, *steps(1), "--config.optimizer.layer_decay=0"))
+        describe(recipe(untrained, photos, *steps(1), "--config.optimizer.layer_decay=0"))
