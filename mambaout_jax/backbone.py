@@ -10,7 +10,7 @@ consumer live with the consumer. A classifier is a backbone and a head, hence ``
 import contextlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.dispatch import plain_implementations
+from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.initializers import normal_init, uniform_fan_in_init
+from mambaout_jax.layers.positions import height_and_width, patch_grid, resize_positions
 from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import drop_path_rates
 
@@ -58,9 +61,8 @@ class Backbone(nn.Module, kw_only=True):
     """Images (B, H, W, in_chans) to stage maps. A family's backbone derives from it.
 
     It adds its own fields, the properties `channels` and `strides` (one entry per map, known before
-    initialisation) and the compact method `forward`. One with a table of absolute positions calls
-    it `pos_embed`, and has the field `image_size`, `grid`, the rows and columns of the table, and
-    `prefix_tokens`, its entries before those of the patches.
+    initialisation) and the compact method `forward`. One with a table of absolute positions is
+    `Columnar` and calls the table `pos_embed`.
 
     Attributes:
         in_chans: image channels.
@@ -147,6 +149,122 @@ class Pyramid(Backbone):
         return drop_path_rates(self.drop_path, self.depths)
 
 
+class Columnar(Backbone, kw_only=True):
+    """A backbone of one resolution: blocks over the patches of the image, and perhaps a token.
+
+    Attributes:
+        dim: channels.
+        depth: blocks.
+        image_size: side or (height, width) in pixels that the position table is made for; for
+            images of another size the table is interpolated.
+        patch_size: side of the patches.
+        out_blocks: blocks, from 0 and in rising order, whose tokens become maps; None: the last.
+    """
+
+    dim: int
+    depth: int
+    image_size: int | tuple[int, int] = 224
+    patch_size: int = 16
+    out_blocks: tuple[int, ...] | None = None
+
+    antialias: ClassVar[bool] = False  # see `resize_positions`
+
+    @property
+    def class_token(self) -> str | None:
+        """Where its position stands in the table: "first", in the "middle", or None: no token."""
+        return None
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.dim,) * len(self.map_blocks)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (self.patch_size,) * len(self.map_blocks)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        return patch_grid(*height_and_width(self.image_size), self.patch_size)
+
+    @property
+    def map_blocks(self) -> tuple[int, ...]:
+        """The blocks whose tokens become maps.
+
+        Raises:
+            ValueError: `out_blocks` are not blocks in rising order.
+        """
+        if self.out_blocks is None:
+            return (self.depth - 1,)
+        blocks = tuple(self.out_blocks)
+        if not blocks or list(blocks) != sorted(set(blocks) & set(range(self.depth))):
+            raise ValueError(
+                f"out_blocks={blocks} must be blocks from 0 to {self.depth - 1}, in rising order"
+            )
+        return blocks
+
+    @property
+    def block_rates(self) -> list[float]:
+        """Drop-path rate of every block.
+
+        Raises:
+            ValueError: `drop_path` is out of range.
+        """
+        return drop_path_rates(self.drop_path, (self.depth,))[0]
+
+    def patches(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B L C"]:
+        """Patches of images, row by row, to be called in `forward`.
+
+        Raises:
+            ValueError: the patches do not fill the images.
+        """
+        init = uniform_fan_in_init(self.patch_size**2 * self.in_chans)
+        patches = Conv(
+            self.dim,
+            self.patch_size,
+            self.patch_size,
+            dtype=self.layer_dtype,
+            kernel_init=init,
+            bias_init=init,
+            name="patch_embed",
+        )(images)
+        return patches.reshape(len(patches), -1, self.dim)
+
+    def with_positions(
+        self, patches: Float[Array, "B L C"], size: tuple[int, int]
+    ) -> Float[Array, "B _ C"]:
+        """Adds the class token, where there is one, and then the positions; called in `forward`.
+
+        Args:
+            patches: those of a map, row by row.
+            size: (H, W) of the map.
+        """
+        rows, columns = self.grid
+        tokens = int(self.class_token is not None)
+        shape = (1, tokens + rows * columns, self.dim)
+        if tokens:
+            token = self.param("cls_token", normal_init, (1, 1, self.dim), jnp.float32)
+            at = patches.shape[1] // 2 if self.class_token == "middle" else 0
+            token = jnp.broadcast_to(token.astype(patches.dtype), (len(patches), 1, self.dim))
+            patches = jnp.concatenate((patches[:, :at], token, patches[:, at:]), axis=1)
+        table = self.param("pos_embed", normal_init, shape, jnp.float32)
+        positions = self.resize_positions(table, self.grid, size)
+        patches, positions = nn.dtypes.promote_dtype(patches, positions, dtype=self.layer_dtype)
+        return patches + positions
+
+    @nn.nowrap
+    def resize_positions(
+        self, table: Float[ArrayLike, "1 L C"], grid: tuple[int, int], new_grid: tuple[int, int]
+    ) -> Float[ArrayLike, "1 _ C"]:
+        """`layers.positions.resize_positions`, as the family's own code does it."""
+        middle = self.class_token == "middle"
+        return resize_positions(table, grid, new_grid, antialias=self.antialias, middle=middle)
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: object) -> int:
+        return 0  # positions and the class token are added
+
+
 class Classifier(nn.Module):
     """Backbone and head; images (B, H, W, in_chans) to logits (B, num_classes), at least float32.
 
@@ -207,6 +325,6 @@ def layer_of(path: str) -> tuple[int, int] | None:
         return -1, 0
     if block := re.match(r"(?:stage_(\d+)_)?block_(\d+)/", path):
         return int(block[1] or 0), int(block[2])
-    if downsample := re.match(r"downsample_(\d+)/", path):
+    if downsample := re.match(r"(?:downsample|merging)_(\d+)/", path):
         return int(downsample[1]), 0
     return None

@@ -180,7 +180,7 @@ class _Counter:
         L = scan.tokens
         D = scan.channels
         gate = L * D if scan.gated else 0
-        return scan.paths * SCAN_FORMULAS[self._scan_formula](L, D, scan.states) + gate
+        return scan.paths * (SCAN_FORMULAS[self._scan_formula](L, D, scan.states) + gate)
 
     def _is_free(self, module: nn.Module) -> bool:
         further_path = any(re.fullmatch(r"path_[1-9]\d*", name) for name in module.path)

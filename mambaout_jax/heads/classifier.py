@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mambaout_jax.backbone import Features
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.norms import LayerNorm, RMSNorm
 from mambaout_jax.layers.precision import compute_dtype
 
 
@@ -24,19 +24,21 @@ class PooledHead(nn.Module):
     Attributes:
         num_classes: classes, 0 for none.
         norm_first: normalise each token, and then take the mean.
-        epsilon: added to the variance by the norm.
+        rms_norm: normalise by the root mean square.
+        epsilon: added by the norm to the variance, or to the mean square.
         dtype: dtype of the computation; float32 means at least float32.
     """
 
     num_classes: int = 1000
     norm_first: bool = False
+    rms_norm: bool = False
     epsilon: float = 1e-6
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
         dtype = compute_dtype(self.dtype)
-        norm = LayerNorm(self.epsilon, dtype=dtype, name="norm")
+        norm = (RMSNorm if self.rms_norm else LayerNorm)(self.epsilon, dtype=dtype, name="norm")
         x = features.maps[-1]
         x = norm(x).mean(axis=(1, 2)) if self.norm_first else norm(x.mean(axis=(1, 2)))  # (B, C)
         return classify(x, self.num_classes, dtype)
@@ -47,17 +49,22 @@ class TokenHead(nn.Module):
 
     Attributes:
         num_classes: classes, 0 for none.
+        rms_norm: normalise by the root mean square.
+        epsilon: added by the norm to the variance, or to the mean square.
         dtype: dtype of the computation; float32 means at least float32.
     """
 
     num_classes: int = 1000
+    rms_norm: bool = False
+    epsilon: float = 1e-6
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
         dtype = compute_dtype(self.dtype)
         token: Any = features.token  # families with this head have one
-        return classify(LayerNorm(dtype=dtype, name="norm")(token), self.num_classes, dtype)
+        norm = (RMSNorm if self.rms_norm else LayerNorm)(self.epsilon, dtype=dtype, name="norm")
+        return classify(norm(token), self.num_classes, dtype)
 
 
 class HiddenHead(nn.Module):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where maps become smaller: a convolution with its norm, and a stem of two of them."""
+"""Where maps become smaller: a convolution with its norm, a stem of two, merging of patches."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 
 
@@ -64,3 +65,26 @@ class ConvStem(nn.Module):
         x = activation(self.activation)(x)
         x = Conv(self.features, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
         return LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
+
+
+class PatchMerging(nn.Module):
+    """2 x 2 neighbours become one token of twice the channels (Liu et al. 2021, Swin).
+
+    A map of odd sides is padded with zeros at its end.
+
+    Attributes:
+        epsilon: added to the variance by the norm.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ D"]:
+        B, H, W, C = x.shape
+        x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
+        x = x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).transpose(0, 1, 3, 4, 2, 5)
+        x = x.reshape(*x.shape[:3], 4 * C)  # columns of the neighbours before their rows
+        x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
+        return Dense(2 * C, use_bias=False, dtype=self.dtype, name="reduction")(x)

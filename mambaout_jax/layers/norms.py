@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalisation over channels (layer) and over the batch."""
+"""Normalisation over channels (layer, root mean square) and over the batch."""
 
 import math
 
@@ -29,6 +29,30 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
         return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon)
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return 0  # as in the literature
+
+
+class RMSNorm(nn.Module):
+    """Divides each token by its root mean square over the channels (Zhang and Sennrich 2019).
+
+    Attributes:
+        epsilon: added to the mean square.
+        dtype: dtype of the result, None to promote; the mean square is at least float32.
+    """
+
+    epsilon: float = 1e-5
+    dtype: Dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        dtype = self.dtype or jnp.result_type(x, scale)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        root = jnp.sqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+        return (wide / root * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(dtype)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:

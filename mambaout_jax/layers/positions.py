@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of positions: absolute ones, one entry per patch, and relative ones in a window."""
+"""Grids of patches and their positions: absolute tables, rotations, relative ones in a window."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -15,28 +15,105 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
+    """Rows and columns of the patches of an image.
+
+    Raises:
+        ValueError: the patches do not fill the image.
+    """
+    if height % patch_size or width % patch_size:
+        heights, widths = (
+            " or ".join(
+                str(patch_size * k) for k in sorted({max(1, n // patch_size), -(-n // patch_size)})
+            )
+            for n in (height, width)
+        )
+        raise ValueError(
+            f"images of {height} x {width} pixels do not divide into patches of {patch_size}; the "
+            f"nearest heights are {heights}, the nearest widths {widths}: resize or pad the images"
+        )
+    return height // patch_size, width // patch_size
+
+
 def resize_positions(
-    table: Float[ArrayLike, "1 L C"], grid: tuple[int, int], new_grid: tuple[int, int]
+    table: Float[ArrayLike, "1 L C"],
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    antialias: bool = True,
+    middle: bool = False,
 ) -> Float[ArrayLike, "1 _ C"]:
     """Interpolates a table of positions to another grid of patches; equal grids change nothing.
 
-    Bicubic with antialias, timm's way: there PyTorch's kernel is that of JAX, with a = -0.5.
-    (Without antialias PyTorch has a = -0.75.)
-
     Args:
-        table: positions of the patches, row by row; what stands before them belongs to tokens
-            without a place in the image, such as a class token, and is kept.
+        table: positions of the patches, row by row. One more entry belongs to a class token and is
+            kept.
         grid: rows and columns of the table.
         new_grid: rows and columns of the result.
+        antialias: bicubic as timm has it, with antialias and the kernel of a = -0.5; or as
+            `torch.nn.functional.interpolate` has it without antialias, with a = -0.75.
+        middle: the class token's entry stands between the first and the second half of the patches,
+            not before all of them.
     """
     if grid == new_grid:
         return table
     table = jnp.asarray(table)
-    channels = table.shape[-1]
-    prefix = table.shape[1] - grid[0] * grid[1]
-    patches = table[0, prefix:].reshape(*grid, channels)  # (H, W, C)
-    patches = jax.image.resize(patches, (*new_grid, channels), "cubic", antialias=True)
-    return jnp.concatenate((table[:, :prefix], patches.reshape(1, -1, channels)), axis=1)
+    count, channels = grid[0] * grid[1], table.shape[-1]
+    tokens = table.shape[1] - count
+    at, new_at = (count // 2, new_grid[0] * new_grid[1] // 2) if middle else (0, 0)
+    token = table[:, at : at + tokens]
+    patches = jnp.concatenate((table[0, :at], table[0, at + tokens :]))
+    patches = patches.reshape(*grid, channels)  # (H, W, C)
+    if antialias:
+        patches = jax.image.resize(patches, (*new_grid, channels), "cubic", antialias=True)
+    else:
+        rows, columns = map(_bicubic_weights, grid, new_grid)
+        patches = jnp.einsum("hr,wc,rcd->hwd", rows, columns, patches)
+    patches = patches.reshape(1, -1, channels)
+    return jnp.concatenate((patches[:, :new_at], token, patches[:, new_at:]), axis=1)
+
+
+def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray, "M N"]:
+    """Weight of each of `size` samples in each of `new_size`: PyTorch's, pixels beyond the border
+    are those at the border."""
+    a = -0.75
+    at = (np.arange(new_size) + 0.5) * size / new_size - 0.5
+    first = np.floor(at).astype(int)
+    weights = np.zeros((new_size, size), np.float32)
+    for tap in (-1, 0, 1, 2):
+        x = np.abs(at - (first + tap))
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        sample = np.clip(first + tap, 0, size - 1)
+        np.add.at(weights, (np.arange(new_size), sample), np.where(x <= 1, near, far))
+    return weights
+
+
+def rotation_tables(
+    channels: int, grid: tuple[int, int]
+) -> tuple[Float[np.ndarray, "L C"], Float[np.ndarray, "L C"]]:
+    """Cosines and sines that `rotate` turns a grid of tokens by, row by row (EVA-02's "2D RoPE").
+
+    The first half of the channels turns by the row, the second by the column; neighbours 2i and
+    2i + 1 of a half turn by its number times 10000^(-4i/C).
+    """
+    half = channels // 2
+    rates = 10000.0 ** (-np.arange(0, half, 2, dtype=np.float32) / half)
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    angles = np.concatenate(
+        [np.repeat(x[:, None].astype(np.float32) * rates, 2, axis=1) for x in (rows, columns)], 1
+    )
+    return np.cos(angles), np.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B L C"], cosines: Float[ArrayLike, "L C"], sines: Float[ArrayLike, "L C"]
+) -> Float[Array, "B L C"]:
+    """Turns neighbouring channels, (x₀, x₁) to (x₀ cos - x₁ sin, x₁ cos + x₀ sin)."""
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    turned = jnp.stack((-pairs[..., 1], pairs[..., 0]), axis=-1).reshape(x.shape)
+    cosines, sines = (jnp.asarray(table, x.dtype)[None] for table in (cosines, sines))
+    return x * cosines + turned * sines
 
 
 def relative_position_index(height: int, width: int) -> Int[np.ndarray, "L L"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes: the orders in which a scan walks over a map, and the way back.
+"""Routes: the orders in which scans walk over a map, and the way back.
 
     raster          row by row
     reverse         row by row, from the last token to the first
@@ -9,29 +9,31 @@
     windowed        window by window, row by row in each (LocalMamba, arXiv 2403.09338)
     snake           row by row, every second row backwards, so that neighbours in the sequence are
                     neighbours in the map (PlainMamba, arXiv 2403.17695, "continuous")
+    snakes          by rows and by columns, each in both directions (PlainMamba)
     atrous          every second row and column, then the three phases left out
+    phases          each of these four phases on its own, two by rows and two by columns
                     (EfficientVMamba, arXiv 2403.09977)
 
-A route is made of paths. A path is an order of the tokens, `flatten` and `restore` apply it, and
-whether the scan runs through it backwards: the scan does that itself, nothing is flipped.
+A route is made of paths. A path is an order of the tokens and whether it is walked backwards;
+`flatten` and `restore` apply it. `DIRECTIONS` are the paths that LocalMamba chooses from.
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-WINDOW = 7  # pixels of a side; it divides the maps of 56, 28, 14 and 7 tokens a side
-_PHASES = 2  # of atrous, along each axis
+PAD = -1  # in an order: a step that meets no token, and reads zero
 
 
 class Path(NamedTuple):
     """One walk over a map.
 
     Attributes:
-        order: order of the tokens, one of `ORDERS`.
+        order: order of the tokens, see `token_order`.
         reverse: whether it is walked from the end to the start.
     """
 
@@ -39,22 +41,38 @@ class Path(NamedTuple):
     reverse: bool = False
 
 
+def _both_ways(*orders: str) -> tuple[Path, ...]:
+    return tuple(Path(order, reverse) for reverse in (False, True) for order in orders)
+
+
 ROUTES: dict[str, tuple[Path, ...]] = {
     "raster": (Path("raster"),),
     "reverse": (Path("raster", reverse=True),),
-    "bidirectional": (Path("raster"), Path("raster", reverse=True)),
+    "bidirectional": _both_ways("raster"),
     "column": (Path("column"),),
-    "cross": (
-        Path("raster"),
-        Path("column"),
-        Path("raster", reverse=True),
-        Path("column", reverse=True),
-    ),
-    "windowed": (Path("windowed"),),
+    "cross": _both_ways("raster", "column"),
+    "windowed": (Path("window_7"),),  # 7 divides the maps of 56, 28, 14 and 7 tokens a side
     "snake": (Path("snake"),),
+    "snakes": (
+        Path("snake"),
+        Path("snake", reverse=True),
+        Path("column_snake"),
+        Path("column_snake", reverse=True),
+    ),
     "atrous": (Path("atrous"),),
+    "phases": (Path("phase_00"), Path("phase_10"), Path("phase_01"), Path("phase_11")),
 }
-ORDERS = ("raster", "column", "windowed", "snake", "atrous")
+ORDERS = ("raster", "column", "snake", "column_snake", "atrous", "window_K", "phase_RC")
+DIRECTIONS: dict[str, Path] = {
+    "h": Path("raster"),
+    "h_flip": Path("raster", reverse=True),
+    "v": Path("column"),
+    "v_flip": Path("column", reverse=True),
+    "w2": Path("window_2"),
+    "w2_flip": Path("window_2", reverse=True),
+    "w7": Path("window_7"),
+    "w7_flip": Path("window_7", reverse=True),
+}
 
 
 def paths_of(routes: str) -> tuple[Path, ...]:
@@ -68,53 +86,106 @@ def paths_of(routes: str) -> tuple[Path, ...]:
     return ROUTES[routes]
 
 
-def flatten(x: Float[Array, "B H W C"], order: str) -> Float[Array, "B L C"]:
-    """The tokens of a map in an order, one of `ORDERS`; L = H · W for any H and W."""
+def directions_of(names: str) -> tuple[Path, ...]:
+    """The paths of some of LocalMamba's directions, such as "h v_flip w7 w7_flip".
+
+    Raises:
+        ValueError: there is no such direction.
+    """
+    unknown = [name for name in names.split() if name not in DIRECTIONS]
+    if unknown or not names.split():
+        raise ValueError(
+            f"directions={names!r} must be names of {', '.join(DIRECTIONS)}, divided by blanks"
+        )
+    return tuple(DIRECTIONS[name] for name in names.split())
+
+
+def flatten(x: Float[Array, "B H W C"], path: Path) -> Float[Array, "B S C"]:
+    """The tokens of a map as a path meets them, S of `token_order`; zeros where it meets none."""
     B, H, W, C = x.shape
-    if order == "column":  # a transposition is cheaper than a gather
-        x = x.transpose(0, 2, 1, 3)
-    tokens = x.reshape(B, H * W, C)
-    if order in ("raster", "column"):
-        return tokens
-    return jnp.take(tokens, token_order(order, H, W), axis=1)
+    if path.order == "column":  # a transposition is cheaper than a gather
+        tokens = x.transpose(0, 2, 1, 3).reshape(B, H * W, C)
+        return tokens[:, ::-1] if path.reverse else tokens
+    return take(x.reshape(B, H * W, C), walk(path, H, W))
 
 
 def restore(
-    tokens: Float[Array, "B L C"], order: str, size: tuple[int, int]
+    tokens: Float[Array, "B S C"], path: Path, size: tuple[int, int]
 ) -> Float[Array, "B H W C"]:
-    """The map whose tokens in this order are given; the inverse of `flatten`.
+    """The map whose tokens a path met; zeros where it met none. The inverse of `flatten`.
 
     Args:
         size: (H, W) of the map.
     """
     (B, _, C), (H, W) = tokens.shape, size
-    if order == "column":
+    if path.order == "column":
+        tokens = tokens[:, ::-1] if path.reverse else tokens
         return tokens.reshape(B, W, H, C).transpose(0, 2, 1, 3)
-    if order != "raster":
-        tokens = jnp.take(tokens, np.argsort(token_order(order, H, W)), axis=1)
-    return tokens.reshape(B, H, W, C)
+    return take(tokens, steps_of(walk(path, H, W), H * W)).reshape(B, H, W, C)
+
+
+def take(tokens: Float[Array, "B L C"], order: Int[np.ndarray, "S"]) -> Float[Array, "B S C"]:
+    """Tokens by their numbers in an order, zeros where it says `PAD`."""
+    every = np.arange(tokens.shape[1])
+    if np.array_equal(order, every):
+        return tokens
+    if np.array_equal(order, every[::-1]):
+        return tokens[:, ::-1]
+    if (order == PAD).any():
+        tokens = jnp.pad(tokens, ((0, 0), (0, 1), (0, 0)))  # the token that PAD reads, the last
+        order = np.where(order == PAD, tokens.shape[1] - 1, order)
+    return jnp.take(tokens, order, axis=1)
+
+
+def steps_of(order: Int[np.ndarray, "S"], count: int) -> Int[np.ndarray, "L"]:
+    """The step at which an order meets each of `count` tokens, `PAD` where it never does."""
+    steps = np.full(count, PAD)
+    met = np.flatnonzero(order != PAD)
+    steps[order[met]] = met
+    return steps
+
+
+def walk(path: Path, H: int, W: int) -> Int[np.ndarray, "S"]:
+    """Raster numbers of a map's tokens as a path meets them; see `token_order`."""
+    order = token_order(path.order, H, W)
+    return order[::-1] if path.reverse else order
 
 
 @functools.cache
-def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "L"]:
-    """Raster numbers of a map's tokens in the order of the walk.
+def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "S"]:
+    """Raster numbers of a map's tokens in an order.
 
-    Windows and phases at the border are cut off where the map ends; nothing is padded.
+        raster, column, snake, column_snake, atrous     see the top of this file
+        window_K     windows of K rows and columns; those at the right and lower border are filled
+                     up with `PAD`, as in LocalMamba
+        phase_RC     rows of parity R and columns of parity C, by rows where R is 0 and by columns
+                     where it is 1; odd maps are filled up with `PAD`, as in EfficientVMamba
 
     Raises:
         ValueError: there is no such order.
     """
     row, column = np.divmod(np.arange(H * W), W)
-    if order == "raster":
-        keys = (column, row)
-    elif order == "column":
-        keys = (row, column)
-    elif order == "snake":
-        keys = (np.where(row % 2, -column, column), row)
-    elif order == "windowed":
-        keys = (column, row, column // WINDOW, row // WINDOW)
-    elif order == "atrous":
-        keys = (column, row, column % _PHASES, row % _PHASES)
-    else:
-        raise ValueError(f"order={order!r} is not known; allowed are {', '.join(ORDERS)}")
-    return np.lexsort(keys)  # by the last key first
+    keys = {  # the last decides first
+        "raster": (column, row),
+        "column": (row, column),
+        "snake": (np.where(row % 2, -column, column), row),
+        "column_snake": (np.where(column % 2, -row, row), column),
+        "atrous": (column, row, column % 2, row % 2),
+    }
+    if order in keys:
+        return np.lexsort(keys[order])
+    if window := re.fullmatch(r"window_([1-9]\d*)", order):
+        K = int(window[1])
+        blocks = _padded(H, W, K).reshape(-(-H // K), K, -(-W // K), K)
+        return blocks.transpose(0, 2, 1, 3).ravel()
+    if phase := re.fullmatch(r"phase_([01])([01])", order):
+        r, c = int(phase[1]), int(phase[2])
+        phase_map = _padded(H, W, 2)[r::2, c::2]
+        return (phase_map.T if r else phase_map).ravel()
+    raise ValueError(f"order={order!r} is not known; allowed are {', '.join(ORDERS)}")
+
+
+def _padded(H: int, W: int, K: int) -> Int[np.ndarray, "_ _"]:
+    """Raster numbers as a map, filled up at its end to multiples of K."""
+    numbers = np.arange(H * W).reshape(H, W)
+    return np.pad(numbers, ((0, -H % K), (0, -W % K)), constant_values=PAD)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The selective state space model as a token mixer (Gu and Dao 2023, Mamba, arXiv 2312.00752).
 
-`SSM` mixes a sequence, `MapSSM` a map along a route, and `MambaMixer` is all of a Mamba block
-between its norm and its residual connection: projections, convolution, SSM and gate.
+`SSM` mixes a sequence, `MapSSM` a map along the paths of a route. `mixers.mamba` and `mixers.ss2d`
+put projections, convolutions and gates around them.
 """
 
+import functools
 import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,10 +20,10 @@ from jaxtyping import Array, Float
 from mambaout_jax.kernels.selective_scan import selective_scan
 from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.mixers.conv import CausalConv
-from mambaout_jax.mixers.routes import flatten, paths_of, restore
+from mambaout_jax.mixers.routes import Path, flatten, restore, walk
 
 STATE_SIZE = 16  # N of Mamba
+SSM_DECAY = (r"/(A_log|D)$", False)  # for a family's DECAY: rates and skips are no weights
 
 # Step sizes at the start: drawn between these, log-uniform, and no smaller than the floor.
 _DELTA_RANGE, _DELTA_FLOOR = (1e-3, 1e-1), 1e-4
@@ -30,11 +33,11 @@ class ScanSize(NamedTuple):
     """What decides the cost of a scan.
 
     Attributes:
-        paths: how many times the tokens are scanned.
-        tokens: L, of all images.
+        paths: how many times tokens are scanned.
+        tokens: L of each of them, of all images.
         channels: D of each path.
         states: N.
-        gated: whether the result is multiplied by a gate.
+        gated: whether the result of each is multiplied by a gate.
     """
 
     paths: int
@@ -63,11 +66,13 @@ class Selection(nn.Module):
         state_size: N.
         dt_rank: R, width of Δ.
         dtype: dtype of the projections, None to promote; A and D are at least float32.
+        bias_twice: add the bias of dt_proj to delta a second time, as PlainMamba does.
     """
 
     state_size: int
     dt_rank: int
     dtype: Dtype | None = None
+    bias_twice: bool = False
 
     @nn.compact
     def __call__(self, u: Float[Array, "B L D"]) -> Coefficients:
@@ -89,6 +94,8 @@ class Selection(nn.Module):
             bias_init=_init_delta_bias,
             name="dt_proj",
         )(delta)
+        if self.bias_twice:
+            delta = delta + self.variables["params"]["dt_proj"]["bias"][None, None]
         return Coefficients(delta, -jnp.exp(A_log), B, C, skip)
 
     @nn.nowrap
@@ -134,108 +141,77 @@ class SSM(nn.Module):
 
 
 class MapSSM(nn.Module):
-    """The selective SSM over a map: one SSM per path of a route, their results added.
+    """The selective SSM over a map: one SSM per path, their results added.
 
-    Each path has parameters of its own. Paths of one direction are one scan, side by side in the
-    channels, as groups of the recurrence.
+    Each path has parameters of its own; all are scanned at once.
 
     Attributes:
-        routes: a key of `mixers.routes.ROUTES`.
+        paths: walks over the map, see `mixers.routes`.
         state_size, dt_rank, dtype: as in `Selection`.
         implementation: see `kernels.selective_scan`.
+        weigh: applied to the result of each path before they are added, None: nothing is.
     """
 
-    routes: str
+    paths: tuple[Path, ...]
     state_size: int
     dt_rank: int
     implementation: str = "auto"
     dtype: Dtype | None = None
+    weigh: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        paths = paths_of(self.routes)
         size = (x.shape[1], x.shape[2])
-        y = jnp.zeros_like(x)
-        for reverse in (False, True):
-            sequences = []
-            chosen = []
-            orders = []
-            for number, path in enumerate(paths):
-                if path.reverse == reverse:
-                    orders.append(path.order)
-                    sequences.append(flatten(x, path.order))
-                    select = Selection(
-                        self.state_size, self.dt_rank, self.dtype, name=f"path_{number}"
-                    )
-                    chosen.append(select(sequences[-1]))
-            if orders:
-                scanned = self._scan(sequences, chosen, reverse)
-                y = y + sum(
-                    restore(part, order, size) for part, order in zip(scanned, orders, strict=True)
-                )
-        return y
-
-    def _scan(
-        self, sequences: list[Array], chosen: list[Coefficients], reverse: bool
-    ) -> list[Array]:
-        """Scans P sequences of D channels as one of P · D channels in P groups."""
-        delta, A, B, C, D = zip(*chosen, strict=True)
-        y: Any = selective_scan(
-            jnp.concatenate(sequences, axis=-1),
-            jnp.concatenate(delta, axis=-1),
-            jnp.concatenate(A),
-            jnp.stack(B, axis=2),  # (B, L, P, N)
-            jnp.stack(C, axis=2),
-            jnp.concatenate(D),
-            delta_softplus=True,
-            reverse=reverse,
-            implementation=self.implementation,
-        )
-        return jnp.split(y, len(sequences), axis=-1)
+        sequences = [flatten(x, path) for path in self.paths]
+        chosen = [
+            Selection(self.state_size, self.dt_rank, self.dtype, name=f"path_{number}")(sequence)
+            for number, sequence in enumerate(sequences)
+        ]
+        scanned = scan_together(sequences, chosen, self.implementation)
+        maps = [restore(y, path, size) for y, path in zip(scanned, self.paths, strict=True)]
+        return sum_of(maps if self.weigh is None else map(self.weigh, maps))
 
     @nn.nowrap
     def scan_size(self, inputs: tuple) -> ScanSize:
         B, H, W, D = inputs[0].shape
-        return ScanSize(len(paths_of(self.routes)), B * H * W, D, self.state_size, gated=False)
+        tokens = B * sum(len(walk(path, H, W)) for path in self.paths) // len(self.paths)
+        return ScanSize(len(self.paths), tokens, D, self.state_size, gated=False)
 
 
-class MambaMixer(nn.Module):
-    """The mixer of a Mamba block (Mamba, Figure 3).
+def scan_together(
+    sequences: Sequence[Float[Array, "B _ D"]], chosen: Sequence[Coefficients], implementation: str
+) -> list[Float[Array, "B _ D"]]:
+    """Scans P sequences of D channels as one of P · D channels in P groups.
 
-        x, z = split(in_proj(X));  Y = out_proj(SSM(silu(conv(x))) · silu(z))
-
-    Attributes:
-        expand: width of the SSM over that of the block.
-        kernel_size: taps of the causal convolution.
-        state_size, dtype: as in `Selection`; its dt_rank is a sixteenth of the block's width.
-        implementation: see `kernels.selective_scan`.
+    Shorter sequences are filled up at their end, where no token before it sees it.
     """
+    lengths = [x.shape[1] for x in sequences]
+    longest = max(lengths)
 
-    expand: int = 2
-    kernel_size: int = 4
-    state_size: int = STATE_SIZE
-    implementation: str = "auto"
-    dtype: Dtype | None = None
+    def joined(parts: Sequence[Array], join: Callable[..., Array], axis: int) -> Array:
+        if len(set(lengths)) > 1:
+            rest = ((0, 0),) * (parts[0].ndim - 2)
+            parts = [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), *rest)) for x in parts]
+        return join(parts, axis=axis)
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
-        width = x.shape[-1]
-        inner = self.expand * width
-        init = uniform_fan_in_init(width)
-        projected = Dense(
-            2 * inner, use_bias=False, dtype=self.dtype, kernel_init=init, name="in_proj"
-        )(x)
-        u, z = jnp.split(projected, 2, axis=-1)  # each (B, L, D)
-        u = jax.nn.silu(CausalConv(self.kernel_size, dtype=self.dtype, name="conv")(u))
-        y = SSM(
-            self.state_size,
-            dt_rank_of(width),
-            implementation=self.implementation,
-            dtype=self.dtype,
-            name="ssm",
-        )(u, z)
-        init = uniform_fan_in_init(inner)
-        return Dense(width, use_bias=False, dtype=self.dtype, kernel_init=init, name="out_proj")(y)
+    delta, A, B, C, D = zip(*chosen, strict=True)
+    y: Any = selective_scan(
+        joined(sequences, jnp.concatenate, -1),
+        joined(delta, jnp.concatenate, -1),
+        jnp.concatenate(A),
+        joined(B, jnp.stack, 2),  # (B, L, P, N)
+        joined(C, jnp.stack, 2),
+        jnp.concatenate(D),
+        delta_softplus=True,
+        implementation=implementation,
+    )
+    parts = jnp.split(y, len(sequences), axis=-1)
+    return [part[:, :length] for part, length in zip(parts, lengths, strict=True)]
+
+
+def sum_of(arrays: Iterable[Array]) -> Array:
+    """Their sum, in their order."""
+    return functools.reduce(operator.add, arrays)
 
 
 def dt_rank_of(width: int) -> int:

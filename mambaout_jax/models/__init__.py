@@ -6,7 +6,8 @@ A family is one file with
     BACKBONE, HEAD   a `backbone.Backbone` and a linen module that maps `Features` to logits
     VARIANTS         name to `backbone.Variant`
     WEIGHTS          key to `published.Weights`
-    TORCH_NAMES      naming to rules, see `weights.torch_names`
+    TORCH_NAMES      naming to rules, see `weights.torch_names`, or a function from the variant to
+                     this where names depend on its sizes
     DECAY            which parameters decay: patterns as `backbone.DECAY`
     layer_of         only where `backbone.layer_of` does not know its parts
     torch_buffers    only where PyTorch saves tables beside parameters, see `weights.convert`
@@ -26,9 +27,28 @@ import jax.numpy as jnp
 from mambaout_jax import backbone as contract
 from mambaout_jax.backbone import Backbone, Classifier, Variant
 from mambaout_jax.config import Config
-from mambaout_jax.models import convnext, deit, fasternet, isotropic, mambaout, swin, vmamba
+from mambaout_jax.models import (
+    convnext,
+    deit,
+    efficientvmamba,
+    fasternet,
+    isotropic,
+    local_vim,
+    local_vmamba,
+    mamband,
+    mambaout,
+    plainmamba,
+    swin,
+    vim,
+    vmamba,
+)
 
-FAMILIES: tuple[ModuleType, ...] = (mambaout, isotropic, deit, convnext, swin, fasternet, vmamba)
+# fmt: off
+FAMILIES: tuple[ModuleType, ...] = (
+    mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
+    plainmamba, efficientvmamba, mamband,
+)
+# fmt: on
 
 # Set by the named arguments of `create_model`, or by linen itself.
 _RESERVED = {

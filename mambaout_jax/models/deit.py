@@ -20,38 +20,16 @@ from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Backbone, Features, Variant
+from mambaout_jax.backbone import Columnar, Features, Variant
 from mambaout_jax.heads.classifier import TokenHead
-from mambaout_jax.layers.conv import Conv
-from mambaout_jax.layers.initializers import normal_init, uniform_fan_in_init
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
-from mambaout_jax.layers.positions import height_and_width, resize_positions
-from mambaout_jax.layers.residual import DropPath, drop_path_rates
+from mambaout_jax.layers.positions import patch_grid
+from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.published import timm_weights
 
 ATTENTIONS = ("full", "causal")
-
-
-def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
-    """Rows and columns of the patches of an image.
-
-    Raises:
-        ValueError: the patches do not fill the image.
-    """
-    if height % patch_size or width % patch_size:
-        heights, widths = (
-            " or ".join(
-                str(patch_size * k) for k in sorted({max(1, n // patch_size), -(-n // patch_size)})
-            )
-            for n in (height, width)
-        )
-        raise ValueError(
-            f"images of {height} x {width} pixels do not divide into patches of {patch_size}; the "
-            f"nearest heights are {heights}, the nearest widths {widths}: resize or pad the images"
-        )
-    return height // patch_size, width // patch_size
 
 
 class TransformerBlock(nn.Module):
@@ -82,51 +60,22 @@ class TransformerBlock(nn.Module):
         return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
 
-class VisionTransformer(Backbone):
+class VisionTransformer(Columnar):
     """Backbone of one resolution: maps of stride `patch_size`, and a class token.
 
     Attributes:
-        image_size: side or (height, width) in pixels that the position table is made for; for
-            images of another size the table is interpolated.
-        patch_size: side in pixels of the patches.
-        dim: channels.
-        depth: blocks.
         heads: heads of each block's attention.
         attention: "full" or "causal", see the top of this file.
-        out_blocks: blocks, from 0 and in rising order, whose tokens become maps; None: the last.
     """
 
-    dim: int
-    depth: int
     heads: int
-    image_size: int | tuple[int, int] = 224
-    patch_size: int = 16
     attention: str = "full"
-    out_blocks: tuple[int, ...] | None = None
+
+    antialias = True
 
     @property
-    def channels(self) -> tuple[int, ...]:
-        return (self.dim,) * len(self._out_blocks)
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return (self.patch_size,) * len(self._out_blocks)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the position table."""
-        return patch_grid(*height_and_width(self.image_size), self.patch_size)
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Entries of the position table before those of the patches: the class token's."""
-        return 1
-
-    @property
-    def _out_blocks(self) -> tuple[int, ...]:
-        if self.out_blocks is None:
-            return (self.depth - 1,)
-        return tuple(self.out_blocks)
+    def class_token(self) -> str:
+        return "first"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -136,62 +85,21 @@ class VisionTransformer(Backbone):
             ValueError: the patches do not fill the images, or a field has a value that is not
                 allowed.
         """
-        self._check_fields()
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} is not known; allowed are {ATTENTIONS}")
         dtype = self.layer_dtype
         block = self.block_class(TransformerBlock)
         causal = self.attention == "causal"
         _, height, width, _ = jnp.shape(images)
         rows, columns = patch_grid(height, width, self.patch_size)
-        x = self._tokens(images, (rows, columns), dtype)  # (B, L + 1, C), the class token last
+        x = self.with_positions(self.patches(images), (rows, columns))
+        x = jnp.concatenate((x[:, 1:], x[:, :1]), axis=1)  # (B, L + 1, C), the class token last
         maps = []
-        for i, rate in enumerate(drop_path_rates(self.drop_path, (self.depth,))[0]):
+        for i, rate in enumerate(self.block_rates):
             x = block(self.heads, causal, rate, dtype, name=f"block_{i:02d}")(x, train)
-            if i in self._out_blocks:
+            if i in self.map_blocks:
                 maps.append(x[:, :-1].reshape(-1, rows, columns, self.dim))  # (B, H, W, C)
         return Features(tuple(maps), x[:, -1])
-
-    @nn.nowrap
-    def macs(self, inputs: tuple, output: object) -> int:
-        return 0  # positions and the class token are added
-
-    def _tokens(
-        self, images: Float[ArrayLike, "B H W I"], grid: tuple[int, int], dtype: Dtype | None
-    ) -> Float[Array, "B _ C"]:
-        """Patches row by row, then the class token, each with its position added."""
-        batch, *_, in_chans = jnp.shape(images)
-        init = uniform_fan_in_init(self.patch_size**2 * in_chans)
-        patches = Conv(
-            self.dim,
-            self.patch_size,
-            self.patch_size,
-            dtype=dtype,
-            kernel_init=init,
-            bias_init=init,
-            name="patch_embed",
-        )(images)
-        patches = patches.reshape(batch, -1, self.dim)  # (B, L, C)
-
-        # As published: the class token and its position are the first of theirs.
-        rows, columns = self.grid
-        cls_token = self.param("cls_token", normal_init, (1, 1, self.dim), jnp.float32)
-        pos_embed = self.param(
-            "pos_embed", normal_init, (1, 1 + rows * columns, self.dim), jnp.float32
-        )
-        positions = resize_positions(pos_embed, self.grid, grid)
-        patches, cls_token, positions = nn.dtypes.promote_dtype(
-            patches, cls_token, positions, dtype=dtype
-        )
-        token = jnp.broadcast_to(cls_token + positions[:, :1], (batch, 1, self.dim))
-        return jnp.concatenate((patches + positions[:, 1:], token), axis=1)
-
-    def _check_fields(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention={self.attention!r} is not known; allowed are {ATTENTIONS}")
-        blocks = self._out_blocks
-        if not blocks or list(blocks) != sorted(set(blocks) & set(range(self.depth))):
-            raise ValueError(
-                f"out_blocks={blocks} must be blocks from 0 to {self.depth - 1}, in rising order"
-            )
 
 
 BACKBONE = VisionTransformer

@@ -29,7 +29,8 @@ from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.conv import CausalConv
-from mambaout_jax.mixers.ssm import STATE_SIZE, MapSSM, dt_rank_of
+from mambaout_jax.mixers.routes import paths_of
+from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE, MapSSM, dt_rank_of
 from mambaout_jax.published import Result, Weights, timm_weights
 
 TOKEN_MIXERS = ("conv", "conv+ssm", "attention")
@@ -146,7 +147,7 @@ class GatedCNNBlock(nn.Module):
         if options.token_mixer == "conv":
             return c
         return MapSSM(
-            options.routes or DEFAULT_ROUTES,
+            paths_of(options.routes or DEFAULT_ROUTES),
             options.state_size,
             dt_rank_of(c.shape[-1]),
             options.scan_implementation,
@@ -255,7 +256,7 @@ VARIANTS = {
 }
 # fmt: on
 
-DECAY = (*backbone.DECAY, (r"/(A_log|D)$", False))  # of an SSM: rates, not weights
+DECAY = (*backbone.DECAY, SSM_DECAY)
 
 # See `weights.convert`.
 TORCH_NAMES = {

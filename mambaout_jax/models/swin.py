@@ -10,7 +10,6 @@ A map that the windows do not fill is padded in each block, so images may have a
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
@@ -18,8 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.layers.downsample import ConvNorm
-from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.downsample import ConvNorm, PatchMerging
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.positions import height_and_width, relative_position_index
@@ -29,27 +27,6 @@ from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
 _HIDDEN = -100.0  # what PyTorch's table of masks adds to scores of tokens that are not seen
-
-
-class PatchMerging(nn.Module):
-    """2 x 2 neighbours become one token of twice the channels.
-
-    A map of odd sides is padded with zeros at its end.
-
-    Attributes:
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ D"]:
-        B, H, W, C = x.shape
-        x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
-        x = x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).transpose(0, 1, 3, 4, 2, 5)
-        x = x.reshape(*x.shape[:3], 4 * C)  # columns of the neighbours before their rows
-        x = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
-        return Dense(2 * C, use_bias=False, dtype=self.dtype, name="reduction")(x)
 
 
 class SwinBlock(nn.Module):
@@ -108,7 +85,7 @@ class Swin(Pyramid):
         x = embed(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = PatchMerging(dtype, name=f"downsample_{i}")(x)
+                x = PatchMerging(EPSILON, dtype, name=f"downsample_{i}")(x)
             for j, rate in enumerate(rates):
                 shift = self.shift_of(j)
                 name = f"stage_{i}_block_{j:02d}"

@@ -25,8 +25,8 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mambaout_jax.backbone import Classifier
-from mambaout_jax.layers.positions import height_and_width, resize_positions
+from mambaout_jax.backbone import Classifier, Columnar
+from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_backbone, create_model, find_variant
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.checkpoint import read_checkpoint
@@ -97,7 +97,7 @@ def load_pretrained(
     model = create_model(found.name, num_classes=wanted, image_size=image_size, **options)
     if POSITIONS in flat:
         grid = create_backbone(found.name, **of_weights).grid
-        flat[POSITIONS] = _fit_positions(source, flat[POSITIONS], grid, model.backbone.grid)
+        flat[POSITIONS] = _fit_positions(source, model.backbone, flat[POSITIONS], grid)
     if wanted not in (0, own) and not reset_head:
         raise ValueError(
             f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
@@ -284,11 +284,11 @@ def _image_size(
     if not shape:
         return None
     backbone = create_backbone(name, **options)
-    patches = shape[-2] - backbone.prefix_tokens
+    patches = shape[-2] - (backbone.class_token is not None)
     side = math.isqrt(patches)
     if side**2 != patches:
         return options.get("image_size")
-    return side * backbone.strides[-1]
+    return side * backbone.patch_size
 
 
 def _named_in_torch(tensors: _Tensors) -> bool:
@@ -297,13 +297,13 @@ def _named_in_torch(tensors: _Tensors) -> bool:
 
 
 def _fit_positions(
-    source: str | Path, table: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int]
+    source: str | Path, backbone: Columnar, table: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """`resize_positions`, which says that it does."""
-    if grid != new_grid:
-        sizes = (*grid, *new_grid)
+    """`Columnar.resize_positions`, which says that it does."""
+    if grid != backbone.grid:
+        sizes = (*grid, *backbone.grid)
         _LOG.info("%s: positions interpolated from %d x %d to %d x %d patches", source, *sizes)
-    return np.asarray(resize_positions(table, grid, new_grid))
+    return np.asarray(backbone.resize_positions(table, grid, backbone.grid))
 
 
 def _fresh_classifier(
