@@ -68,23 +68,25 @@ class ConvStem(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2 x 2 neighbours become one token of twice the channels (Liu et al. 2021, Swin).
+    """2 x 2 neighbours become one token (Liu et al. 2021, Swin).
 
     A map of odd sides is padded with zeros at its end.
 
     Attributes:
+        features: channels that come out.
         epsilon: added to the variance by the norm.
         dtype: dtype of the computation, None to promote.
     """
 
+    features: int
     epsilon: float = 1e-5
     dtype: Dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ D"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ F"]:
         B, H, W, C = x.shape
         x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)))
         x = x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(*x.shape[:3], 4 * C)  # columns of the neighbours before their rows
         x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")(x)
-        return Dense(2 * C, use_bias=False, dtype=self.dtype, name="reduction")(x)
+        return Dense(self.features, use_bias=False, dtype=self.dtype, name="reduction")(x)

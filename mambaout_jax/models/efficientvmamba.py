@@ -113,7 +113,7 @@ class EfficientVMamba(Pyramid):
         x = ConvNorm(self.dims[0], 4, 4, **norm, name="patch_embed")(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = PatchMerging(**norm, name=f"merging_{i}")(x)
+                x = PatchMerging(self.dims[i], **norm, name=f"merging_{i}")(x)
             for j, rate in enumerate(rates):
                 name = f"stage_{i}_block_{j:02d}"
                 if i < _SCANNED_STAGES:
@@ -133,11 +133,14 @@ _HEAD = {"norm_first": True, "epsilon": EPSILON}
 
 VARIANTS = {
     "efficientvmamba_tiny": Variant(
-        {"depths": (2, 2, 4, 2), "dims": (48, 96, 192, 384)}, _HEAD, 6_493_660, 0, 0.2),
+        {"depths": (2, 2, 4, 2), "dims": (48, 96, 192, 384)},
+        _HEAD, 6_493_660, 787_921_152, 0.2),
     "efficientvmamba_small": Variant(
-        {"depths": (2, 2, 4, 2), "dims": (64, 128, 256, 512)}, _HEAD, 11_273_688, 0, 0.2),
+        {"depths": (2, 2, 4, 2), "dims": (64, 128, 256, 512)},
+        _HEAD, 11_273_688, 1_317_888_000, 0.2),
     "efficientvmamba_base": Variant(
-        {"depths": (2, 2, 9, 2), "dims": (96, 192, 384, 768)}, _HEAD, 33_717_136, 0, 0.2),
+        {"depths": (2, 2, 9, 2), "dims": (96, 192, 384, 768)},
+        _HEAD, 33_717_136, 3_951_363_072, 0.2),
 }
 # fmt: on
 

@@ -157,13 +157,14 @@ _HEAD = {"norm_first": True, "rms_norm": True, "epsilon": EPSILON}
 
 VARIANTS = {
     "local_vim_tiny": Variant(
-        {"dim": 192, "depth": 20, "directions": SEARCHED}, _HEAD, 7_994_152, 0, 0.1),
+        {"dim": 192, "depth": 20, "directions": SEARCHED}, _HEAD, 7_994_152, 2_139_434_496, 0.1),
     "local_vim_tiny_middle_cls_token": Variant(
-        {"dim": 192, "depth": 20, "directions": SEARCHED, "token": True}, _HEAD, 7_994_536, 0, 0.1),
+        {"dim": 192, "depth": 20, "directions": SEARCHED, "token": True},
+        _HEAD, 7_994_536, 2_150_186_496, 0.1),
     "local_vim_small": Variant(
-        {"dim": 384, "depth": 20, "directions": UNSEARCHED}, _HEAD, 27_783_784, 0, 0.1),
+        {"dim": 384, "depth": 20, "directions": UNSEARCHED}, _HEAD, 27_783_784, 6_307_863_552, 0.1),
     "local_vim_small_searched": Variant(
-        {"dim": 384, "depth": 20, "directions": SEARCHED}, _HEAD, 27_783_784, 0, 0.1),
+        {"dim": 384, "depth": 20, "directions": SEARCHED}, _HEAD, 27_783_784, 6_307_863_552, 0.1),
 }
 # fmt: on
 

@@ -114,7 +114,7 @@ class LocalVMamba(Pyramid):
         x = ConvNorm(self.dims[0], 4, 4, **norm, name="patch_embed")(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = PatchMerging(**norm, name=f"merging_{i}")(x)
+                x = PatchMerging(self.dims[i], **norm, name=f"merging_{i}")(x)
             for j, rate in enumerate(rates):
                 options = (self.state_size, self.scan_implementation, rate, self.layer_dtype)
                 name = f"stage_{i}_block_{j:02d}"
@@ -132,10 +132,10 @@ _HEAD = {"norm_first": True, "epsilon": EPSILON}
 VARIANTS = {
     "local_vmamba_tiny": Variant(
         {"depths": (2, 2, 9, 2), "dims": (96, 192, 384, 768), "directions": TINY},
-        _HEAD, 25_527_160, 0, 0.2),
+        _HEAD, 25_527_160, 5_613_717_504, 0.2),
     "local_vmamba_small": Variant(
         {"depths": (2, 2, 27, 2), "dims": (96, 192, 384, 768), "directions": SMALL},
-        _HEAD, 49_748_536, 0, 0.2),
+        _HEAD, 49_748_536, 11_203_000_320, 0.2),
 }
 # fmt: on
 

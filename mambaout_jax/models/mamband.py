@@ -7,6 +7,8 @@ github.com/jacklishufan/Mamba-ND at 4f70284. In that code the sum of a block sta
 its input, not from the input.
 """
 
+import re
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
@@ -117,7 +119,7 @@ class MambaND(Columnar):
             options = (self.state_size, self.scan_implementation, rate, dtype)
             x = block(PATHS[i % len(PATHS)], *options, name=f"block_{i:02d}")(x, train)
             if i == self.merging:
-                x = ConstantMerging(dtype, name="merging")(x)
+                x = ConstantMerging(dtype, name=f"merging_{i}")(x)
             if i in self.map_blocks:
                 maps.append(x)
         return Features(tuple(maps))
@@ -146,8 +148,8 @@ HEAD = TwoNormHead
 
 # fmt: off
 VARIANTS = {
-    "mamba2d_small": Variant({"dim": 384, "depth": 24}, {}, 24_505_192, 0, 0.1),
-    "mamba2d_base": Variant({"dim": 768, "depth": 24}, {}, 94_425_832, 0, 0.1),
+    "mamba2d_small": Variant({"dim": 384, "depth": 24}, {}, 24_505_192, 11_407_395_840, 0.1),
+    "mamba2d_base": Variant({"dim": 768, "depth": 24}, {}, 94_425_832, 42_554_431_488, 0.1),
 }
 # fmt: on
 
@@ -156,7 +158,9 @@ DECAY = (*backbone.DECAY, SSM_DECAY, (r"/pos_embed$", False))
 
 def layer_of(path: str) -> tuple[int, int] | None:
     """As `backbone.layer_of`; the merging belongs to the block before it, as in PyTorch."""
-    return (0, 9) if path.startswith("merging/") else backbone.layer_of(path)
+    if merging := re.match(r"merging_(\d+)/", path):
+        return 0, int(merging[1])
+    return backbone.layer_of(path)
 
 
 _BLOCK = r"backbone/block_0*(\d+)"
@@ -169,7 +173,7 @@ TORCH_NAMES = {
         (rf"{_BLOCK}/mixer/(in_proj|out_proj)", rf"{_LAYER}.mixer.\2"),
         (rf"{_BLOCK}/mixer/conv", rf"{_LAYER}.mixer.conv1d"),
         (rf"{_BLOCK}/mixer/ssm/selection/(\w+)", rf"{_LAYER}.mixer.\2"),
-        (r"backbone/merging/(norm|reduction)", r"backbone.layers.9.down_sample_layer.\1"),
+        (r"backbone/merging_(\d)/(norm|reduction)", rf"{_LAYER}.down_sample_layer.\2"),
         (r"head/token_norm", r"backbone.ln1"),
         (r"head/norm", r"backbone.ln2"),
         (r"head/classifier", r"head.fc"),

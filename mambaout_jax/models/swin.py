@@ -85,7 +85,7 @@ class Swin(Pyramid):
         x = embed(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = PatchMerging(EPSILON, dtype, name=f"downsample_{i}")(x)
+                x = PatchMerging(self.dims[i], EPSILON, dtype, name=f"downsample_{i}")(x)
             for j, rate in enumerate(rates):
                 shift = self.shift_of(j)
                 name = f"stage_{i}_block_{j:02d}"

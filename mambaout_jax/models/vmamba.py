@@ -94,7 +94,7 @@ class VMamba(Pyramid):
             x = ConvStem(self.dims[0], **norm, name="stem")(images)
         for i, rates in enumerate(self.stage_rates):
             if i > 0 and self.merging:
-                x = PatchMerging(**norm, name=f"merging_{i}")(x)
+                x = PatchMerging(self.dims[i], **norm, name=f"merging_{i}")(x)
             elif i > 0:
                 x = ConvNorm(self.dims[i], 3, 2, 1, **norm, name=f"downsample_{i}")(x)
             for j, rate in enumerate(rates):
@@ -113,15 +113,6 @@ _HEAD = {"norm_first": True, "epsilon": EPSILON}
 _V0 = {"state_size": 16, "gated": True, "mlp_ratio": 0, "merging": True}
 
 VARIANTS = {
-    "vmamba_v0_tiny": Variant(
-        {"depths": (2, 2, 9, 2), "dims": (96, 192, 384, 768), **_V0},
-        _HEAD, 22_893_448, 0, 0.2),
-    "vmamba_v0_small": Variant(
-        {"depths": (2, 2, 27, 2), "dims": (96, 192, 384, 768), **_V0},
-        _HEAD, 44_417_416, 0, 0.3),
-    "vmamba_v0_base": Variant(
-        {"depths": (2, 2, 27, 2), "dims": (128, 256, 512, 1024), **_V0},
-        _HEAD, 76_254_056, 0, 0.5),
     "vmamba_v9_tiny": Variant(
         {"depths": (2, 2, 5, 2), "dims": (96, 192, 384, 768)},
         _HEAD, 30_705_832, 4_824_588_288, 0.2),
@@ -131,6 +122,15 @@ VARIANTS = {
     "vmamba_v9_base": Variant(
         {"depths": (2, 2, 15, 2), "dims": (128, 256, 512, 1024)},
         _HEAD, 88_557_800, 15_294_668_800, 0.6),
+    "vmamba_v0_tiny": Variant(
+        {"depths": (2, 2, 9, 2), "dims": (96, 192, 384, 768), **_V0},
+        _HEAD, 22_893_448, 5_597_700_096, 0.2),
+    "vmamba_v0_small": Variant(
+        {"depths": (2, 2, 27, 2), "dims": (96, 192, 384, 768), **_V0},
+        _HEAD, 44_417_416, 11_181_987_840, 0.3),
+    "vmamba_v0_base": Variant(
+        {"depths": (2, 2, 27, 2), "dims": (128, 256, 512, 1024), **_V0},
+        _HEAD, 76_254_056, 17_953_595_392, 0.5),
 }
 # fmt: on
 

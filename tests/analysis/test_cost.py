@@ -11,7 +11,9 @@ from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.mixers.ssm import MambaMixer, MapSSM
+from mambaout_jax.mixers.mamba import MambaMixer
+from mambaout_jax.mixers.routes import paths_of
+from mambaout_jax.mixers.ssm import MapSSM
 from mambaout_jax.models import create_model
 
 # timm's results table, 224 pixels, in G. It counts five operations for every normalised element.
@@ -145,7 +147,7 @@ def test_mamba_mixer_counts_projections_convolution_scan_and_gate():
 @pytest.mark.parametrize(("routes", "paths"), [("raster", 1), ("bidirectional", 2), ("cross", 4)])
 def test_scans_are_counted_by_both_formulas(routes, paths):
     L, D, N, R = 6 * 5, 8, 4, 3
-    module = MapSSM(routes, state_size=N, dt_rank=R)
+    module = MapSSM(paths_of(routes), state_size=N, dt_rank=R)
     projections = L * (D * (R + 2 * N) + R * D)
     parallel = paths * (projections + 9 * L * D * N + L * D)
     assert count(module, (6, 5, D)).macs == parallel

@@ -11,8 +11,9 @@ from goldens.fill import input_of, value_of
 from support import oracles
 from support.places import GOLDENS
 
+from mambaout_jax.mixers.mamba import MambaMixer
 from mambaout_jax.mixers.routes import ROUTES, paths_of, token_order
-from mambaout_jax.mixers.ssm import SSM, MambaMixer, MapSSM, Selection, dt_rank_of
+from mambaout_jax.mixers.ssm import SSM, MapSSM, Selection, dt_rank_of
 
 GOLDEN = GOLDENS / "mamba" / "mamba_block_d48_n16.npz"
 
@@ -59,7 +60,7 @@ def draw(rng, shapes):
 @pytest.mark.parametrize("routes", ROUTES)
 def test_map_ssm_is_the_sum_of_its_paths(rng, routes):
     H, W, D, N, R = 3, 5, 4, 2, 3
-    module = MapSSM(routes, state_size=N, dt_rank=R)
+    module = MapSSM(paths_of(routes), state_size=N, dt_rank=R)
     with jax.enable_x64(True):
         x = jnp.asarray(rng.standard_normal((2, H, W, D)))
         shapes = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
@@ -111,6 +112,9 @@ def test_ssm_in_bfloat16_stays_near_float32(rng):
     assert error < 0.02
 
 
-def test_unknown_route_is_an_error():
-    with pytest.raises(ValueError, match="routes='zigzag' is not known"):
-        MapSSM("zigzag", 4, 2).init(jax.random.key(0), jnp.zeros((1, 2, 2, 4)))
+def test_all_paths_are_one_scan():
+    x = jax.ShapeDtypeStruct((1, 4, 6, 8), jnp.float32)
+    module = MapSSM(paths_of("cross"), 2, 3, implementation="sequential")
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    program = str(jax.make_jaxpr(module.apply)(variables, x))
+    assert program.count(" scan[") == 1

@@ -123,14 +123,15 @@ def map_ssm(x, params, walks):
     """Σ over paths of a selective SSM along each, of a map (B, H, W, D).
 
     `params["path_<i>"]` holds the parameters of path i; `walks[i]` its order, the raster numbers of
-    the tokens as they are met, and whether it is walked backwards.
+    the tokens as they are met, -1 for a step that reads zeros, and whether it is walked backwards.
     """
     x = np.asarray(x, np.float64)
-    batch, height, width, D = x.shape
-    tokens, y = x.reshape(batch, -1, D), np.zeros((batch, height * width, D))
+    batch, *_, D = x.shape
+    tokens = np.concatenate((x.reshape(batch, -1, D), np.zeros((batch, 1, D))), axis=1)
+    y = np.zeros_like(tokens)
     for number, (order, reverse) in enumerate(walks):
         y[:, order] += _ssm(tokens[:, order], params[f"path_{number}"], reverse)
-    return y.reshape(x.shape)
+    return y[:, :-1].reshape(x.shape)
 
 
 def _ssm(u, params, reverse):

@@ -17,6 +17,15 @@ FAMILY_NAMES = [next(iter(family.VARIANTS)) for family in FAMILIES]  # a model o
 IMAGE = (1, 64, 32, 3)  # every stride divides it
 
 
+# What the fields above do not reach.
+OWN = {
+    "local_vim_tiny": {"directions": ("h v_flip w2 w7_flip",)},
+    "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
+    "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
+    "mamba2d_small": {"merging": 0},
+}
+
+
 def small_options(name):
     """Options of `create_model` that make a model of the family of `name` as small as can be."""
     family, _ = find_variant(name)
@@ -26,4 +35,4 @@ def small_options(name):
         options["heads"] = 2
     if "image_size" in fields:
         options["image_size"] = IMAGE[1:3]
-    return {"num_classes": 3, **options}
+    return {"num_classes": 3, **options, **OWN.get(name, {})}
