@@ -186,7 +186,13 @@ def test_plain_models_have_hessian_vector_products(name):
     assert jax.tree.map(jnp.shape, product) == jax.tree.map(jnp.shape, params)
 
 
-@every_family
+# A convolution, an attention and an SSM; what others add has no derivatives of its own.
+of_each_mixer = pytest.mark.parametrize(
+    "name", ["mambaout_femto", "swin_tiny_patch4_window7_224", "vim_tiny"]
+)
+
+
+@of_each_mixer
 @pytest.mark.slow
 def test_plain_models_have_the_right_forward_and_second_derivatives(name, rng):
     images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
@@ -220,7 +226,7 @@ def test_plain_models_have_the_right_forward_and_second_derivatives(name, rng):
     )  # fmt: skip
 
 
-@every_family
+@of_each_mixer
 @pytest.mark.slow
 def test_plain_models_compute_the_same_logits_and_gradients(name, rng):
     images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
