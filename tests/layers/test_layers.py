@@ -10,11 +10,13 @@ from scipy.special import erf
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.layers.norms import BatchNorm, LayerNorm
+from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
     height_and_width,
     relative_position_index,
     resize_positions,
+    rotate,
+    rotation_tables,
 )
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
 
@@ -90,6 +92,17 @@ def test_drop_path_rate_out_of_range_is_named():
 
 
 # See test_interpolated_positions_equal_pytorchs.
+PYTORCH_BICUBIC_SHARP = {
+    (5, 3): [
+        [-0.154145, -0.0563, 0.459138], [0.316238, 0.866902, 1.835159],
+        [1.71007, 3.0125, 4.732524], [4.831904, 6.886101, 9.357894],
+        [7.081486, 9.588502, 12.513115],
+    ],
+    (2, 6): [
+        [0.171777, 0.277832, 0.52254, 0.782668, 1.269043, 1.60982],
+        [5.234473, 5.978418, 7.266812, 8.269648, 9.799707, 10.778378],
+    ],
+}  # fmt: skip
 PYTORCH_BICUBIC = {
     (2, 4): [1.91647, 3.51666, 6.93863, 10.03712, 26.33132, 32.97417, 43.74115, 51.88231],
     (5, 2): [-0.58999, 1.54575, 2.74602, 8.04105, 11.08828,
@@ -133,6 +146,44 @@ def test_interpolated_positions_equal_pytorchs():
     for new_grid, expected in PYTORCH_BICUBIC.items():
         got = resize_positions(table, (3, 3), new_grid)
         np.testing.assert_allclose(got[0, :, 0], [7.0, *expected], atol=1e-4)
+
+
+def test_positions_without_antialias_equal_pytorchs_and_a_token_stays_in_the_middle():
+    # torch 2.13: F.interpolate((torch.arange(12.).reshape(1, 1, 3, 4) ** 2 / 10), size=SIZE,
+    # mode="bicubic", align_corners=False)
+    patches = np.arange(12.0) ** 2 / 10
+    for new_grid, expected in PYTORCH_BICUBIC_SHARP.items():
+        for middle in (True, False):
+            table = np.insert(patches, 6 if middle else 0, 7.0).reshape(1, 13, 1)
+            got = resize_positions(
+                table.astype(np.float32), (3, 4), new_grid, antialias=False, middle=middle
+            )
+            wanted = np.insert(np.ravel(expected), len(np.ravel(expected)) // 2 * middle, 7.0)
+            np.testing.assert_allclose(got[0, :, 0], wanted, atol=1e-5)
+
+
+def test_rotation_turns_pairs_of_channels_by_row_and_column(rng):
+    x = rng.standard_normal((2, 6, 8), np.float32)  # a map of 2 rows and 3 columns
+    expected = np.empty_like(x)
+    for token in range(6):
+        for half, position in enumerate(divmod(token, 3)):
+            for pair in range(2):
+                angle = position * 10000.0 ** (-2 * pair / 4)
+                i = 4 * half + 2 * pair
+                turned = (x[:, token, i] + 1j * x[:, token, i + 1]) * np.exp(1j * angle)
+                expected[:, token, i], expected[:, token, i + 1] = turned.real, turned.imag
+    got = rotate(jnp.asarray(x), *rotation_tables(8, (2, 3)))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_rms_norm_divides_by_the_root_mean_square(rng):
+    x, scale = rng.standard_normal((3, 4, 5)), rng.standard_normal(5)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * scale
+    variables = {"params": {"scale": jnp.asarray(scale, jnp.float32)}}
+    got = RMSNorm(0.1).apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    half = RMSNorm(0.1, jnp.bfloat16).apply(variables, jnp.asarray(x, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
 
 
 def test_positions_of_the_same_grid_are_untouched(rng):

@@ -130,11 +130,12 @@ def map_ssm(x, params, walks):
     tokens = np.concatenate((x.reshape(batch, -1, D), np.zeros((batch, 1, D))), axis=1)
     y = np.zeros_like(tokens)
     for number, (order, reverse) in enumerate(walks):
-        y[:, order] += _ssm(tokens[:, order], params[f"path_{number}"], reverse)
+        y[:, order] += ssm(tokens[:, order], params[f"path_{number}"], reverse)
     return y[:, :-1].reshape(x.shape)
 
 
-def _ssm(u, params, reverse):
+def ssm(u, params, reverse=False):
+    """The selective SSM with its projections along sequences (B, L, D)."""
     A = -np.exp(np.asarray(params["A_log"], np.float64))
     D, N = A.shape
     chosen = u @ np.asarray(params["x_proj"]["kernel"], np.float64)
