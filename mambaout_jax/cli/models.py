@@ -9,6 +9,7 @@ EXAMPLES = """
 examples:
   mambaout models
   mambaout models "*_rw"
+  mambaout models --family vim
 """
 
 
@@ -21,11 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="only names that match it; * stands for any characters (default: all)",
     )
+    parser.add_argument(
+        "--family", metavar="NAME", help="only models of it: the name of a file of models/"
+    )
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Prints the table; returns the exit code."""
     from mambaout_jax.weights.catalog import model_table
 
-    print(model_table(arguments.pattern))
+    print(model_table(arguments.pattern, arguments.family))
     return 0

@@ -128,7 +128,7 @@ class LocalVim(Columnar):
     def _rotations(self, size: tuple[int, int]) -> tuple[ArrayLike, ArrayLike]:
         """Those of the grid of positions; others are interpolated, as in LocalVim's code."""
         cosines, sines = (
-            self.resize_positions(table[None], self.grid, size)[0]
+            jnp.asarray(self.resize_positions(table[None], self.grid, size))[0]
             for table in rotation_tables(self.dim, self.grid)
         )
         return cosines, sines
@@ -157,14 +157,17 @@ _HEAD = {"norm_first": True, "rms_norm": True, "epsilon": EPSILON}
 
 VARIANTS = {
     "local_vim_tiny": Variant(
-        {"dim": 192, "depth": 20, "directions": SEARCHED}, _HEAD, 7_994_152, 2_139_434_496, 0.1),
+        {"dim": 192, "depth": 20, "directions": SEARCHED},
+        _HEAD, 7_994_152, 2_139_434_496, 0.1, hand_macs=1_489_153_536),
     "local_vim_tiny_middle_cls_token": Variant(
         {"dim": 192, "depth": 20, "directions": SEARCHED, "token": True},
-        _HEAD, 7_994_536, 2_150_186_496, 0.1),
+        _HEAD, 7_994_536, 2_150_186_496, 0.1, hand_macs=1_496_587_776),
     "local_vim_small": Variant(
-        {"dim": 384, "depth": 20, "directions": UNSEARCHED}, _HEAD, 27_783_784, 6_307_863_552, 0.1),
+        {"dim": 384, "depth": 20, "directions": UNSEARCHED},
+        _HEAD, 27_783_784, 6_307_863_552, 0.1, hand_macs=4_790_541_312),
     "local_vim_small_searched": Variant(
-        {"dim": 384, "depth": 20, "directions": SEARCHED}, _HEAD, 27_783_784, 6_307_863_552, 0.1),
+        {"dim": 384, "depth": 20, "directions": SEARCHED},
+        _HEAD, 27_783_784, 6_307_863_552, 0.1, hand_macs=4_790_541_312),
 }
 # fmt: on
 

@@ -43,31 +43,44 @@ def weights_of(model: str) -> dict[str, Weights]:
     return {key: weights for key, weights in CATALOG.items() if weights.model == model}
 
 
-def model_table(pattern: str = "*") -> str:
-    """Parameters, MACs and published accuracies of the models whose name matches, as text.
+def model_table(pattern: str = "*", family: str | None = None) -> str:
+    """Parameters, MACs and published accuracies of models, as text.
+
+    Args:
+        pattern: a shell-style pattern that their names match.
+        family: the family that they are of, None: all.
 
     Raises:
-        ValueError: no model matches.
+        ValueError: no model matches, or there is no such family.
     """
-    names = list_models(pattern)
+    families = {module.__name__.rsplit(".", 1)[-1]: module for module in FAMILIES}
+    if family is not None and family not in families:
+        raise ValueError(f"no family is called {family!r}; there are {', '.join(families)}")
+    of_family = families[family].VARIANTS if family else list_models()
+    names = [name for name in list_models(pattern) if name in of_family]
     if not names:
-        raise ValueError(f"no model matches {pattern!r}; there are {', '.join(list_models())}")
-    lines = [("model", "parameters", "MACs at 224", "top-1", "weights")]
+        raise ValueError(f"no model matches {pattern!r}; there are {', '.join(of_family)}")
+    lines = [("model", "parameters", "MACs at 224", "by hand", "top-1", "weights")]
     for name in names:
         _, variant = find_variant(name)
-        cost = (f"{variant.parameters / 1e6:.2f} M", f"{variant.macs / 1e9:.2f} G")
+        hand = f"{variant.hand_macs / 1e9:.2f} G" if variant.hand_macs else ""
+        cost = (f"{variant.parameters / 1e6:.2f} M", f"{variant.macs / 1e9:.2f} G", hand)
         rows = [
             (f"{weights.results[0].top1:g}" if weights.results else "-", key)
             for key, weights in weights_of(name).items()
         ] or [("-", "none known here")]
         lines.append((name, *cost, *rows[0]))
-        lines.extend(("", "", "", *row) for row in rows[1:])
+        lines.extend(("", "", "", "", *row) for row in rows[1:])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     table = "\n".join(
         "  ".join(
-            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+            cell.ljust(width) if i in (0, 5) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
-    return f"{table}\ntop-1: published ImageNet-1k accuracy in percent at the size of training"
+    return (
+        f"{table}\ntop-1: published ImageNet-1k accuracy in percent at the size of training\n"
+        "by hand: the formula of Vim's and LocalMamba's code, which counts the projections of one "
+        "path alone"
+    )

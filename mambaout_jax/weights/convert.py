@@ -160,7 +160,8 @@ def namings(name: str) -> Mapping[str, Rules]:
             "variables under our own, `weights.load.save_variables`"
         )
     names = family.TORCH_NAMES
-    return names(variant) if callable(names) else names
+    found: Mapping[str, Rules] = names(variant) if callable(names) else names
+    return found
 
 
 def _rules(name: str, naming: str) -> Rules:

@@ -95,9 +95,10 @@ def load_pretrained(
     wanted = own if num_classes is None else num_classes
     image_size = options.pop("image_size", None) or trained
     model = create_model(found.name, num_classes=wanted, image_size=image_size, **options)
+    backbone: Any = model.backbone
     if POSITIONS in flat:
         grid = create_backbone(found.name, **of_weights).grid
-        flat[POSITIONS] = _fit_positions(source, model.backbone, flat[POSITIONS], grid)
+        flat[POSITIONS] = _fit_positions(source, backbone, flat[POSITIONS], grid)
     if wanted not in (0, own) and not reset_head:
         raise ValueError(
             f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "

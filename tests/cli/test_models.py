@@ -7,8 +7,11 @@ from mambaout_jax.cli.main import main
 from mambaout_jax.weights import catalog
 
 
-@pytest.mark.parametrize(("arguments", "pattern"), [([], "*"), (["*_rw"], "*_rw")])
-def test_models_prints_the_table_of_a_pattern(monkeypatch, capsys, arguments, pattern):
-    monkeypatch.setattr(catalog, "model_table", lambda pattern: f"table of {pattern}")
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [([], ("*", None)), (["*_rw"], ("*_rw", None)), (["--family", "vim"], ("*", "vim"))],
+)
+def test_models_prints_the_table_of_a_pattern(monkeypatch, capsys, arguments, asked):
+    monkeypatch.setattr(catalog, "model_table", lambda *asked: f"table of {asked}")
     assert main(["models", *arguments]) == 0
-    assert capsys.readouterr().out == f"table of {pattern}\n"
+    assert capsys.readouterr().out == f"table of {asked}\n"
