@@ -159,9 +159,8 @@ def namings(name: str) -> Mapping[str, Rules]:
             f"{name} has no PyTorch names: no PyTorch version of it is published; save its "
             "variables under our own, `weights.load.save_variables`"
         )
-    names = family.TORCH_NAMES
-    found: Mapping[str, Rules] = names(variant) if callable(names) else names
-    return found
+    names: Any = family.TORCH_NAMES
+    return names(variant) if callable(names) else names
 
 
 def _rules(name: str, naming: str) -> Rules:
