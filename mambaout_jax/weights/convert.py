@@ -160,7 +160,9 @@ def namings(name: str) -> Mapping[str, Rules]:
             "variables under our own, `weights.load.save_variables`"
         )
     names: Any = family.TORCH_NAMES
-    return names(variant) if callable(names) else names
+    if callable(names):
+        return names(variant)
+    return names
 
 
 def _rules(name: str, naming: str) -> Rules:
