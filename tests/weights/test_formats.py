@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from support.weight_files import FILES
 
+from mambaout_jax.weights.files import read_safetensors
 from mambaout_jax.weights.formats import format_of
 from mambaout_jax.weights.locate import locate
 from mambaout_jax.weights.read import read_torch_file
@@ -30,7 +31,7 @@ def test_formats_are_told_whatever_the_suffix(tmp_path, suffix):
     ("content", "message"),
     [
         (b"", "empty"),
-        (POINTER, "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
+        (POINTER, "Git LFS pointer; fetch the file itself with `git lfs pull`"),
         (b"\n<!DOCTYPE html><html>", "a page of the web, perhaps a download's error"),
         (b"<html>404</html>", "begins with b'<html>404</html'"),
         (b"\x93NUMPY\x01", "an array of numpy"),
@@ -43,7 +44,7 @@ def test_what_is_not_weights_is_said_to_be_what_it_is(tmp_path, content, suffix,
     path = tmp_path / f"mambaout_tiny{suffix}"
     path.write_bytes(content)
     for read in (format_of, locate, read_torch_file, read_safetensors):
-        with pytest.raises(ValueError, match=rf"mambaout_tiny\{suffix} .* {message}.*; allowed"):
+        with pytest.raises(ValueError, match=rf"mambaout_tiny\{suffix} is .*{message}.*; allowed"):
             read(path)
 
 
