@@ -269,7 +269,7 @@ def _dense_general_macs(module: nn.DenseGeneral, inputs: tuple[Any, ...], output
 
 def _einsum_macs(module: nn.Einsum, inputs: tuple[Any, ...], output: Any) -> int:
     """One for each setting of all letters, those of an ellipsis included."""
-    equation = (inputs[1] if len(inputs) > 1 else None) or module.einsum_str
+    equation: str = (inputs[1] if len(inputs) > 1 else None) or module.einsum_str or ""
     operands, _, result = equation.replace(" ", "").replace("...", "").partition("->")
     left, right = operands.split(",")
     summed = set(right) - set(result)
@@ -285,7 +285,8 @@ def _attention_macs(
     module: nn.MultiHeadDotProductAttention, inputs: tuple[Any, ...], output: Any
 ) -> int:
     """The two products of all pairs of tokens; the projections are layers inside it."""
-    queries, keys = inputs[0], inputs[1] if len(inputs) > 1 and inputs[1] is not None else inputs[0]
+    queries, *others = (array for array in inputs if array is not None)
+    keys = others[0] if others else queries
     channels = module.qkv_features or queries.shape[-1]
     return 2 * math.prod(queries.shape[:-1]) * keys.shape[-2] * channels
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation
+from mambaout_jax.kernels.dispatch import Operation, vary_alike
 from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
 
 
@@ -227,7 +227,7 @@ def _chunked_values(u, delta, A, B, C, initial_state, reverse):
         stop = jnp.minimum(first + length, L)
         return lax.fori_loop(first, stop, token, carry), carry[0]
 
-    y = jnp.zeros(delta.shape, delta.dtype)
+    y = vary_alike(jnp.zeros(delta.shape, delta.dtype), like=u)
     (h, y), entering = lax.scan(chunk, (h, y), jnp.arange(0, L, length))
     return y, _flat_state(h), entering
 
@@ -286,7 +286,7 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
     # The states before the steps of a chunk. All chunks use one buffer: zeroing a new one for each
     # costs as much as the recurrence itself.
     before = jnp.zeros((length, *dh.shape), dh.dtype)
-    carry = (dh, dA, du, ddelta, dB, before, dC)
+    carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
     (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
