@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
@@ -81,8 +82,10 @@ class Backbone(nn.Module, kw_only=True):
         """Maps of all stages, finest first, and the class token where there is one.
 
         Raises:
-            ValueError: the images have another number of channels than `in_chans`.
+            ValueError: the images have another number of channels than `in_chans`, or they or the
+                parameters are spread over a mesh with Explicit axes.
         """
+        _check_mesh((images, self.variables))
         shape = jnp.shape(images)
         if shape[-1] != self.in_chans:
             raise ValueError(
@@ -112,6 +115,21 @@ class Backbone(nn.Module, kw_only=True):
     def layer_dtype(self) -> Dtype | None:
         """The `dtype` argument of the layers."""
         return compute_dtype(self.dtype)
+
+
+def _check_mesh(arrays: Any) -> None:
+    """Raises ValueError where XLA is not to choose the layout of what is computed from arrays."""
+    for array in jax.tree.leaves(arrays):
+        sharding = jax.typeof(array).sharding
+        used = {axis for axes in sharding.spec if axes for axis in jax.tree.leaves(axes)}
+        explicit = sorted(used & set(sharding.mesh.explicit_axes))
+        if explicit:
+            raise ValueError(
+                f"an array of shape {array.shape} is spread over {explicit} of a mesh whose axes "
+                "are Explicit, and models run on Auto axes only: make the mesh with jax.make_mesh("
+                "shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or call the "
+                "model inside jax.shard_map"
+            )
 
 
 class Pyramid(Backbone):

@@ -110,6 +110,27 @@ def vary_alike(arrays: Any, like: Any = ()) -> Any:
     return jax.tree.map(mark, arrays)
 
 
+def is_known(*sizes: Any) -> bool:
+    """Whether all sizes of an array are numbers; `jax.export` may have symbols in their place."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def differentiable_once(rule: Callable, message: str) -> Callable:
+    """A rule of a `custom_vjp`, which cannot be differentiated again and says so.
+
+    Args:
+        rule: its forward or backward pass, of arrays.
+        message: text of the ValueError where a second derivative is asked for, in either mode.
+    """
+    guarded = jax.custom_jvp(rule)
+
+    @guarded.defjvp
+    def _refuse_second(primals, tangents):
+        raise ValueError(message)
+
+    return guarded
+
+
 def by_platform(**bodies: Callable) -> Callable:
     """A function that runs the body of the platform that the program is lowered for.
 

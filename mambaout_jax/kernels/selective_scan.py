@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, vary_alike
+from mambaout_jax.kernels.dispatch import (
+    Operation,
+    differentiable_once,
+    is_known,
+    vary_alike,
+)
 from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
 
 
@@ -56,7 +61,7 @@ def selective_scan(
         implementation: `"sequential"`, a loop over tokens, and `"associative"`, a parallel prefix
             scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
-            fused kernel for GPUs and TPUs. `"auto"` is `"chunked"`: on CPUs because it is the
+            fused kernel for GPUs and TPUs. These two have first derivatives only. `"auto"` is `"chunked"`: on CPUs because it is the
             fastest there, elsewhere for its memory, as nothing has been measured there yet. Within
             `plain_implementations` it is `"sequential"`.
 
@@ -127,6 +132,12 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     return y.astype(u.dtype), state
 
 
+_SECOND = (
+    "selective_scan(implementation={!r}) has first derivatives only; for second ones, or for "
+    "forward mode over reverse mode, choose implementation='sequential' or 'associative', or, for "
+    "all operations of a model, plain=True in create_model or plain_implementations()"
+)
+
 # The three cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N) and
 # the direction, and return y (B, L, D) and the last state, in the dtype of delta.
 
@@ -175,7 +186,8 @@ def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse):
 
 
 def _scan_chunked_bwd(reverse, residuals, cotangents):
-    return _chunked_gradients(*residuals, *cotangents, reverse)
+    gradients = functools.partial(_chunked_gradients, reverse=reverse)
+    return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
 
 
 _scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
@@ -194,12 +206,15 @@ _OPERATION = Operation(
 IMPLEMENTATIONS = _OPERATION.implementations
 
 
+_LENGTH_OF_UNKNOWN = 28
+
+
 def _chunk_length(L: int) -> int:
     """√L, rounded up, for the fewest states in memory: one per chunk and those of one chunk.
 
     Time hardly depends on it: by a tenth between 7 and 14 tokens at L = 196, 28 and 56 at L = 3136.
     """
-    return math.isqrt(L - 1) + 1
+    return math.isqrt(L - 1) + 1 if is_known(L) else _LENGTH_OF_UNKNOWN
 
 
 # The two functions below are jitted so that the layers of a model which agree in shape are traced

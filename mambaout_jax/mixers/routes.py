@@ -23,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mambaout_jax.kernels.dispatch import is_known
+
 WINDOW = 7  # pixels of a side; it divides the maps of 56, 28, 14 and 7 tokens a side
 _PHASES = 2  # of atrous, along each axis
 
@@ -102,8 +104,13 @@ def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "L"]:
     Windows and phases at the border are cut off where the map ends; nothing is padded.
 
     Raises:
-        ValueError: there is no such order.
+        ValueError: there is no such order, or it needs a size that is known when it is traced.
     """
+    if not is_known(H, W):
+        raise ValueError(
+            f"order={order!r} is laid out for maps of a known size, and this one has {H} x {W} "
+            "tokens; export with numbers for height and width, or take raster or column orders"
+        )
     row, column = np.divmod(np.arange(H * W), W)
     if order == "raster":
         keys = (column, row)

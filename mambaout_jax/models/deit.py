@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Backbone, Features, Variant
 from mambaout_jax.heads.classifier import TokenHead
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import normal_init, uniform_fan_in_init
 from mambaout_jax.layers.mlp import Mlp
@@ -38,8 +39,14 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
     """Rows and columns of the patches of an image.
 
     Raises:
-        ValueError: the patches do not fill the image.
+        ValueError: the patches do not fill the image, or its size is a symbol of `jax.export` and
+            not known to be a multiple of theirs.
     """
+    if not is_known(height % patch_size, width % patch_size):
+        raise ValueError(
+            f"images of {height} x {width} pixels are not known to divide into patches of "
+            f"{patch_size}; write the symbols as multiples, such as {patch_size}*h"
+        )
     if height % patch_size or width % patch_size:
         heights, widths = (
             " or ".join(
