@@ -182,8 +182,9 @@ class Classifier(nn.Module):
         """Classifies images.
 
         Raises:
-            ValueError: the images have another number of channels than the backbone's `in_chans`.
+            ValueError: as `Backbone.features`.
         """
+        _check_mesh(self.variables)
         features = self.backbone.features(images, train)
         with self.backbone.implementations():
             logits = self.head(features, train)

@@ -61,9 +61,10 @@ def selective_scan(
         implementation: `"sequential"`, a loop over tokens, and `"associative"`, a parallel prefix
             scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
-            fused kernel for GPUs and TPUs. These two have first derivatives only. `"auto"` is `"chunked"`: on CPUs because it is the
-            fastest there, elsewhere for its memory, as nothing has been measured there yet. Within
-            `plain_implementations` it is `"sequential"`.
+            fused kernel for GPUs and TPUs; these two have first derivatives only. `"auto"` is
+            `"chunked"`: on CPUs because it is the fastest there, elsewhere for its memory, as
+            nothing has been measured there yet. Within `plain_implementations` it is
+            `"sequential"`.
 
     Returns:
         y in the dtype of `u`, or (y, state). The state, and everything else inside, has the
