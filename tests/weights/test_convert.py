@@ -188,7 +188,9 @@ def test_neither_side_shares_memory_with_the_other(variables, order, dtype):
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, dtype, order=order), variables)
     jax.tree.map(lambda leaf: leaf.setflags(write=False), variables)
     state = to_torch("mambaout_tiny", variables, **MODEL)
-    assert {(value.dtype, value.flags.writeable) for value in state.values()} == {(dtype, True)}
+    assert {(value.dtype, value.flags.writeable) for value in state.values()} == {
+        (np.dtype(dtype), True)
+    }
     state = {key: np.asarray(value, order=order) for key, value in state.items()}
     read = from_torch("mambaout_tiny", state, **MODEL)
     before = jax.tree.map(np.copy, (read, variables))
