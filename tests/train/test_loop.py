@@ -150,7 +150,7 @@ def test_report_is_the_mean_of_its_updates(finished, tmp_path, caplog):
     workdir = rewind(finished[0], tmp_path / "run", 11)
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         train(config, workdir)
-    assert "log.every_steps was 8 when this run began and is 1 from here on" in caplog.text
+    assert "log.every_steps was 8 up to here and is 1 from here on" in caplog.text
     assert final_state(workdir) == final_state(finished[0])
 
     lines = [line for line in read_metrics(workdir) if "train/loss" in line]
@@ -180,7 +180,7 @@ def test_train_goes_on_over_another_mesh(finished, tmp_path, monkeypatch, caplog
     workdir = rewind(finished[0], tmp_path / "run", 11)
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         metrics = train(config, workdir)
-    assert "mesh.fsdp was 1 when this run began and is 2 from here on" in caplog.text
+    assert "mesh.fsdp was 1 up to here and is 2 from here on" in caplog.text
     assert specs == [(step, jax.P(None, "fsdp")) for step in (22, 30)]
     for name, value in finished[1].items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
@@ -216,6 +216,7 @@ def test_train_stops_before_it_saves_what_is_not_finite(
         train(config, workdir)
     # Step 12 was still being written when step 13 came out.
     assert f"the last good checkpoint is {workdir / 'checkpoints' / '12'}." in str(error.value)
+    assert not (workdir / "run.lock").exists()
     assert checkpoints(workdir) == [11, 12]
     assert max(line["step"] for line in read_metrics(workdir)) == 8
 
