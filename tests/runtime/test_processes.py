@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from support.places import ROOT
@@ -84,6 +85,46 @@ def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterru
     assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
     assert final_state(workdir) == final_state(uninterrupted[0])
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_until_the_first_is_gone_and_harms_nothing(start, tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir)
+    signal_after(first, workdir, 40, signal.SIGCONT)  # which does nothing
+    before = sorted(path.name for path in workdir.iterdir())
+    out, err = finish(start(workdir, "--config.seed=1"), 1)
+    assert out == ""
+    assert re.fullmatch(
+        rf"error: {workdir} is in use by process {first.pid} on \S+, since .*: wait until that run "
+        r"has ended, stop it, or train into another --workdir\n",
+        err,
+    )
+    assert sorted(path.name for path in workdir.iterdir()) == before
+    first.kill()
+    finish(first, -signal.SIGKILL)
+    assert (workdir / "run.lock").exists()
+    out, err = finish(start(workdir, "--config.schedule.total_steps=81"))
+    assert "resuming from" in out
+    assert not (workdir / "run.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_turns_unwritable_ends_the_run_within_seconds(start, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    signal_after(process, workdir, 40, signal.SIGSTOP)
+    (workdir / "checkpoints").rename(workdir / "elsewhere")
+    (workdir / "checkpoints").write_text("x")
+    process.send_signal(signal.SIGCONT)
+    began = time.monotonic()
+    _, err = finish(process, 1)
+    assert time.monotonic() - began < 60  # Orbax alone would wait for 300 s
+    (line,) = err.splitlines()
+    assert line.startswith(
+        f"error: a checkpoint could not be written to {workdir / 'checkpoints'}: "
+    )
+    assert not (workdir / "run.lock").exists()
 
 
 @pytest.mark.newest
