@@ -84,6 +84,10 @@ class MetricWriter:
         self._wandb = None if wandb is None else _WandbRun(workdir, wandb, kept)
         if damage:
             _set_aside(path, damage)
+        if found and resume_step == 0:
+            _LOG.warning(
+                "%d lines of %s are dropped: no checkpoint holds their updates", len(found), path
+            )
         if lines not in (None, len(kept)):
             _LOG.warning(
                 "%s has %d lines up to step %d, and %d were written: something else has changed "

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 from support.places import ROOT
 from support.runs import (
     assert_close,
@@ -19,6 +21,8 @@ from support.runs import (
     signal_after,
     timeless_metrics,
 )
+
+from mambaout_jax.runtime.processes import in_first_process
 
 COMMAND = [
     *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/support/tiny_run.py"),
@@ -47,6 +51,30 @@ def start():
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("index", "failed"), [(0, True), (1, True), (0, False), (1, False)])
+def test_what_fails_in_the_first_process_fails_in_all(monkeypatch, index, failed):
+    said, ran = [], []
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda x: said.append(bool(x)) or failed
+    )
+
+    def action():
+        ran.append(index)
+        if failed:
+            raise OSError("the disk is full")
+
+    if failed:
+        words = "the disk is full" if index == 0 else "the first process of this run stops"
+        with pytest.raises((OSError, RuntimeError)[index], match=words):
+            in_first_process(action)
+    else:
+        in_first_process(action)
+    assert ran == [0][index:]
+    assert said == [failed and index == 0]  # every process takes part
 
 
 def finish(process, code=0):

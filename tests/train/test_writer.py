@@ -162,10 +162,14 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
         assert writer.lines == 0
 
 
-def test_a_fresh_run_starts_an_empty_file(tmp_path):
+def test_a_fresh_run_starts_an_empty_file(tmp_path, caplog):
     write_steps(tmp_path, range(1, 4))
+    assert caplog.messages == []
     write_steps(tmp_path, [1])
     assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 1.0, "train/rate": 0.5}]
+    assert caplog.messages == [
+        f"3 lines of {tmp_path / 'metrics.jsonl'} are dropped: no checkpoint holds their updates"
+    ]
 
 
 def test_read_metrics_of_nothing_names_the_directory(tmp_path):
