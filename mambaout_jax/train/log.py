@@ -20,26 +20,28 @@ def log_file(workdir: Path) -> Iterator[None]:
     handler = _FileHandler(workdir / FILE_NAME)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
 
-    def is_not_of_orbax(record: logging.LogRecord) -> bool:
-        if "orbax" not in Path(record.pathname).parts:
-            return True
-        if record.levelno >= handler.level:
+    def note(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING:
             handler.handle(record)
-        return False
+        return True
 
+    def note_orbax(record: logging.LogRecord) -> bool:
+        return "orbax" not in Path(record.pathname).parts or not note(record)
+
+    # Filters, and not handlers: Python shows warnings by itself only where there is no handler.
     absl = logging.getLogger("absl")
-    _LOG.addHandler(handler)
-    absl.addFilter(is_not_of_orbax)
+    _LOG.addFilter(note)
+    absl.addFilter(note_orbax)
     try:
         yield
     finally:
-        _LOG.removeHandler(handler)
-        absl.removeFilter(is_not_of_orbax)
+        _LOG.removeFilter(note)
+        absl.removeFilter(note_orbax)
 
 
 class _FileHandler(logging.Handler):
     def __init__(self, path: Path):
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._path = path
 
     def emit(self, record: logging.LogRecord) -> None:

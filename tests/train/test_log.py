@@ -17,6 +17,7 @@ def log_as_orbax(level, message):
 def test_orbax_is_heard_in_the_file_alone(tmp_path, caplog):
     with log_file(tmp_path):
         assert list(tmp_path.iterdir()) == []  # until there is something to log
+        assert not logging.getLogger("mambaout_jax").handlers  # else Python shows nothing by itself
         log_as_orbax(logging.ERROR, "a thread failed")
         log_as_orbax(logging.INFO, "a thread began")
         absl_logging.warning("of somebody else")
