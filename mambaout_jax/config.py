@@ -26,6 +26,7 @@ CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
+ON_NAN = ("stop", "roll back")
 
 # fmt: off
 _POSITIVE = (
@@ -55,6 +56,9 @@ def default_config() -> Config:
     config.task = "classification"  # a key of `tasks.TASKS`
     config.batch_size = 1024  # examples per update, over all devices and micro-batches
     config.accumulate_steps = 1  # micro-batches per update
+    # When the loss or its gradient is NaN or infinite: "stop", or "roll back": go on from the last
+    # checkpoint without the batches that led there, up to `rollback.MOST_ROLLBACKS` times.
+    config.on_nan = "stop"
     config.require_accelerator = False  # True: stop where JAX finds only a CPU
 
     config.model = ConfigDict()
@@ -251,6 +255,7 @@ def validate(config: Config, device_count: int) -> None:
         ValueError: a setting is wrong; the message has its value, what is allowed and what to set
             instead.
     """
+    _one_of(config, "on_nan", ON_NAN)
     _one_of(config, "model.dtype", DTYPES)
     _one_of(config, "data.channels", (1, 3))
     _one_of(config, "data.crop_mode", CROP_MODES)

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mambaout_jax.config import Config, default_config
+from mambaout_jax.paths import local_path
 
 
 def read_config(file: str) -> Config:
@@ -21,9 +22,10 @@ def read_config(file: str) -> Config:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has no `get_config`, or sets something that is not a setting.
+        ValueError: it is an address, has no `get_config`, or sets something that is not a setting.
     """
     path, argument = split_argument(file)
+    path = str(local_path(path))
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no config file {path}; a clone of the project has them in experiments/"
@@ -81,17 +83,24 @@ def load_config(path: Path) -> Config:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds an unknown setting, or is not JSON.
+        ValueError: it holds an unknown setting, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; the folder should be the --workdir of a training run"
         )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put back a copy, or run the command that trained this "
+            "run again, which writes the file anew"
+        ) from error
     config = default_config()
     config.model.options.unlock()
     try:
-        config.update(_tuples(json.loads(path.read_text())))
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        config.update(_tuples(saved))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit this version's settings: {error}") from error
     return config.lock()
 
@@ -114,7 +123,7 @@ def _flat(config: Config, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, ConfigDict):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[f"{prefix}{key}"] = _tuples(value)  # a list means the same
     return flat
 
 
@@ -122,4 +131,4 @@ def _tuples(value: Any) -> Any:
     """The value with tuples for lists: settings are tuples, which JSON writes as lists."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value

@@ -16,7 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
-    {"config", "imagenet_classes", "runtime", "kernels", "metrics"},
+    {"config", "imagenet_classes", "kernels", "metrics", "paths", "runtime"},
     {"config_file", "preprocessing"},
     {"layers", "published"},
     {"mixers"},
@@ -39,11 +39,12 @@ ONLY = {
     "kernels": {"kernels"},
     "config": set(),
     "imagenet_classes": set(),
-    "config_file": {"config"},
+    "paths": set(),
+    "config_file": {"config", "paths"},
     "preprocessing": {"config", "imagenet_classes"},
     "runtime": {"runtime"},
     "metrics": set(),
-    "data": {"config", "data", "imagenet_classes", "preprocessing"},
+    "data": {"config", "data", "imagenet_classes", "paths", "preprocessing"},
 }
 
 # Imported inside functions: optional or slow, and not everybody's.

@@ -119,7 +119,7 @@ def test_unknown_settings_in_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"does not fit this version's settings.*batch_sizes"):
         load_config(path)
     path.write_text('{"batch_size": ')
-    with pytest.raises(ValueError, match=r"config\.json does not fit"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
         load_config(path)
     with pytest.raises(FileNotFoundError, match="--workdir of a training run"):
         load_config(tmp_path / "nowhere.json")

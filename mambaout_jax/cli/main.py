@@ -4,11 +4,13 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from mambaout_jax import __version__
 from mambaout_jax.cli import analyse, bench, convert, evaluate, models, predict, prepare, train
 from mambaout_jax.cli.errors import EXPECTED, option_names, reject_unknown, report
+from mambaout_jax.paths import local_path
 
 VERBS = (train, evaluate, predict, models, convert, prepare, analyse, bench)
 
@@ -33,9 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     reject_unknown(arguments.parser, rest)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        _expand_paths(arguments)
         return arguments.run(arguments, rest)
     except EXPECTED as error:
         return report(error)
+
+
+def _expand_paths(arguments: argparse.Namespace) -> None:
+    """`~` in every argument that is a path; refuses addresses such as gs://bucket/run."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            setattr(arguments, name, local_path(value))
+        elif isinstance(value, list) and value and isinstance(value[0], Path):
+            setattr(arguments, name, [local_path(path) for path in value])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models, model_options
+from mambaout_jax.paths import local_path
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.published import Weights
 from mambaout_jax.weights import hub
@@ -52,7 +53,8 @@ def locate(source: str | Path, name: str | None = None) -> Found:
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: it does not say which model it is of, or `name` is none.
+        ValueError: it does not say which model it is of, `name` is none, or it is an address that
+            nothing can be read from.
         RuntimeError: a repository's `config.json` could not be downloaded.
     """
     if name is not None:
@@ -65,7 +67,7 @@ def locate(source: str | Path, name: str | None = None) -> Found:
     if text.startswith(("http://", "https://")):
         name = name or _checked(_stem(Path(unquote(urlsplit(text).path))), text)
         return Found(name, partial(web_file, text), partial(_published, name))
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         if hub.read_config(path / hub.CONFIG) is not None:
             return _find_beside(partial(hub.file_in, path), text, name)
@@ -153,6 +155,19 @@ def _published(name: str, image_size: int | None) -> Preprocessing:
 
 def _preprocessing_of_run(config: Config, workdir: Path, image_size: int | None) -> Preprocessing:
     classes = workdir / "classes.json"
-    names = json.loads(classes.read_text(encoding="utf-8")) if classes.is_file() else None
+    names = _read_names(classes) if classes.is_file() else None
     own = Preprocessing.of(config.data, None if names is None else tuple(names))
     return dataclasses.replace(own, image_size=image_size or own.image_size)
+
+
+def _read_names(classes: Path) -> list[str]:
+    try:
+        names = json.loads(classes.read_text(encoding="utf-8"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it is no list of names")
+    except ValueError as error:
+        raise ValueError(
+            f"{classes} is damaged ({error}); put back a copy, or run the command that trained "
+            "this run again, which writes the file anew"
+        ) from error
+    return names
