@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from mambaout_jax.data.sets.image_files import is_image
 from mambaout_jax.data.sets.imagenet import (
     DATASET,
     LABELS,
     SPLIT_SIZES,
     labelled_folders,
-    split_folder,
 )
+from mambaout_jax.data.sets.listing import is_image, split_folder
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _SHA256 = {  # as TensorFlow Datasets lists them

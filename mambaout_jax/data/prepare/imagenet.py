@@ -46,8 +46,8 @@ from mambaout_jax.data.sets.imagenet import (
     DATASET,
     SPLIT_SIZES,
     require_data_packages,
-    split_folder,
 )
+from mambaout_jax.data.sets.listing import split_folder
 
 SHARD_BYTES = 128 * 2**20  # of image files: seconds of work, so that little is lost by a kill
 _CONVERTED = {"train": 23, "validation": 0}  # 22 CMYK, 1 PNG
