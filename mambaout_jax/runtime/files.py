@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to write a file that is never half there, and the check before it is made."""
+"""The one way to write a file that is never half there; what is checked before, and reading."""
 
 import contextlib
 import json
@@ -74,3 +74,16 @@ def write_json(path: Path | str, value: Any) -> None:
         TypeError: `value` is not JSON-able. The old file stays.
     """
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """The value that a file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON in UTF-8; names the file.
+    """
+    try:
+        return json.loads(Path(path).read_bytes().decode("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; restore it from a copy") from error

@@ -10,11 +10,14 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from mambaout_jax.config import Config
+from mambaout_jax.data.sets.identity import changes, identity
+from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.evaluation.evaluator import Evaluator, format_metrics, weights_by_name
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.runtime.mesh import place, put_batch
@@ -23,7 +26,7 @@ from mambaout_jax.train.interval import Interval
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
-from mambaout_jax.train.reader import Reader, identity
+from mambaout_jax.train.reader import Reader
 from mambaout_jax.train.record import check_same_run, record_run
 from mambaout_jax.train.state import TrainState, make_initialiser
 from mambaout_jax.train.step import make_train_step
@@ -46,6 +49,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
             the last good checkpoint.
         RuntimeError: more training examples are unreadable than the config allows.
+        UnreadableImageError: an image of the validation set is; the state is saved before.
         Preempted: SIGTERM or SIGINT came; the state is saved, the same call resumes from it.
     """
     workdir = Path(workdir).absolute()
@@ -134,11 +138,18 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 }
                 writer.write(step, {f"train/{name}": value for name, value in values.items()})
                 interval = Interval()
+            unreadable = None
             if evaluate:
-                with progress.paused():
-                    metrics = evaluation(state)
-                writer.write(step, metrics)
-                progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
+                try:
+                    with progress.paused():
+                        metrics = evaluation(state)
+                    writer.write(step, metrics)
+                    progress.message(
+                        f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}"
+                    )
+                except UnreadableImageError as error:
+                    unreadable = error
+                    save = jax.process_count() == 1  # others do not know, and would not save
             if save:
                 meta = {
                     "interval": dataclasses.asdict(interval),
@@ -147,6 +158,11 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 }
                 with progress.paused():
                     checkpointer.save(step, state, meta)
+            if unreadable is not None:
+                raise UnreadableImageError(
+                    f"{unreadable}; it is an image of the validation set. Repair or replace it, "
+                    "and run the same command again, which resumes"
+                ) from unreadable
             if stop:
                 checkpointer.wait()
                 raise Preempted(step, checkpointer.directory / str(step))
@@ -164,11 +180,11 @@ def _first_state(
     return place(state.started_from(pretrained_variables(setup)), shardings)
 
 
-def _check_same_data(now: str, before: str, workdir: Path) -> None:
+def _check_same_data(now: dict[str, Any], before: dict[str, Any], workdir: Path) -> None:
     """Update k reads examples by their numbers, which mean others once the set has changed."""
-    if now != before:
+    if difference := changes(before, now):
         raise ValueError(
-            f"{workdir} holds a run on {before}, and there are {now} now; bring the data back to "
+            f"{workdir} holds a run on other training data: {difference}. Bring the data back to "
             "resume that run, or train into another --workdir, from its weights with "
             "--config.model.pretrained"
         )

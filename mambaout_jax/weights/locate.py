@@ -21,6 +21,7 @@ from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models, model_options
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.published import Weights
+from mambaout_jax.runtime.files import read_json
 from mambaout_jax.weights.catalog import CATALOG, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
 
@@ -164,10 +165,17 @@ def _published(name: str, image_size: int | None) -> Preprocessing:
 
 
 def _preprocessing_of_run(config: Config, workdir: Path, image_size: int | None) -> Preprocessing:
-    classes = workdir / "classes.json"
-    names = json.loads(classes.read_text(encoding="utf-8")) if classes.is_file() else None
-    own = Preprocessing.of(config.data, None if names is None else tuple(names))
+    own = Preprocessing.of(config.data, _classes_of_run(workdir / "classes.json"))
     return dataclasses.replace(own, image_size=image_size or own.image_size)
+
+
+def _classes_of_run(file: Path) -> tuple[str, ...] | None:
+    if not file.is_file():
+        return None
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{file} is damaged: it should hold a list of class names")
+    return tuple(names)
 
 
 def _preprocessing_on_hub(repository: str, name: str, image_size: int | None) -> Preprocessing:

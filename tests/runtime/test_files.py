@@ -9,7 +9,13 @@ import sys
 
 import pytest
 
-from mambaout_jax.runtime.files import check_destination, replacing, write_json, write_text
+from mambaout_jax.runtime.files import (
+    check_destination,
+    read_json,
+    replacing,
+    write_json,
+    write_text,
+)
 
 
 def test_written_text_is_utf8_and_leaves_nothing_else(tmp_path):
@@ -112,3 +118,10 @@ def test_a_destination_in_a_folder_that_cannot_be_changed(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "access", lambda *_: False)  # as for anyone but root
     with pytest.raises(PermissionError, match="nothing can be made in"):
         check_destination(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"[1", b'["caf\xe9"]'])
+def test_a_file_that_is_not_json_is_named(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.json is damaged: .*; restore it from a copy"):
+        read_json(tmp_path / "a.json")

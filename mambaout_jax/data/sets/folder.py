@@ -155,7 +155,7 @@ def _splits_by_hash(root: Path, fraction: float) -> dict[str, _ByClass]:
 
 
 def _check_classes(folder: Path, by_class: _ByClass, to_train_on: bool = True) -> None:
-    """Raises ValueError where there are no images in classes; to train on, two classes, all filled."""
+    """Raises ValueError without images in classes; training needs two classes, all filled."""
     if not by_class:
         lie_directly = any(is_image(name) for name in os.listdir(folder))
         found = "its images are directly in it" if lie_directly else "and no images"
