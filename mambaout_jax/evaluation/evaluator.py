@@ -6,6 +6,7 @@ measured is the task's: a partial result of a batch is any pytree, merged as the
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from mambaout_jax.config import Config, validate_evaluation_batch
 from mambaout_jax.data.loader import EvaluationView, evaluation_batches
-from mambaout_jax.data.sets.identity import class_changes
+from mambaout_jax.data.sets.identity import changes, class_changes, identity
 from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.runtime.compiler_options import to_run_fast
@@ -26,6 +27,8 @@ from mambaout_jax.runtime.files import read_json
 from mambaout_jax.runtime.mesh import place, platform_of, put_batch, replicated
 from mambaout_jax.tasks.setup import Setup, set_up
 from mambaout_jax.tasks.task import Batch, Objective, Partial, Task
+
+_LOG = logging.getLogger("mambaout_jax")
 
 # Partial results on the host before they are merged: bounds memory, spares most of the merging.
 _MERGED_AT_ONCE = 32
@@ -126,6 +129,11 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
     _check_model(setup, variables, restored.step, Path(workdir))
     weights = place(weights_by_name(variables, state.get("ema") or None), replicated(setup.mesh))
     evaluator = Evaluator(setup.model, setup.task, config, setup.mesh)
+    if difference := changes(restored.meta["data"], identity(setup.train)):
+        _LOG.warning(
+            "the training data of %s have changed since: %s; images that were trained on may be "
+            "among those held out now", workdir, difference
+        )  # fmt: skip
     metrics = evaluator.metrics(weights, setup.validation)
     check_finite(metrics, workdir)
     return {"step": restored.step, **metrics}

@@ -316,9 +316,15 @@ def folder_config(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_refuses_to_go_on_with_other_data(tmp_path):
+def test_train_refuses_to_go_on_with_other_data(tmp_path, caplog):
     config = folder_config(tmp_path)
     train(config, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
+    assert "have changed since" not in caplog.text
+    (tmp_path / "photos" / "one" / "0.png").rename(tmp_path / "photos" / "two" / "more.png")
+    evaluate(config, tmp_path / "run")
+    assert "run have changed since: 'one' had 32 images and has 31; 'two' had 32" in caplog.text
+    (tmp_path / "photos" / "two" / "more.png").rename(tmp_path / "photos" / "one" / "0.png")
     config.schedule.total_steps = 3
     (tmp_path / "photos" / "one").rename(tmp_path / "photos" / "won")
     words = "other training data: classes that are gone: 'one'; new classes: 'won'; they may have"

@@ -152,8 +152,8 @@ def _open_within(content: bytes, max_pixels: int) -> Image.Image:
         image = None
     if image is None or pixels > max_pixels:
         raise ValueError(
-            f"it has {pixels:,} pixels, and at most {max_pixels:,} are read; scale it down, or set "
-            f"--config.data.max_pixels={pixels}"
+            f"it has {pixels:,} pixels, and at most {max_pixels:,} are read; scale it down, or "
+            f"train and evaluate with --config.data.max_pixels={pixels}"
         )
     return image
 
