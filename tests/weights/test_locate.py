@@ -97,6 +97,14 @@ def test_description_of_a_run_is_its_evaluation(tmp_path):
     assert locate(tmp_path).name == "mambaout_micro"
 
 
+@pytest.mark.parametrize("content", [b"", b'["caf\xe9"]', b"{}", b"[1]"])
+def test_damaged_class_names_of_a_run_are_named(tmp_path, content):
+    save_config(get_config(), tmp_path / "config.json")
+    (tmp_path / "classes.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"classes\.json is damaged: "):
+        describe_source(tmp_path)
+
+
 def test_description_of_files_is_what_is_published_for_the_model(tmp_path):
     path = own_file(tmp_path / "mambaout_tiny.safetensors")
     found = describe_source(path)
