@@ -27,12 +27,14 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
 ON_NAN = ("stop", "roll back")
+MAX_IMAGE_SIZE = 8192  # pixels, height and width of what a model sees
+MAX_PIXELS = 178_956_970  # of an image file, by default: where Pillow, too, suspects an attack
+MAX_EVALUATION_BATCH = 2**16
 
 # fmt: off
 _POSITIVE = (
-    "batch_size", "accumulate_steps", "data.image_size", "data.num_threads",
-    "data.prefetch_batches", "mesh.fsdp", "evaluation.batch_size", "checkpoint.keep",
-    "log.every_steps",
+    "batch_size", "accumulate_steps", "data.num_threads", "data.prefetch_batches",
+    "data.max_pixels", "mesh.fsdp", "checkpoint.keep", "log.every_steps",
 )
 _NOT_NEGATIVE = (
     "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
@@ -96,6 +98,7 @@ def _set_data(config: Config) -> None:
     config.data.num_threads = 16  # threads that decode, in this process
     config.data.num_workers = 0  # processes that decode; 0: only the threads of this process
     config.data.prefetch_batches = 4  # batches prepared ahead
+    config.data.max_pixels = MAX_PIXELS  # height times width of the largest image file to be read
     config.data.max_corrupt_fraction = 0.01  # of the examples read; more than that stop the run
 
     config.augment = ConfigDict()
@@ -269,6 +272,7 @@ def validate(config: Config, device_count: int) -> None:
     for name in _SHARES:
         _within(config, name, 0, 1)
     _within(config, "augment.rand_augment_magnitude", 0, 10)
+    _within(config, "data.image_size", 1, MAX_IMAGE_SIZE)
     for name in ("scale", "ratio"):
         pair = config.augment[name]
         if (
@@ -325,8 +329,9 @@ def validate_evaluation_batch(config: Config, device_count: int) -> None:
     """Checks that an evaluation batch divides among the devices.
 
     Raises:
-        ValueError: it does not; names what to set instead.
+        ValueError: it does not, or is out of range; names what to set instead.
     """
+    _within(config, "evaluation.batch_size", 1, MAX_EVALUATION_BATCH)
     if config.evaluation.batch_size % device_count:
         up = -(-config.evaluation.batch_size // device_count) * device_count
         raise ValueError(

@@ -3,7 +3,7 @@
 
 import dataclasses
 
-from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, Config
+from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_IMAGE_SIZE, Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +18,9 @@ class Preprocessing:
         interpolation: "bilinear" or "bicubic".
         mean, std: per channel, of pixel values in [0, 1].
         class_names: names in the order of the outputs; None if they are unknown.
+
+    Raises:
+        ValueError: `image_size` is out of range.
     """
 
     image_size: int
@@ -27,6 +30,13 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size={self.image_size} is out of range; it must be from 1 to "
+                f"{MAX_IMAGE_SIZE} pixels"
+            )
 
     @classmethod
     def of(cls, data: Config, class_names: tuple[str, ...] | None = None) -> "Preprocessing":

@@ -65,7 +65,10 @@ def test_fractions_of_an_epoch_round_to_updates(config):
     [
         ("model.dtype", "float16", r"allowed are 'float32', 'bfloat16'"),
         ("augment.crop", "ten", r"augment\.crop='ten' .* 'random_resized', 'shift', 'none'"),
-        ("data.image_size", 0, r"data\.image_size=0 is out of range; it must be at least 1"),
+        ("data.image_size", 0, r"data\.image_size=0 is out of range; it must be from 1 to 8192"),
+        ("data.image_size", 100_000, r"data\.image_size=100000 is out of range; .* from 1 to 8192"),
+        ("data.max_pixels", 0, r"data\.max_pixels=0 is out of range; it must be at least 1"),
+        ("evaluation.batch_size", 2**32, r"batch_size=4294967296 .* from 1 to 65536"),
         ("optimizer.clip_norm", -1.0, r"optimizer\.clip_norm=-1\.0 .* at least 0"),
         ("loss.label_smoothing", 1.5, r"loss\.label_smoothing=1\.5 .* from 0 to 1"),
         ("model.drop_path", 1.5, r"model\.drop_path=1\.5 .* from 0 to 1"),

@@ -2,11 +2,12 @@
 """Figures as PNG files: curves of runs, grids of images, confusion matrices.
 
 They are drawn with Matplotlib's objects: no display, no `pyplot`, no state between two figures.
-Names that a user gives are shown as they are, never read as mathematics, and shortened where there
-is no room.
+Names that a user gives are shown as they are, never read as mathematics; shortened where there is
+no room, and with escapes for what the font cannot draw.
 """
 
 import bisect
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -360,7 +361,11 @@ def save_figure(figure: Any, path: Path | str) -> None:
 
 
 def _fit(text: str, room: float, figure: Any) -> str:
-    """The text, shortened with "…" if it is wider than `room` pixels."""
+    """The text as it can be drawn, shortened with "…" if it is wider than `room` pixels."""
+    known = _characters()
+    text = "".join(
+        char if ord(char) in known else char.encode("unicode_escape").decode() for char in text
+    )
     if _text_width(text, figure) <= room:
         return text
     # The width grows with the length, so that bisection finds the cut with few measurements.
@@ -368,6 +373,14 @@ def _fit(text: str, room: float, figure: Any) -> str:
         range(len(text)), room, key=lambda count: _text_width(f"{text[:count]}…", figure)
     )
     return f"{text[: max(length - 1, 0)].rstrip()}…"
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Those that the font has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _text_width(text: str, figure: Any) -> float:

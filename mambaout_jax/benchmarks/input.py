@@ -32,7 +32,8 @@ from mambaout_jax.benchmarks.timing import (
 from mambaout_jax.benchmarks.torch_peer import find_torch
 from mambaout_jax.config import DECODERS, default_config
 from mambaout_jax.data.loader import train_batches
-from mambaout_jax.data.sets.image_files import IMAGE_SUFFIXES, decode_image
+from mambaout_jax.data.sets.image_files import decode_image
+from mambaout_jax.data.sets.listing import images_below, split_folder
 from mambaout_jax.data.sets.sources import open_source
 from mambaout_jax.data.views import opencv
 from mambaout_jax.data.views.crops import TrainingView
@@ -242,12 +243,12 @@ def _decode(root: Path, decoder: str, count: int) -> None:
 
 
 def _training_folder(root: Path) -> Path:
-    return root / "train" if (root / "train").is_dir() else root
+    return split_folder(root, "train") or root
 
 
 @functools.cache
 def _files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [root / name for name in images_below(root)]
 
 
 def _wait_share(root: Path, decoder: str) -> float:

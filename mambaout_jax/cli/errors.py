@@ -10,7 +10,9 @@ import sys
 # Errors whose message alone tells the user what to do. Any other is a bug and keeps its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)
 
-_WRONG_USAGE = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)
+_WRONG_USAGE = (
+    ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError
+)  # fmt: skip
 
 
 def report(error: Exception) -> int:
@@ -49,3 +51,18 @@ def reject_unknown(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         close = difflib.get_close_matches(argument.split("=")[0], known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         parser.error(f"there is no argument {argument}{hint}")
+
+
+def positive(text: str) -> int:
+    """The type of an argument that counts something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no whole number, or below 1.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number

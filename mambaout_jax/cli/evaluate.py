@@ -9,6 +9,7 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
+from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "evaluate a run, or weights on a folder of images"
 
@@ -31,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="SOURCE", help="weight file, published name or hub repository"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="labelled images, one sub-folder per class"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="labelled images in sub-folders named after their classes; all count, but where DIR "
+        "has training and validation folders, or is what the run was trained on, those held out",
     )
     parser.add_argument(
         "--figures",
@@ -53,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write the results of the test sets to FILE"
     )
     parser.add_argument(
+        "--force", action="store_true", help="replace the figures or the FILE of an earlier call"
+    )
+    parser.add_argument(
         "--config", metavar="FILE[:ARG]", help="settings to use instead of those of the run"
     )
     add_distributed_argument(parser)
@@ -63,6 +71,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     labelled_images = arguments.data or arguments.figures
     if labelled_images if arguments.suite else arguments.suites or arguments.json:
         arguments.parser.error("--suites and --json go with --suite; --data and --figures do not")
+    if arguments.force and not (arguments.figures or arguments.json):
+        arguments.parser.error("--force goes with --figures or --json: nothing else is written")
+    if arguments.json:
+        check_destination(arguments.json, arguments.force)
     join_processes(arguments.distributed)
     if arguments.suite:
         _evaluate_suites(arguments, overrides)
@@ -90,7 +102,7 @@ def _evaluate_images(arguments: argparse.Namespace, overrides: list[str]) -> Non
 
     source = arguments.weights or arguments.workdir
     config = assessment_config(source, arguments.data, _read_config(arguments))
-    report_assessment(source, override(config, overrides), arguments.figures)
+    report_assessment(source, override(config, overrides), arguments.figures, arguments.force)
 
 
 def _evaluate_run(arguments: argparse.Namespace, overrides: list[str]) -> None:

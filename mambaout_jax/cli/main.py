@@ -2,7 +2,9 @@
 """The parser of the command line, assembled from the verbs, and its entry point."""
 
 import argparse
+import io
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped on request and resumable.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments, rest = build_parser().parse_known_args(argv)
     reject_unknown(arguments.parser, rest)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

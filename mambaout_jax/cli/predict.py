@@ -3,7 +3,11 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
+
+from mambaout_jax.cli.errors import positive
+from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "name what images show"
 
@@ -28,33 +32,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=positive,
         metavar="PIXELS",
         help="height and width, if not those that the weights were published with",
     )
     parser.add_argument(
-        "--top", type=int, default=5, metavar="K", help="how many classes to name (default: 5)"
+        "--top", type=positive, default=5, metavar="K", help="how many classes to name (default: 5)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     parser.add_argument(
         "--grid", type=Path, metavar="PNG", help="draw the images with their predictions"
     )
+    parser.add_argument("--force", action="store_true", help="replace a PNG that is there")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Predicts and prints image by image; returns the exit code."""
+    if arguments.force and not arguments.grid:
+        arguments.parser.error("--force goes with --grid: nothing else is written")
+    if arguments.grid:
+        check_destination(arguments.grid, arguments.force)
     from mambaout_jax.evaluation.predict import make_predictor, predict_files
     from mambaout_jax.weights.load import describe_source
 
     preprocessing = describe_source(arguments.weights, arguments.model, arguments.image_size)
     predictor = make_predictor(arguments.weights, arguments.model, preprocessing)
-    predictions = []
-    for prediction in predict_files(predictor, arguments.images, arguments.top):
+    predictions, unreadable = [], []
+
+    def skip(error: Exception) -> None:
+        unreadable.append(error)
+        print(f"error: {error}", file=sys.stderr)
+
+    for prediction in predict_files(predictor, arguments.images, arguments.top, skip=skip):
         predictions.append(prediction)
         print(_as_json(prediction) if arguments.json else _as_text(prediction))
-    if arguments.grid:
+    if arguments.grid and predictions:
         predictor.task.draw_predictions(predictions, arguments.grid)
-    return 0
+    return 1 if unreadable else 0
 
 
 def _as_json(prediction) -> str:
@@ -66,7 +80,9 @@ def _as_json(prediction) -> str:
 
 
 def _as_text(prediction) -> str:
+    from mambaout_jax.data.sets.listing import shown
+
     classes = (
         f"  {100 * found['probability']:5.1f} %  {found['name']}" for found in prediction.findings
     )
-    return "\n".join((str(prediction.path), *classes))
+    return "\n".join((shown(str(prediction.path)), *classes))

@@ -5,6 +5,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from mambaout_jax.cli.errors import positive
+
 SUMMARY = "write a data set in the form that training reads best"
 
 EXAMPLES = """
@@ -54,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--processes",
-        type=int,
+        type=positive,
         metavar="COUNT",
         help="processes that write (default: one per core)",
     )

@@ -11,7 +11,9 @@ and resuming takes one integer, the step.
 import functools
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -31,6 +33,8 @@ EvaluationView = Callable[[dict], dict[str, Any]]
 # Threads make batches in pieces of at most this many examples: large enough for Grain's cost per
 # piece to vanish, small enough for all threads to work on the batch that is needed next.
 _PIECE = 16
+
+_SHARED_MEMORY = Path("/dev/shm")
 
 # An endless `repeat` has sys.maxsize examples, of which Grain's arithmetic overflows.
 _EPOCHS = 2**24
@@ -101,6 +105,7 @@ def train_batches(
 
     Raises:
         ValueError: the batch is larger than the source or does not divide among the processes.
+        OSError: there is too little shared memory for worker processes.
     """
     local_batch_size = _share("batch_size", config.batch_size, process_index, process_count)
     if config.batch_size > len(source):
@@ -241,16 +246,33 @@ def _in_workers(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     quieten_resource_tracker()
+    ahead = math.ceil(data.prefetch_batches / data.num_workers)
+    first: Any = examples[0]
+    size = batch_size * sum(np.asarray(array).nbytes for array in first.values())
+    _check_shared_memory(size * data.num_workers * (ahead + 1), data.num_workers)
     # Worker w makes batches w, w + num_workers, ...: whole ones, in its main thread.
     dataset = examples.batch(batch_size)[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     )
     options = grain.MultiprocessingOptions(
-        num_workers=data.num_workers,
-        per_worker_buffer_size=math.ceil(data.prefetch_batches / data.num_workers),
+        num_workers=data.num_workers, per_worker_buffer_size=ahead
     )
     prefetched = dataset.mp_prefetch(options, worker_init_fn=lambda *_: begin_worker())
     return prefetched.map(_out_of_shared_memory)
+
+
+def _check_shared_memory(needed: int, num_workers: int) -> None:
+    """Workers hand their batches over in shared memory, and are killed where it is full."""
+    if not _SHARED_MEMORY.is_dir():  # a system that keeps it elsewhere
+        return
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise OSError(
+            f"data.num_workers={num_workers} need {needed / 1e6:,.0f} MB of shared memory for "
+            f"their batches, and {_SHARED_MEMORY} has {free / 1e6:,.0f} MB free; enlarge it "
+            f"(docker run --shm-size={math.ceil(2 * needed / 1e9)}g, or mount -o remount,size=), "
+            "or set --config.data.num_workers=0 or a smaller --config.data.prefetch_batches"
+        )
 
 
 def _out_of_shared_memory(batch: dict) -> dict:

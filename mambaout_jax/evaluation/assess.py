@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import jax
 
-from mambaout_jax.config import Config, default_config
+from mambaout_jax.config import Config, default_config, validate_evaluation_batch
 from mambaout_jax.config_file import load_config
+from mambaout_jax.data.sets.identity import identity
 from mambaout_jax.data.sets.sources import Source, open_source
-from mambaout_jax.evaluation.evaluator import Evaluator, format_metrics
+from mambaout_jax.evaluation.evaluator import Evaluator, check_finite, format_metrics
+from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.runtime.checkpoint import read_checkpoint
+from mambaout_jax.runtime.files import check_destination
 from mambaout_jax.runtime.mesh import make_mesh, place, replicated
 from mambaout_jax.tasks import find_task
 from mambaout_jax.tasks.task import Partial, Task
@@ -44,7 +48,8 @@ def assessment_config(
 
     Args:
         source: weights, as `load_pretrained` takes them.
-        folder: class sub-folders, or a folder with a `val` of such; None for the config's data.
+        folder: class sub-folders, of which all images count, or a folder with a `val` of such; None
+            for the config's data. The folder that a run was trained on keeps the run's split.
         config: instead of that of the run which `source` is.
 
     Raises:
@@ -63,7 +68,10 @@ def assessment_config(
             f"{source} is not a training run; give the labelled images with --data DIR"
         )
     if folder is not None:
+        same_path = chosen.data.source == "folder" and _is_same(chosen.data.path, folder)
         chosen.data.source, chosen.data.path = "folder", str(folder)
+        if not same_path and not _was_trained_on(Path(source), chosen.data):
+            chosen.data.validation_fraction = 1.0
     return chosen
 
 
@@ -78,31 +86,70 @@ def assess(source: str | Path, config: Config) -> Assessment:
 
     Raises:
         FileNotFoundError, RuntimeError: as `load_pretrained`.
-        ValueError: so, too; a setting is wrong, or the weights are for other outputs.
+        ValueError: so, too; a setting is wrong, or the data have classes that the weights do not
+            have (`sets.renumbered`).
+        FloatingPointError: a metric is not finite.
     """
-    data = open_source(config.data, "validation")
-    task = find_task(config.task).from_config(config, data)
-    model, variables = task.load(source, image_size=config.data.image_size)
+    validate_evaluation_batch(config, jax.device_count())
+    data, size = open_source(config.data, "validation"), config.data.image_size
+    names = describe_source(source, image_size=size).class_names
+    task, model, variables = find_task(config.task).from_weights(
+        source, None, Preprocessing.of(config.data, names), image_size=size
+    )
+    data = task.aligned(data)
     mesh = make_mesh(fsdp=1)
     evaluator = Evaluator(model, task, config, mesh)
     weights = {"weights": place(variables, replicated(mesh))}
     partial = evaluator.partials(weights, data)["weights"]
-    return Assessment({**task.metrics(partial), "count": len(data)}, partial, task, data)
+    metrics = task.metrics(partial)
+    check_finite(metrics, source)
+    return Assessment({**metrics, "count": len(data)}, partial, task, data)
 
 
-def report_assessment(source: str | Path, config: Config, figures: Path | None = None) -> None:
+def report_assessment(
+    source: str | Path, config: Config, figures: Path | None = None, force: bool = False
+) -> None:
     """Assesses weights and prints the metrics, from one process only.
 
     Args:
         source, config: see `assess`.
         figures: folder for the task's figures and tables, whose names are printed, too.
+        force: whether figures that are there may be replaced.
 
     Raises:
-        As `assess`.
+        As `assess`; before any work OSError, such as FileExistsError, where figures cannot be
+        written.
     """
+    if figures and jax.process_index() == 0:
+        _check_figures(figures, find_task(config.task).evaluation_files(), force)
     assessment = assess(source, config)
     if jax.process_index() != 0:
         return
     print(format_metrics(assessment.metrics))
     for file in assessment.draw(figures) if figures else ():
         print(file)
+
+
+def _is_same(one: str, other: str | Path) -> bool:
+    paths = [Path(path).expanduser() for path in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
+
+
+def _was_trained_on(workdir: Path, data: Config) -> bool:
+    """Whether a run's training images are those of the folder, wherever it lies."""
+    if not (workdir / "config.json").is_file():
+        return False
+    try:
+        now = identity(open_source(data, "train"))
+    except ValueError:  # there is nothing to train on
+        return False
+    return now == read_checkpoint(workdir / "checkpoints").meta.get("data")
+
+
+def _check_figures(folder: Path, names: tuple[str, ...], force: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotADirectoryError(f"{folder} cannot be made a folder: {error.strerror}") from error
+    for name in names:
+        check_destination(folder / name, force)

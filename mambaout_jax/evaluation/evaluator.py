@@ -6,24 +6,30 @@ measured is the task's: a partial result of a batch is any pytree, merged as the
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from mambaout_jax.config import Config, validate_evaluation_batch
 from mambaout_jax.data.loader import EvaluationView, evaluation_batches
+from mambaout_jax.data.sets.identity import changes, class_changes, identity
 from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.runtime.compiler_options import to_run_fast
+from mambaout_jax.runtime.files import read_json
 from mambaout_jax.runtime.mesh import place, platform_of, put_batch, replicated
 from mambaout_jax.tasks.setup import Setup, set_up
-from mambaout_jax.tasks.task import Batch, Objective, Partial
+from mambaout_jax.tasks.task import Batch, Objective, Partial, Task
+
+_LOG = logging.getLogger("mambaout_jax")
 
 # Partial results on the host before they are merged: bounds memory, spares most of the merging.
 _MERGED_AT_ONCE = 32
@@ -112,17 +118,46 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: the workdir holds no checkpoint.
-        ValueError: the checkpoint is of another model than the config names.
+        ValueError: the checkpoint is of another model than the config names, or the data have other
+            classes than the run's.
+        FloatingPointError: a metric is not finite.
     """
     workdir = local_path(workdir)
     setup = set_up(config)
+    _check_meaning(setup.task, workdir)
     restored = read_checkpoint(workdir / "checkpoints")
     state = restored.state
     variables = {"params": state["params"], **state.get("collections", {})}
     _check_model(setup, variables, restored.step, workdir)
     weights = place(weights_by_name(variables, state.get("ema") or None), replicated(setup.mesh))
     evaluator = Evaluator(setup.model, setup.task, config, setup.mesh)
-    return {"step": restored.step, **evaluator.metrics(weights, setup.validation)}
+    if difference := changes(restored.meta["data"], identity(setup.train)):
+        _LOG.warning(
+            "the training data of %s have changed since: %s; images that were trained on may be "
+            "among those held out now", workdir, difference
+        )  # fmt: skip
+    metrics = evaluator.metrics(weights, setup.validation)
+    check_finite(metrics, workdir)
+    return {"step": restored.step, **metrics}
+
+
+def check_finite(outputs: Any, source: str | Path) -> None:
+    """Checks what a model made of readable images.
+
+    Args:
+        outputs: pytree of numpy arrays or numbers.
+        source: where the weights are from.
+
+    Raises:
+        FloatingPointError: one of them is NaN or infinite.
+    """
+    for leaf in jax.tree.leaves(outputs):
+        array = np.asarray(leaf)
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not np.isfinite(array).all():
+            raise FloatingPointError(
+                f"the outputs of {source} are not finite (NaN or infinite): its weights are "
+                "damaged, or of a run that diverged; use an earlier checkpoint or another file"
+            )
 
 
 def weights_by_name(variables: dict[str, Any], ema: dict[str, Any] | None) -> dict[str, Any]:
@@ -167,6 +202,22 @@ def _widened(leaf: np.ndarray) -> np.ndarray:
     leaf = np.asarray(leaf)
     wide = {"f": np.float64, "i": np.int64}.get(leaf.dtype.kind)
     return leaf if wide is None else leaf.astype(wide)
+
+
+def _check_meaning(task: Task, workdir: Path) -> None:
+    """Outputs that were trained to mean one thing are not evaluated as another."""
+    for name, now in task.record().items():
+        if not (workdir / name).is_file():
+            continue
+        before = read_json(workdir / name)
+        if before == now:
+            continue
+        both_list = isinstance(before, list) and isinstance(now, list)
+        difference = class_changes(before, now) if both_list else f"{before} there, {now} now"
+        raise ValueError(
+            f"the data are not those of {workdir / name}: {difference}; bring them back, or "
+            "evaluate on other images with --data DIR, whose sub-folders are found by their names"
+        )
 
 
 def _check_model(setup: Setup, variables: dict[str, Any], step: int, workdir: Path) -> None:

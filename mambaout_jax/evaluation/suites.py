@@ -14,7 +14,6 @@ The images of ImageNet-C are central crops of 224 pixels already, and are not cr
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,9 +32,10 @@ from mambaout_jax.data.sets.suites import (
     find_suites,
 )
 from mambaout_jax.data.views.crops import EvaluationView
-from mambaout_jax.evaluation.evaluator import Evaluator
+from mambaout_jax.evaluation.evaluator import Evaluator, check_finite
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
 from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.runtime.files import write_json
 from mambaout_jax.runtime.mesh import make_mesh, place, replicated
 from mambaout_jax.tasks.classification import Classification
 from mambaout_jax.weights.catalog import published_result
@@ -121,6 +121,7 @@ def evaluate_suites(
     Raises:
         ValueError: a setting is wrong, the weights have other classes, or a suite has another
             layout; `UnreadableImageError` where an image cannot be decoded.
+        FloatingPointError: a metric is not finite.
         FileNotFoundError: the folder holds none of the suites.
     """
     validate(config, jax.device_count())
@@ -183,7 +184,7 @@ def report_suites(
             print("  ".join(f"{name} {value}" for name, value in about.items()))
         print(format_result(result), flush=True)
         if out is not None:
-            out.write_text(json.dumps({**about, "suites": rows}, indent=2) + "\n")
+            write_json(out, {**about, "suites": rows})
 
 
 def format_result(result: SuiteResult) -> str:
@@ -249,7 +250,9 @@ def _make_measure(source: str | Path, config: Config) -> Measure:
         count = round(float(partial["sums"]["count"]))
         if not count:
             raise ValueError("no image of the suite has a label; get its labels again")
-        return task.metrics(partial), count
+        metrics = task.metrics(partial)
+        check_finite(metrics, source)
+        return metrics, count
 
     return measure
 

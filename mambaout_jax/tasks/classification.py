@@ -21,6 +21,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
 from mambaout_jax.config import Config, default_config
+from mambaout_jax.data.sets.listing import shown
+from mambaout_jax.data.sets.renumbered import Renumbered
 from mambaout_jax.data.sets.sources import LabelledImages, Source
 from mambaout_jax.data.views.crops import EvaluationView, TrainingView
 from mambaout_jax.metrics.confusion import confusion_matrix, write_per_class_csv
@@ -32,6 +34,7 @@ from mambaout_jax.tasks.task import Batch, Partial, Prediction, Sums, Task, add_
 from mambaout_jax.weights.load import load_pretrained
 
 _MOST_MISTAKES = 64  # in one picture
+_FIGURES = ("confusion_matrix.png", "per_class.csv", "mistakes.png")
 
 
 def soft_targets(
@@ -44,7 +47,15 @@ def soft_targets(
 def predict(
     model: nn.Module, variables: Mapping[str, Any], images: Float[ArrayLike, "B H W C"]
 ) -> Float[Array, "B num_classes"]:
-    """Class probabilities of normalised images."""
+    """Class probabilities of normalised images.
+
+    Raises:
+        ValueError: the images are not (B, H, W, C).
+    """
+    if np.ndim(images) != 4:
+        raise ValueError(
+            f"images are {np.shape(images)}; give (B, H, W, C), a single one as image[None]"
+        )
     logits: Any = model.apply(variables, images, train=False)
     return jax.nn.softmax(logits, axis=-1)
 
@@ -79,7 +90,7 @@ class Classification(Task):
         model, variables = load_pretrained(source, name, **options)
         names, count = preprocessing.class_names, model.head.num_classes
         if names is None or len(names) != count:
-            names = tuple(f"class {i}" for i in range(count))
+            names = _unnamed(count)
         config = default_config()
         preprocessing.write_to(config.data)
         return cls(config, names), model, variables
@@ -109,6 +120,10 @@ class Classification(Task):
                 "or train a new last layer with --config.model.reset_head=True"
             )
         return model, variables
+
+    def aligned(self, source: LabelledImages) -> Renumbered:
+        named = self.class_names != _unnamed(self.num_classes)
+        return Renumbered(source, self.class_names, named)
 
     def training_view(self) -> TrainingView:
         return TrainingView(self.config)
@@ -214,14 +229,21 @@ class Classification(Task):
         names = ("index", "label", "guess", "probability")
         return list(zip(*(rows[name][wrong].tolist() for name in names), strict=True))
 
+    @classmethod
+    def evaluation_files(cls) -> tuple[str, ...]:
+        return _FIGURES
+
     def draw_evaluation(self, partial: Partial, source: Source, folder: Path) -> list[Path]:
-        """Writes confusion_matrix.png, per_class.csv and, where there are any, mistakes.png."""
+        """Writes confusion_matrix.png, per_class.csv and, where there are any, mistakes.png.
+
+        Where there are none, an older mistakes.png is removed.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         names, rows = self.class_names, _counted(partial)
         matrix = confusion_matrix(rows["label"], rows["guess"], self.num_classes)
-        files = [folder / "confusion_matrix.png", folder / "per_class.csv"]
-        draw_confusion_matrix(matrix, names, files[0])
-        write_per_class_csv(matrix, names, files[1])
+        matrix_file, table, pictures = (folder / name for name in _FIGURES)
+        draw_confusion_matrix(matrix, names, matrix_file)
+        write_per_class_csv(matrix, names, table)
         images = []
         titles = []
         view = self.evaluation_view()
@@ -229,10 +251,11 @@ class Classification(Task):
         for index, label, guess, probability in mistakes:
             images.append(view.pixels(source[index]["image"]))
             titles.append(f"is {names[label]}\nsaid {names[guess]} {100 * probability:.0f} %")
-        if images:
-            files.append(folder / "mistakes.png")
-            draw_image_grid(np.stack(images), titles, files[2], highlights=[True] * len(images))
-        return files
+        if not images:
+            pictures.unlink(missing_ok=True)
+            return [matrix_file, table]
+        draw_image_grid(np.stack(images), titles, pictures, highlights=[True] * len(images))
+        return [matrix_file, table, pictures]
 
     def draw_predictions(self, predictions: Sequence[Prediction], path: str | Path) -> None:
         """Draws images with their likeliest class and its probability."""
@@ -240,9 +263,14 @@ class Classification(Task):
         for prediction in predictions:
             best = prediction.findings[0]
             titles.append(
-                f"{prediction.path.name}\n{best['name']} {100 * best['probability']:.1f} %"
+                f"{shown(prediction.path.name)}\n{best['name']} {100 * best['probability']:.1f} %"
             )
         draw_image_grid(np.stack([prediction.image for prediction in predictions]), titles, path)
+
+
+def _unnamed(count: int) -> tuple[str, ...]:
+    """What classes are called where the weights do not tell."""
+    return tuple(f"class {i}" for i in range(count))
 
 
 def _counted(partial: Partial) -> dict[str, np.ndarray]:

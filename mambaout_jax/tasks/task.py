@@ -159,6 +159,14 @@ class Task(Objective, Protocol):
         """
         ...
 
+    def aligned(self, source: Any) -> Any:
+        """The set with targets that mean the outputs of this task, which weights have brought.
+
+        Raises:
+            ValueError: the set asks for something that the weights do not tell.
+        """
+        return source
+
     def parameter_rules(self, name: str) -> ParameterRules:
         """Which parameters of the built model decay, and the layer of each; the family's rules."""
         return parameter_rules(name)
@@ -178,6 +186,11 @@ class Task(Objective, Protocol):
     def draw_batch(self, batch: Batch, path: Path) -> None:
         """Draws a prepared training batch."""
         ...
+
+    @classmethod
+    def evaluation_files(cls) -> tuple[str, ...]:
+        """Names of all files that `draw_evaluation` may write."""
+        return ()
 
     def draw_evaluation(self, partial: Partial, source: Source, folder: Path) -> list[Path]:
         """Writes figures and tables of an evaluation over `source`; returns the files."""

@@ -17,6 +17,8 @@ import jax
 import numpy as np
 
 from mambaout_jax.config import Config
+from mambaout_jax.data.sets.identity import changes, identity
+from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.evaluation.evaluator import Evaluator, format_metrics, weights_by_name
 from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.checkpoint import Checkpointer
@@ -29,7 +31,7 @@ from mambaout_jax.train.log import log_file
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
-from mambaout_jax.train.reader import Reader, identity
+from mambaout_jax.train.reader import Reader
 from mambaout_jax.train.record import CHECKPOINTS, SETTINGS, check_same_run, record_run
 from mambaout_jax.train.rollback import Skipped, roll_back
 from mambaout_jax.train.state import TrainState, make_initialiser
@@ -57,6 +59,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         RuntimeError: another run is writing into the workdir, or more training examples are
             unreadable than the config allows.
         SaveError: a checkpoint could not be written.
+        UnreadableImageError: an image of the validation set is; the state is saved before.
         Preempted: SIGTERM or SIGINT came; the state is saved, the same call resumes from it.
     """
     workdir = local_path(workdir).absolute()
@@ -203,11 +206,18 @@ def _resume(
                 }
                 writer.write(step, {f"train/{name}": value for name, value in values.items()})
                 interval = Interval()
+            unreadable = None
             if evaluate:
-                with progress.paused():
-                    metrics = run.evaluate(state)
-                writer.write(step, metrics)
-                progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
+                try:
+                    with progress.paused():
+                        metrics = run.evaluate(state)
+                    writer.write(step, metrics)
+                    progress.message(
+                        f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}"
+                    )
+                except UnreadableImageError as error:
+                    unreadable = error
+                    save = jax.process_count() == 1  # others do not know, and would not save
             if save:
                 meta = {
                     SETTINGS: config.to_dict(),
@@ -219,6 +229,11 @@ def _resume(
                 }
                 with progress.paused():
                     checkpointer.save(step, state, meta)
+            if unreadable is not None:
+                raise UnreadableImageError(
+                    f"{unreadable}; it is an image of the validation set. Repair or replace it, "
+                    "and run the same command again, which resumes"
+                ) from unreadable
             if stop:
                 checkpointer.wait()
                 raise Preempted(step, checkpointer.directory / str(step))
@@ -236,11 +251,11 @@ def _first_state(
     return place(state.started_from(pretrained_variables(setup)), shardings)
 
 
-def _check_same_data(now: str, before: str, workdir: Path) -> None:
+def _check_same_data(now: dict[str, Any], before: dict[str, Any], workdir: Path) -> None:
     """Update k reads examples by their numbers, which mean others once the set has changed."""
-    if now != before:
+    if difference := changes(before, now):
         raise ValueError(
-            f"{workdir} holds a run on {before}, and there are {now} now; bring the data back to "
+            f"{workdir} holds a run on other training data: {difference}. Bring the data back to "
             "resume that run, or train into another --workdir, from its weights with "
             "--config.model.pretrained"
         )

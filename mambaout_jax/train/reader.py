@@ -74,8 +74,3 @@ class Reader:
                 f"replaced, more than data.max_corrupt_fraction={limit}; the log names the "
                 "files: repair or remove them, or raise the limit"
             )
-
-
-def identity(source: Source) -> str:
-    """How many examples of what kind: each kind of source has an order of its own."""
-    return f"{len(source)} training examples ({type(source).__name__})"

@@ -369,6 +369,14 @@ def test_confusion_matrix_checks_its_matrix(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_that_the_font_cannot_draw_are_escaped(recwarn):
+    image = np.zeros((1, 8, 8, 3), np.uint8)
+    figure = _image_grid_figure(image, ["größe \U00020000\n\u732b \udce9"], 1, None)
+    drawn(figure)
+    assert figure.texts[0].get_text() == "größe \\U00020000\n\\u732b \\udce9"
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_figures_leave_no_state_and_import_matplotlib_only_to_draw(tmp_path):
     code = f"""
 import sys

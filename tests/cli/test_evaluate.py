@@ -48,6 +48,19 @@ def test_arguments_of_two_evaluations_exclude_each_other(capsys, arguments):
     assert words in usage_error(capsys, "evaluate", "--weights=a.pth", *arguments)
 
 
+def test_evaluate_checks_where_it_writes_before_it_works(monkeypatch, capsys, tmp_path):
+    chosen = []
+    monkeypatch.setattr(verb, "_evaluate_suites", lambda *_: chosen.append("suites"))
+    file = tmp_path / "a.json"
+    file.touch()
+    command = ["evaluate", "--weights=a.pth", "--suite=sets", f"--json={file}"]
+    assert "a.json exists; name another file, or replace it with" in error_line(capsys, *command)
+    assert chosen == []
+    assert main([*command, "--force"]) == 0
+    assert chosen == ["suites"]
+    assert "--force goes with" in usage_error(capsys, *command[:-1], "--force")
+
+
 @pytest.mark.parametrize(("index", "printed"), [(0, "step 3  eval/top1 50\n"), (1, "")])
 def test_only_the_first_process_prints(monkeypatch, capsys, index, printed):
     monkeypatch.setattr(evaluator, "evaluate", lambda config, workdir: {"step": 3, "eval/top1": 50})

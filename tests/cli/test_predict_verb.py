@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.command_line import error_line, usage_error
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.evaluation import predict
@@ -21,7 +22,7 @@ def calls(monkeypatch):
     calls = {}
 
     def recorded(name, result):
-        def function(*arguments):
+        def function(*arguments, skip=None):
             calls[name] = arguments
             return result
 
@@ -35,7 +36,8 @@ def calls(monkeypatch):
     return calls
 
 
-def test_predict_passes_its_arguments_on(calls):
+def test_predict_passes_its_arguments_on(calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     command = ["predict", "a.jpg", "b", "--weights=w.pth", "--model=mambaout_tiny"]
     assert main([*command, "--image-size=384", "--top=2", "--grid=g.png"]) == 0
     predictor, *rest = calls.pop("predict_files")
@@ -64,3 +66,31 @@ def test_predict_prints_json(calls, capsys):
             {"name": "dog", "probability": 0.05},
         ],
     }
+
+
+@pytest.mark.parametrize("name", ["--top", "--image-size"])
+@pytest.mark.parametrize("value", ["0", "-3", "x", "2.5"])
+def test_predict_wants_numbers_of_at_least_one(capsys, name, value):
+    words = f"argument {name}: {value!r} is not a whole number of at least 1"
+    assert words in usage_error(capsys, "predict", "a.jpg", "--weights=w.pth", f"{name}={value}")
+
+
+def test_predict_refuses_sizes_that_no_memory_holds(capsys):
+    command = ("predict", "a.jpg", "--weights=mambaout_femto.in1k", "--image-size=100000")
+    assert "image_size=100000 is out of range; it must be from 1 to 8192" in error_line(
+        capsys, *command
+    )
+
+
+def test_predict_checks_where_it_draws_before_it_works(calls, tmp_path, capsys):
+    grid = tmp_path / "grid.png"
+    grid.touch()
+    command = ["predict", "a.jpg", "--weights=w.pth", f"--grid={grid}"]
+    assert "grid.png exists; name another file, or replace it with --force" in error_line(
+        capsys, *command
+    )
+    assert "there is no folder" in error_line(capsys, *command[:-1], f"--grid={grid}s/grid.png")
+    assert calls == {}
+    assert main([*command, "--force"]) == 0
+    assert "draw_predictions" in calls
+    assert "--force goes with --grid" in usage_error(capsys, *command[:-1], "--force")

@@ -87,6 +87,12 @@ def test_validation_labels_refuse_other_lists(tmp_path):
         validation_labels(tmp_path / "none.txt")
 
 
+def test_validation_labels_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "labels").write_bytes(b"n01440764\n\xff\n")
+    with pytest.raises(ValueError, match=r"labels is no text in UTF-8 .*; give --val-labels FILE"):
+        validation_labels(tmp_path / "labels")
+
+
 def test_members_refuse_the_other_archive(miniature):
     with pytest.raises(ValueError, match=r"holds ILSVRC2012_val_\d+\.JPEG, so.*--val-tar"):
         list(train_members(miniature.val_tar))

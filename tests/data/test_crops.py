@@ -14,7 +14,7 @@ from support.places import GOLDENS
 from support.timm_operations import from_timm
 
 from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
-from mambaout_jax.data.views import opencv
+from mambaout_jax.data.views import crops, opencv
 from mambaout_jax.data.views.crops import (
     EvaluationView,
     TrainingView,
@@ -73,6 +73,29 @@ def test_evaluation_view_follows_torchvision(
     got = evaluation_view(image, size, crop_fraction=fraction, interpolation=interpolation)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("size", [(5, 400), (400, 5), (120, 1601)])
+@pytest.mark.parametrize("fraction", [1.0, 0.8, 0.03])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_view_of_extreme_proportions_is_the_same_up_to_rounding(
+    rng, size, fraction, interpolation, monkeypatch
+):
+    # Pillow resizes the axes one after the other, in an order of its own, and clips in between:
+    # in the middle of the range nothing is clipped.
+    image = noise(rng, *size).point(lambda value: 96 + value // 4)
+    how = {"crop_fraction": fraction, "interpolation": interpolation}
+    got = evaluation_view(image, 16, **how)
+    monkeypatch.setattr(crops, "_LONGEST", math.inf)
+    want = evaluation_view(image, 16, **how)
+    np.testing.assert_allclose(got.astype(int), want.astype(int), atol=1)
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_evaluation_view_of_a_line_is_small_work(size, monkeypatch):
+    image = Image.new("RGB", size, (1, 2, 3))
+    monkeypatch.setattr(Image.Image, "crop", None)  # of an image of 6.7 million rows
+    assert (evaluation_view(image, 224) == (1, 2, 3)).all()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.01])

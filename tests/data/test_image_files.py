@@ -2,6 +2,7 @@
 """Decoding of what users' files hold, and every error."""
 
 import io
+import os
 import pickle
 import struct
 
@@ -10,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from mambaout_jax.data.sets import image_files
 from mambaout_jax.data.sets.image_files import (
     UnreadableImageError,
     decode_image,
-    is_image,
     open_image,
     read_image,
 )
@@ -218,9 +219,29 @@ def test_open_image_tells_format_and_mode_of_a_truncated_file(picture, mode):
     assert (image.format, image.mode, image.size) == ("JPEG", mode, (240, 160))
 
 
-def test_is_image_goes_by_the_suffix():
-    names = ["a.JPEG", "b.jpg", "c.txt", ".d.png", "e"]
-    assert [is_image(name) for name in names] == [True, True, False, False, False]
+def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", tmp_path):
+        with pytest.raises(UnreadableImageError, match=f"cannot read {path}: it is not an ordin"):
+            read_image(path, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, suffix):
+    path = write(tmp_path / f"x.{suffix}", size=(30, 20))
+    assert read_image(path, 1, max_pixels=600).size == (30, 20)
+    words = r"it has 600 pixels, and at most 599 are read; .* --config\.data\.max_pixels=600"
+    with pytest.raises(UnreadableImageError, match=rf"cannot read .*x\.{suffix}: {words}"):
+        read_image(path, 1, max_pixels=599)
+
+
+def test_the_limit_may_be_above_that_of_pillow(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.png", size=(30, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)  # Pillow refuses twice as many
+    with pytest.raises(UnreadableImageError, match=r"it has 600 pixels, .*max_pixels=600"):
+        read_image(path, 1)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 400)
+    assert read_image(path, 1, max_pixels=600).size == (30, 20)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

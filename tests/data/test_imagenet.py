@@ -22,6 +22,7 @@ from support.tfds_imagenet import FOLDERS, write_with_tfds
 from mambaout_jax.config import default_config
 from mambaout_jax.data.loader import evaluation_batches, train_batches
 from mambaout_jax.data.prepare.imagenet import prepare_imagenet
+from mambaout_jax.data.sets.identity import identity
 from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.data.sets.imagenet import ImageNetFolders, PreparedImageNet, open_imagenet
 from mambaout_jax.data.sets.sources import LabelledImages, open_source
@@ -269,6 +270,29 @@ def test_tfrecord_files_are_answered_with_how_to_convert(prepared, tmp_path):
         open_imagenet(str(tmp_path), "train")
     caught.match(r"tfds build imagenet2012 --file_format=array_record")
     caught.match(r"mambaout prepare imagenet --train-tar")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"name": "\xff"}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    folder = tmp_path / "imagenet2012" / "5.1.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"dataset_info\.json (is damaged|holds no JSON object)"):
+        open_imagenet(str(tmp_path), "train")
+
+
+def test_sets_have_an_identity(miniature, prepared):
+    of_files, of_shards = (
+        {split: identity(open_imagenet(str(path), split)) for split in SPLITS}
+        for path in (miniature.folders, prepared)
+    )
+    for split, examples in (("train", 16), ("validation", 8)):
+        assert of_files[split]["examples"] == of_shards[split]["examples"] == examples
+        assert list(of_files[split]["classes"]) == list(of_shards[split]["classes"])
+        assert sum(of_files[split]["classes"].values()) == examples
+    prints = [x["fingerprint"] for found in (of_files, of_shards) for x in found.values()]
+    assert len(set(prints)) == 4
+    assert identity(open_imagenet(str(prepared), "train")) == of_shards["train"]
 
 
 def test_missing_shards_are_counted(prepared, tmp_path):

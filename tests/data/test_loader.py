@@ -2,10 +2,12 @@
 """Order, resumption, padding and the ends of threads, on the digits and on counted images."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 
 import numpy as np
 import pytest
@@ -264,6 +266,23 @@ def test_batches_refuse_sizes_that_do_not_fit():
         evaluation_batches(config, Counted(30), process_count=5)
     with pytest.raises(ValueError, match=r"process_index=2 is not in 0\.\.1"):
         train_batches(config, Counted(30), process_index=2, process_count=2)
+
+
+def test_workers_need_shared_memory(monkeypatch, tmp_path):
+    usage = namedtuple("usage", ("total", "used", "free"))
+    monkeypatch.setattr(loader, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 11_999))
+    config = loader_config(num_workers=2, prefetch_batches=3)
+    words = (
+        rf"num_workers=2 need 0 MB of shared memory for their batches, and {tmp_path} has 0 MB "
+        r"free; enlarge it \(docker run --shm-size=1g, .*--config\.data\.num_workers=0"
+    )
+    with pytest.raises(OSError, match=words):
+        train_batches(config, Counted(24))
+    # Two workers with three batches each of twelve images with a label and a mark.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 3 * 12 * (256 + 5)))
+    monkeypatch.setattr(loader.grain.IterDataset, "mp_prefetch", lambda dataset, _: dataset)
+    train_batches(config, Counted(24)).close()
 
 
 def test_batches_end_their_threads():

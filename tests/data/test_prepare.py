@@ -215,6 +215,10 @@ def test_another_source_is_refused(miniature, prepared, tmp_path):
         from_tars(miniature, out, val_tar=None)
     with pytest.raises(ValueError, match=r"made from another source"):
         from_tars(miniature, out, shard_bytes=SHARD_BYTES + 1)
+    for content in (b"{}", b"[]", b"", b'{"images": "\xe9"}', b'{"images": 3}'):
+        (work / "source.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"source\.json is damaged .*remove the folder"):
+            from_tars(miniature, out)
     (work / "source.json").unlink()
     (work / "dataset_info.json").write_text("{}")
     with pytest.raises(ValueError, match=r"was not made by this command; choose another --out"):
@@ -254,6 +258,30 @@ def test_a_damaged_image_is_named_and_the_rest_is_kept(miniature, tmp_path):
             miniature, tmp_path / "out", train_tar=None, val_tar=None, folder=tmp_path / "source"
         )
     assert not (tmp_path / "out" / "imagenet2012" / "5.1.0").exists()
+
+
+def test_empty_files_are_counted_before_anything_is_written(miniature, tmp_path):
+    shutil.copytree(miniature.folders / "train", tmp_path / "source" / "train")
+    for path in (tmp_path / "source").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    paths = {"train_tar": None, "val_tar": None, "folder": tmp_path / "source"}
+    with pytest.raises(ValueError, match=r"16 of the 16 images of the train split are empty files"):
+        from_tars(miniature, tmp_path / "out", **paths)
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_cannot_be_written_are_told_first(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(NotADirectoryError, match=f"--out {out} cannot be made: .*is a file"):
+            prepare_imagenet(out, folder=tmp_path)
+
+
+def test_links_that_would_change_a_label_are_refused(miniature, tmp_path):
+    shutil.copytree(miniature.folders / "train", tmp_path / "source" / "train")
+    (tmp_path / "source" / "train" / "n07753592" / "up").symlink_to("..")
+    with pytest.raises(ValueError, match=r"n07753592/up leads to .*; remove the link"):
+        prepare_imagenet(tmp_path / "out", folder=tmp_path / "source", partial=True)
 
 
 def test_a_name_that_is_there_twice_is_refused(miniature, tmp_path):

@@ -2,19 +2,24 @@
 """Weights on labelled images: the run's own numbers, figures, tables; one process prints."""
 
 import csv
+import math
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from PIL import Image
+from support.image_folders import write_classes
 from support.places import ROOT
 from support.shared_runs import PHOTO_STEPS
 
 from mambaout_jax.cli.main import main
+from mambaout_jax.config_file import load_config
+from mambaout_jax.evaluation import assess as module
 from mambaout_jax.evaluation.assess import assess, assessment_config
+from mambaout_jax.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +65,71 @@ def test_evaluate_writes_matrix_table_and_mistakes(photo_run, assessment, tmp_pa
 
 
 def test_other_classes_are_refused(photo_run, tmp_path, capsys):
-    workdir = photo_run[0]
-    for name in ("a", "b", "c"):
-        (tmp_path / "three" / name).mkdir(parents=True)
-        for i in range(2):
-            Image.new("RGB", (40, 40)).save(tmp_path / "three" / name / f"{i}.png")
-    arguments = ["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "three")]
+    arguments = ["evaluate", "--workdir", str(photo_run[0]), "--data", str(tmp_path)]
+    write_classes(tmp_path, china=1, rose=1, tulip=1)
     assert main(arguments) == 2
-    assert f"the data have 3 classes and {workdir} has 2" in capsys.readouterr().err
+    words = "have no class that is called 'rose', 'tulip'; theirs are 'china', 'flower': call the"
+    assert words in capsys.readouterr().err
 
 
 def test_evaluate_takes_the_data_of_another_config(photo_run, tmp_path, capsys):
     digits = str(ROOT / "tests" / "support" / "tiny_run.py")
     arguments = ["--workdir", str(photo_run[0]), "--config", digits, "--figures", str(tmp_path)]
     assert main(["evaluate", *arguments]) == 2
-    assert "the data have 10 classes and " in capsys.readouterr().err
+    assert "no class that is called '0', '1', '2', '3', '4' and 5 more" in capsys.readouterr().err
+
+
+def test_all_images_of_other_folders_count_by_the_names_of_their_classes(photo_run, tmp_path):
+    workdir, _, photos = photo_run
+    files = sorted((photos / "val" / "flower").iterdir())
+    for path in (tmp_path / "flower", tmp_path / "china"):
+        path.mkdir()
+    shutil.copy(files[0], tmp_path / "flower")
+    one = assess(workdir, assessment_config(workdir, tmp_path))
+    assert one.metrics["count"] == 1
+    assert [one.data[0]["label"], one.task.class_names[1]] == [1, "flower"]
+    (tmp_path / "china").rmdir()
+    assert assess(workdir, assessment_config(workdir, tmp_path)).metrics == one.metrics
+
+
+def test_a_run_keeps_what_it_held_out_of_its_own_folder(photo_run, tmp_path, monkeypatch):
+    workdir, _, photos = photo_run
+    config = load_config(workdir / "config.json")
+    fraction = config.data.validation_fraction
+    assert 0 < fraction < 1
+
+    def held_out(folder):
+        return assessment_config(workdir, folder, config).data.validation_fraction
+
+    assert held_out(photos) == fraction
+    (tmp_path / "link").symlink_to(photos)
+    assert held_out(tmp_path / "link") == fraction
+    # Moved: the training images are known by their names.
+    shutil.copytree(photos, tmp_path / "moved")
+    assert held_out(tmp_path / "moved") == fraction
+    next((tmp_path / "moved" / "train" / "china").iterdir()).unlink()
+    assert held_out(tmp_path / "moved") == 1
+    assert held_out(photos / "val") == 1
+
+
+def test_figures_are_replaced_by_force_only(photo_run, tmp_path, capsys, monkeypatch):
+    arguments = ["evaluate", "--workdir", str(photo_run[0]), "--figures", str(tmp_path)]
+    monkeypatch.setattr(module, "assess", lambda *_: pytest.fail("the work has begun"))
+    (tmp_path / "per_class.csv").touch()
+    assert main(arguments) == 2
+    assert "per_class.csv exists; name another file, or replace it with" in capsys.readouterr().err
+    monkeypatch.setattr(module, "assess", lambda *_: SimpleNamespace(metrics={}, draw=lambda _: []))
+    assert main([*arguments, "--force"]) == 0
+    (tmp_path / "file").touch()
+    assert main([*arguments[:-1], str(tmp_path / "file" / "figures")]) == 2
+    assert "cannot be made a folder: Not a directory" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_named(photo_run, monkeypatch):
+    workdir = photo_run[0]
+    monkeypatch.setattr(Classification, "metrics", lambda *_: {"loss": math.nan, "top1": 0.0})
+    with pytest.raises(FloatingPointError, match=f"outputs of {workdir} are not finite"):
+        assess(workdir, assessment_config(workdir))
 
 
 def test_weights_without_a_run_need_data(tmp_path):

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a run: the numbers of a plain loop over the validation set, and clear refusals."""
 
+import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.tiny_run import get_config
 
 from mambaout_jax.data.sets.digits import Digits
-from mambaout_jax.evaluation.evaluator import Evaluator, evaluate
+from mambaout_jax.evaluation.evaluator import Evaluator, check_finite, evaluate
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.runtime.mesh import place, replicated
@@ -116,6 +118,28 @@ def test_evaluate_refuses_another_model(run, section, name, value):
     )
     with pytest.raises(ValueError, match=words):
         evaluate(config, run[0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["zero", *"123456789"], "classes that are gone: 'zero'; new classes: '0'; they may have"),
+        (list("1032456789"), "the classes have another order"),
+        (None, r"classes\.json is damaged: .*restore it from a copy"),
+    ],
+)
+def test_evaluate_refuses_other_classes(run, tmp_path, classes, words):
+    text = "" if classes is None else json.dumps(classes)
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        evaluate(get_config(), tmp_path)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_is_not_finite_is_no_result(value):
+    check_finite({"a": 1.0, "b": np.arange(3), "c": "word"}, "runs/x")
+    with pytest.raises(FloatingPointError, match="the outputs of runs/x are not finite"):
+        check_finite({"a": 1.0, "b": np.array([0, value], jnp.bfloat16)}, "runs/x")
 
 
 def test_evaluate_without_a_checkpoint_says_where_it_should_be(tmp_path):

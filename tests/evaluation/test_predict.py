@@ -2,15 +2,20 @@
 """Predictions of a run on photographs, by command and by function, and other verbs on that run."""
 
 import json
+import os
 import re
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from mambaout_jax.cli.main import main
-from mambaout_jax.evaluation.predict import make_predictor, predict_files
+from mambaout_jax.data.sets.image_files import UnreadableImageError
+from mambaout_jax.evaluation.predict import Predictor, make_predictor, predict_files
+from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.weights.load import load_pretrained
 
 
@@ -60,9 +65,81 @@ def test_wrong_images_are_named(photo_run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main([*weights, str(tmp_path / "empty")]) == 2
     assert "holds no images" in capsys.readouterr().err
-    (tmp_path / "text.jpg").write_text("not an image")
-    assert main([*weights, str(tmp_path / "text.jpg")]) == 2
-    assert "text.jpg" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "pipe.png")
+    assert main([*weights, str(tmp_path / "pipe.png")]) == 2
+    assert "pipe.png is neither an image file nor a folder" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_passed_over_and_told(photo_run, tmp_path, capsys):
+    workdir, _, photos = photo_run
+    shutil.copy(photos / "val" / "china" / "000.jpg", tmp_path / "b.jpg")
+    shutil.copy(photos / "val" / "flower" / "000.jpg", tmp_path / os.fsdecode(b"\xe9.jpg"))
+    (tmp_path / "a.jpg").write_text("not an image")
+    (tmp_path / "._b.jpg").write_text("of macOS")
+    command = ["predict", "--weights", str(workdir), str(tmp_path), "--top=1"]
+    grid = tmp_path / "grid.png"
+    assert main([*command, "--grid", str(grid)]) == 1
+    out, err = capsys.readouterr()
+    files = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert files == [str(tmp_path / "b.jpg"), f"{tmp_path}/\\udce9.jpg"]
+    words = "no image format starts with b'not an image'"
+    assert err == f"error: cannot read {tmp_path}/a.jpg: {words}\n"
+    assert grid.is_file()
+    (tmp_path / "b.jpg").unlink()
+    (tmp_path / os.fsdecode(b"\xe9.jpg")).unlink()
+    grid.unlink()
+    assert main(command) == 1
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
+        list(predict_files(make_predictor(workdir), [tmp_path]))
+
+
+class Means:
+    """A task whose finding is the mean of an image."""
+
+    def findings(self, output, top):
+        return ({"name": "mean", "probability": float(output)},)
+
+
+def predictor(run=lambda images: images.mean(axis=(1, 2, 3))):
+    return Predictor(Means(), run, 3, Preprocessing(8), "runs/x")
+
+
+def test_predictor_takes_batches_only():
+    assert predictor()(np.zeros((2, 8, 8, 3), np.uint8)).tolist() == [0, 0]
+    for images in (
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((2, 8, 8, 1), np.uint8),
+        np.zeros((2, 8, 8, 3), np.float32),
+    ):
+        words = re.escape(f"images are {images.dtype} {images.shape}; give uint8 (B, H, W, 3)")
+        with pytest.raises(ValueError, match=words):
+            predictor()(images)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_name_the_weights(tmp_path, value):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    broken = predictor(lambda images: jnp.full(len(images), value))
+    with pytest.raises(FloatingPointError, match="the outputs of runs/x are not finite"):
+        next(predict_files(broken, [tmp_path]))
+
+
+def test_nothing_to_predict_is_nothing():
+    assert list(predict_files(predictor(), [])) == []
+
+
+@pytest.mark.parametrize("name", ["top", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_numbers_below_one_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} is out of range; .* at least 1"):
+        next(predict_files(predictor(), [], **{name: value}))
+
+
+def test_a_file_may_be_named_twice(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    found = list(predict_files(predictor(), [tmp_path / "a.png", tmp_path], batch_size=8))
+    assert [prediction.path for prediction in found] == [tmp_path / "a.png"] * 2
 
 
 def test_curves_of_several_runs_are_one_picture(photo_run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 """Loss, partial results and findings of classification against float64 numpy."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.config import default_config
+from mambaout_jax.models import create_model
 from mambaout_jax.tasks.classification import Classification, predict, soft_targets
 
 NAMES = tuple("abcdefg")
@@ -21,7 +23,7 @@ class Passthrough(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         scale = self.param("scale", nn.initializers.ones, ())
-        return images.reshape(images.shape[0], -1) * scale
+        return images.reshape(images.shape[0], math.prod(images.shape[1:])) * scale
 
 
 VARIABLES = {"params": {"scale": jnp.ones(())}}
@@ -132,6 +134,18 @@ def test_predict_gives_probabilities(logits):
     probabilities = predict(Passthrough(), VARIABLES, logits[:, None, None])
     exact = np.exp(log_softmax(logits.astype(np.float64)))
     np.testing.assert_allclose(probabilities, exact, rtol=1e-5)
+
+
+def test_predict_takes_no_images_and_no_single_one(logits):
+    assert predict(Passthrough(), VARIABLES, logits[:0, None, None]).shape == (0, logits.shape[-1])
+    model = create_model("mambaout_micro", num_classes=5, depths=(1, 1), dims=(8, 16))
+
+    def probabilities(images):
+        return predict(model, model.init(jax.random.key(0), images[:1]), images[:0])
+
+    assert jax.eval_shape(probabilities, jnp.zeros((2, 16, 16, 3))).shape == (0, 5)
+    with pytest.raises(ValueError, match=r"images are \(1, 1, \d\); give .* as image\[None\]"):
+        predict(Passthrough(), VARIABLES, logits[0, None, None])
 
 
 def test_findings_are_the_likeliest_classes():

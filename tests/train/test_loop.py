@@ -25,8 +25,9 @@ from support.tiny_run import get_config
 
 from mambaout_jax.config_file import load_config
 from mambaout_jax.data.loader import train_batches
-from mambaout_jax.data.sets.sources import open_source
+from mambaout_jax.data.sets.sources import UnreadableImageError, open_source
 from mambaout_jax.data.views.crops import TrainingView
+from mambaout_jax.evaluation.evaluator import evaluate
 from mambaout_jax.runtime import mesh
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.train import loop
@@ -349,21 +350,61 @@ def test_train_refuses_to_go_on_with_another_run(finished, tmp_path):
     assert checkpoints(workdir) == [11, 22]
 
 
-@pytest.mark.slow
-def test_train_refuses_to_go_on_with_other_data(tmp_path):
+def test_other_training_data_are_told_where_a_run_resumes(tmp_path):
+    before = {"kind": "ImageFolder", "examples": 2, "classes": {"a": 1, "b": 1}, "fingerprint": "0"}
+    loop._check_same_data(before, before, tmp_path)
+    with pytest.raises(ValueError, match=r"on other training data: new classes: 'c'; it had 2 exa"):
+        loop._check_same_data(
+            {**before, "examples": 3, "classes": {"a": 1, "b": 1, "c": 1}}, before, tmp_path
+        )
+    with pytest.raises(ValueError, match="as many examples, of other names or with other"):
+        loop._check_same_data({**before, "fingerprint": "1"}, before, tmp_path)
+
+
+def folder_config(tmp_path):
+    """Of two updates on twice forty images, in tmp_path/photos."""
     config = get_config()
-    photos, counts = tmp_path / "photos", []
-    for images in (40, 41):
-        for name in ("one", "two"):
-            (photos / name).mkdir(parents=True, exist_ok=True)
-            for i in range(images):
-                Image.new("L", (16, 16), 5 * i).save(photos / name / f"{i}.png")
-        config.data.source, config.data.path = "folder", str(photos)
-        config.schedule.total_steps = 2
-        config.schedule.warmup_steps = 1
-        counts.append(len(open_source(config.data, "train")))
-        if images == 40:
-            train(config, tmp_path / "other")
+    for name in ("one", "two"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            Image.new("L", (16, 16), 5 * i).save(tmp_path / "photos" / name / f"{i}.png")
+    config.data.source, config.data.path = "folder", str(tmp_path / "photos")
+    config.schedule.total_steps = 2
+    config.schedule.warmup_steps = 1
+    return config
+
+
+@pytest.mark.slow
+def test_train_refuses_to_go_on_with_other_data(tmp_path, caplog):
+    config = folder_config(tmp_path)
+    train(config, tmp_path / "run")
+    evaluate(config, tmp_path / "run")
+    assert "have changed since" not in caplog.text
+    (tmp_path / "photos" / "one" / "0.png").rename(tmp_path / "photos" / "two" / "more.png")
+    evaluate(config, tmp_path / "run")
+    assert "run have changed since: 'one' had 32 images and has 31; 'two' had 32" in caplog.text
+    (tmp_path / "photos" / "two" / "more.png").rename(tmp_path / "photos" / "one" / "0.png")
     config.schedule.total_steps = 3
-    with pytest.raises(ValueError, match=f"on {counts[0]} training .* are {counts[1]} training"):
-        train(config, tmp_path / "other")
+    (tmp_path / "photos" / "one").rename(tmp_path / "photos" / "won")
+    words = "other training data: classes that are gone: 'one'; new classes: 'won'; they may have"
+    with pytest.raises(ValueError, match=words):
+        train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"those of .*classes\.json: classes that are gone: 'one"):
+        evaluate(config, tmp_path / "run")
+    (tmp_path / "photos" / "won").rename(tmp_path / "photos" / "one")
+    train(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_train_saves_before_it_stops_at_an_unreadable_validation_image(tmp_path):
+    config = folder_config(tmp_path)
+    bad = tmp_path / "photos" / open_source(config.data, "validation").files[0]
+    content = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    config.evaluation.every_steps = 1
+    words = f"cannot read {bad}: .*it is an image of the validation set. Repair or replace it"
+    with pytest.raises(UnreadableImageError, match=words):
+        train(config, tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == [1]
+    bad.write_bytes(content)
+    assert train(config, tmp_path / "run")["step"] == 2

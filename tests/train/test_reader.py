@@ -8,7 +8,7 @@ from support.tiny_run import get_config
 
 from mambaout_jax.data.sets.sources import UnreadableImageError
 from mambaout_jax.data.views.crops import TrainingView
-from mambaout_jax.train.reader import Reader, identity
+from mambaout_jax.train.reader import Reader
 
 
 class Faulty:
@@ -52,7 +52,3 @@ def test_reader_stops_at_more_than_the_limit_but_not_below_ten():
             batches.next()
         with pytest.raises(RuntimeError, match=r"^20 of 40 training .* raise the limit"):
             batches.check(4)
-
-
-def test_identity_tells_the_kind_and_the_number():
-    assert identity(Faulty()) == "20 training examples (Faulty)"

@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from mambaout_jax.data.sets.image_files import is_image
 from mambaout_jax.data.sets.imagenet import (
     DATASET,
     LABELS,
     SPLIT_SIZES,
     labelled_folders,
-    split_folder,
 )
+from mambaout_jax.data.sets.listing import is_image, split_folder
 
 _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 _SHA256 = {  # as TensorFlow Datasets lists them
@@ -100,7 +99,7 @@ def folder_members(root: Path, split: str, label_file: Path | None) -> Iterator[
     """
     folder = split_folder(root, split)
     assert folder is not None, f"{root} has no {split} split"
-    flat = sorted(name for name in os.listdir(folder) if is_image(name))
+    flat = sorted(x.name for x in os.scandir(folder) if is_image(x.name) and x.is_file())
     if split == "validation" and flat:
         labels = validation_labels(label_file)
         for name in flat:
@@ -133,7 +132,10 @@ def validation_labels(file: Path | None) -> list[int]:
         file = folder / "datasets" / DATASET / "validation_labels.txt"
     if not file.is_file():
         raise FileNotFoundError(f"--val-labels {file} does not exist")
-    synsets = file.read_text().split()
+    try:
+        synsets = file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error}); give --val-labels FILE") from error
     unknown = [synset for synset in synsets if synset not in LABELS]
     if unknown or len(synsets) != SPLIT_SIZES["validation"]:
         raise ValueError(

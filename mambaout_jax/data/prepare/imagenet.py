@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -43,8 +44,8 @@ from mambaout_jax.data.sets.imagenet import (
     DATASET,
     SPLIT_SIZES,
     require_data_packages,
-    split_folder,
 )
+from mambaout_jax.data.sets.listing import split_folder
 from mambaout_jax.data.workers import begin_worker
 
 SHARD_BYTES = 128 * 2**20  # of image files: seconds of work, so that little is lost by a kill
@@ -120,10 +121,11 @@ def prepare_imagenet(
     Raises:
         FileNotFoundError, ValueError: a source is missing, incomplete, damaged, too large for the
             disk, or not the one that the folder was begun with.
+        NotADirectoryError, PermissionError: `out` cannot be written.
         UnreadableImageError: an image cannot be decoded.
         ModuleNotFoundError: the packages of mambaout-jax[data] are not installed.
     """
-    require_data_packages()
+    _check_out(out)
     finished = out / DATASET / VERSION
     unfinished = finished.with_name(f"{VERSION}.incomplete")
     work = finished if finished.exists() else unfinished
@@ -146,6 +148,16 @@ def prepare_imagenet(
         _report_converted(converted)
     images = {split: sum(lengths[split]) for split in lengths}
     return Prepared(finished, images, {split: len(lengths[split]) for split in lengths}, converted)
+
+
+def _check_out(out: Path) -> None:
+    """Checks before the archives are listed that shards can be written there."""
+    require_data_packages()
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--out {out} cannot be made: {there} is a file; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out {out} cannot be written: nothing can be made in {there}")
 
 
 def _report_converted(converted: dict[str, list[str]]) -> None:
@@ -193,6 +205,7 @@ def _list_members(
     for split, found in sources.items():
         listed = progress.track(found, SPLIT_SIZES[split], description=f"{split}: listing")
         members[split] = _in_order(list(listed))
+        _check_sizes(split, members[split])
         _check_count(split, len(members[split]), partial)
     return members
 
@@ -206,6 +219,15 @@ def _in_order(members: list[Member]) -> list[Member]:
                 "names differ"
             )
     return members
+
+
+def _check_sizes(split: str, members: list[Member]) -> None:
+    empty = [member for member in members if member.size == 0]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of the {len(members)} images of the {split} split are empty files, one "
+            f"is {empty[0].name} of {empty[0].path}; fetch them again"
+        )
 
 
 def _check_count(split: str, count: int, partial: bool) -> None:
@@ -232,7 +254,7 @@ def _claim(work: Path, members: dict[str, list[Member]], shard_bytes: int) -> No
             f"{work} exists and was not made by this command; choose another --out, or remove it"
         )
     if file.exists():
-        begun = json.loads(file.read_text())
+        begun = _read_source(file)
         if begun != source:
             raise ValueError(
                 f"{work} was made from another source (of {begun['images']} images, now "
@@ -243,6 +265,18 @@ def _claim(work: Path, members: dict[str, list[Member]], shard_bytes: int) -> No
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(source))
     temporary.replace(file)
+
+
+def _read_source(file: Path) -> dict[str, Any]:
+    try:
+        begun = json.loads(file.read_text(encoding="utf-8"))
+        begun["images"].items()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({type(error).__name__}: {error}) and does not say what its folder "
+            "was made from; remove the folder, or choose another --out"
+        ) from error
+    return begun
 
 
 def _shards(work: Path, split: str, members: list[Member], shard_bytes: int) -> _Shards:

@@ -4,6 +4,8 @@
 import numpy as np
 from PIL import Image
 
+from mambaout_jax.data.sets.identity import fingerprint
+
 VALIDATION_SHARE = 0.2
 _SPLIT_SEED = 0  # fixed, so that every run, whatever its seed, is tested on the same images
 
@@ -39,6 +41,15 @@ class Digits:
 
     def __getitem__(self, index: int) -> dict:
         return {"image": self._images[index], "label": self._labels[index]}
+
+    def images_per_class(self) -> dict[str, int | None]:
+        """See `identity.Fingerprinted`."""
+        counts = np.bincount(self._labels, minlength=self.num_classes)
+        return dict(zip(self.class_names, counts.tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """See `identity.Fingerprinted`; images have no names, so their pixels count."""
+        return fingerprint([image.tobytes().hex() for image in self._images], self._labels)
 
 
 def _split(labels: np.ndarray) -> dict[str, np.ndarray]:

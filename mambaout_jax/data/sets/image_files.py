@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding image files in folders, and decoding them."""
+"""Image files, decoded."""
 
 import io
-import os
+import math
+import re
 import struct
 from pathlib import Path
 
@@ -11,12 +12,10 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from mambaout_jax.config import MAX_PIXELS
 from mambaout_jax.data.views import opencv
 
 Decoded = Image.Image | UInt8[np.ndarray, "H W C"]
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VALIDATION_FOLDERS = ("val", "validation", "valid", "test")
 
 # EXIF orientation → the operation that turns the image upright; 1 is upright.
 _UPRIGHT = {
@@ -34,35 +33,9 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 
-def images_by_class(root: Path, folder: Path) -> dict[str, list[str]]:
-    """Sorted image paths by class name, relative to `root` and with "/" on every system."""
-    return {
-        name: _images_below(root, folder / name)
-        for name in sorted(os.listdir(folder))
-        if not name.startswith(".") and (folder / name).is_dir()
-    }
-
-
-def _images_below(root: Path, folder: Path) -> list[str]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(parent).relative_to(root).as_posix()
-        found += [f"{prefix}/{name}" for name in names if is_image(name)]
-    return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    # By default os.walk skips a folder that it may not read, and its images with it.
-    raise error
-
-
-def is_image(name: str) -> bool:
-    """Whether a file counts as an image: its suffix decides, and hidden files do not count."""
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def read_image(path: str | Path, channels: int, decoder: str = "pillow") -> Decoded:
+def read_image(
+    path: str | Path, channels: int, decoder: str = "pillow", max_pixels: int = MAX_PIXELS
+) -> Decoded:
     """Reads and decodes one image file.
 
     - The image is turned upright by its EXIF orientation. The evaluation pipelines of published
@@ -79,19 +52,29 @@ def read_image(path: str | Path, channels: int, decoder: str = "pillow") -> Deco
             decoded by OpenCV and returned as pixels, uint8 (H, W, C). That is faster and gives the
             same pixels, except for colour images read as grey: OpenCV computes the grey before
             colours are clipped.
+        max_pixels: height times width of the largest image that is read.
 
     Raises:
         ModuleNotFoundError: `decoder` is "opencv", which is not installed.
         UnreadableImageError: the file cannot be read; the message has its path and the reason.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UnreadableImageError(f"cannot read {path}: it is not an ordinary file")
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"cannot read {path}: {error}") from error
-    return decode_image(content, channels, str(path), decoder)
+    return decode_image(content, channels, str(path), decoder, max_pixels)
 
 
-def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillow") -> Decoded:
+def decode_image(
+    content: bytes,
+    channels: int,
+    name: str,
+    decoder: str = "pillow",
+    max_pixels: int = MAX_PIXELS,
+) -> Decoded:
     """Decodes the content of an image file, as `read_image` does.
 
     Args:
@@ -99,6 +82,7 @@ def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillo
         channels: 1 or 3.
         name: what messages call the file.
         decoder: "pillow" or "opencv".
+        max_pixels: height times width of the largest image that is decoded.
 
     Raises:
         UnreadableImageError: the image cannot be decoded; the message has its name and the reason.
@@ -107,7 +91,7 @@ def decode_image(content: bytes, channels: int, name: str, decoder: str = "pillo
         if not content:
             raise ValueError("the file is empty")
         try:
-            return _decode(content, channels, decoder)
+            return _decode(content, channels, decoder, max_pixels)
         except UnidentifiedImageError:
             raise ValueError(f"no image format starts with {content[:16]!r}") from None
     except ModuleNotFoundError:
@@ -137,8 +121,8 @@ class _Jpeg(JpegImageFile):
         return Image.Exif()
 
 
-def _decode(content: bytes, channels: int, decoder: str) -> Decoded:
-    image = open_image(content)
+def _decode(content: bytes, channels: int, decoder: str, max_pixels: int) -> Decoded:
+    image = _open_within(content, max_pixels)
     ordinary = image.format == "JPEG" and image.mode in ("L", "RGB") and _transpose(image) is None
     if decoder == "opencv" and ordinary:
         return opencv.decode(content, channels)
@@ -154,6 +138,24 @@ def _decode(content: bytes, channels: int, decoder: str) -> Decoded:
     if image.mode != mode:
         image = image.convert(mode)
     return image if transpose is None else image.transpose(transpose)
+
+
+def _open_within(content: bytes, max_pixels: int) -> Image.Image:
+    """`open_image`, where the image is not too large."""
+    if max_pixels > MAX_PIXELS:  # where Pillow begins to refuse
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        image = open_image(content)
+        pixels = math.prod(image.size)
+    except Image.DecompressionBombError as error:
+        pixels = int(re.findall(r"\d+", str(error))[0])
+        image = None
+    if image is None or pixels > max_pixels:
+        raise ValueError(
+            f"it has {pixels:,} pixels, and at most {max_pixels:,} are read; scale it down, or "
+            f"train and evaluate with --config.data.max_pixels={pixels}"
+        )
+    return image
 
 
 def _transpose(image: Image.Image) -> Image.Transpose | None:

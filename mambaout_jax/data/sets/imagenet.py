@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from mambaout_jax.data.sets.image_files import (
+from mambaout_jax.data.sets.identity import fingerprint
+from mambaout_jax.data.sets.image_files import MAX_PIXELS, decode_image, read_image
+from mambaout_jax.data.sets.listing import (
+    TRAINING_FOLDERS,
     VALIDATION_FOLDERS,
-    decode_image,
     images_by_class,
     is_image,
-    read_image,
+    split_folder,
 )
 from mambaout_jax.imagenet_classes import CLASS_NAMES, SYNSETS
 
@@ -43,7 +45,7 @@ class PreparedImageNet:
         folder: one version of the data set, for example `imagenet2012/5.1.0`.
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: "pillow" or "opencv", see `image_files.read_image`.
+        decoder, max_pixels: see `image_files.read_image`.
 
     Raises:
         ModuleNotFoundError: tensorflow_datasets or array_record is not installed.
@@ -54,10 +56,16 @@ class PreparedImageNet:
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 
-    def __init__(self, folder: Path, split: str, channels: int = 3, decoder: str = "pillow"):
-        self._folder = folder
-        self._channels = channels
-        self._decoder = decoder
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        channels: int = 3,
+        decoder: str = "pillow",
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self._folder, self._split = folder, split
+        self._channels, self._decoder, self._max_pixels = channels, decoder, max_pixels
         _check_format(folder)
         require_data_packages()
         import tensorflow_datasets as tfds  # optional, and slow to import
@@ -89,8 +97,17 @@ class PreparedImageNet:
     def __getitem__(self, index: int) -> dict:
         record = self._records[index]
         name = f"{record['file_name'].decode()} of {self._folder}"
-        image = decode_image(record["image"], self._channels, name, self._decoder)
+        image = decode_image(record["image"], self._channels, name, self._decoder, self._max_pixels)
         return {"image": image, "label": int(record["label"])}
+
+    def images_per_class(self) -> dict[str, int | None]:
+        """See `identity.Fingerprinted`."""
+        return dict.fromkeys(SYNSETS)
+
+    def fingerprint(self) -> str:
+        """See `identity.Fingerprinted`; of what the manifest says of the shards."""
+        (split,) = (x for x in _manifest(self._folder)["splits"] if x["name"] == self._split)
+        return fingerprint([json.dumps(split, sort_keys=True)], [len(self)])
 
 
 class ImageNetFolders:
@@ -100,7 +117,7 @@ class ImageNetFolders:
         root: folder with `train` and one of `VALIDATION_FOLDERS` (the first that exists is used).
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: "pillow" or "opencv", see `image_files.read_image`.
+        decoder, max_pixels: see `image_files.read_image`.
 
     Attributes:
         files: paths of the images, relative to `root`, with "/" on every system.
@@ -113,13 +130,19 @@ class ImageNetFolders:
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
 
-    def __init__(self, root: Path, split: str, channels: int = 3, decoder: str = "pillow"):
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        channels: int = 3,
+        decoder: str = "pillow",
+        max_pixels: int = MAX_PIXELS,
+    ):
         self._root = root
-        self._channels = channels
-        self._decoder = decoder
+        self._channels, self._decoder, self._max_pixels = channels, decoder, max_pixels
         folder = split_folder(root, split)
         if folder is None:
-            names = ("train",) if split == "train" else VALIDATION_FOLDERS
+            names = TRAINING_FOLDERS if split == "train" else VALIDATION_FOLDERS
             raise FileNotFoundError(
                 f"data.path={root} has no {split} split: none of {', '.join(names)} is a folder "
                 f"in it; unpack its images there, or prepare it from the archives: {_PREPARE}"
@@ -135,12 +158,26 @@ class ImageNetFolders:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
-        image = read_image(self._root / self.files[index], self._channels, self._decoder)
+        path = self._root / self.files[index]
+        image = read_image(path, self._channels, self._decoder, self._max_pixels)
         return {"image": image, "label": int(self._labels[index])}
+
+    def images_per_class(self) -> dict[str, int | None]:
+        """See `identity.Fingerprinted`."""
+        counts = np.bincount(self._labels, minlength=self.num_classes)
+        return dict(zip(SYNSETS, counts.tolist(), strict=True))
+
+    def fingerprint(self) -> str:
+        """See `identity.Fingerprinted`."""
+        return fingerprint(self.files, self._labels.tolist())
 
 
 def open_imagenet(
-    path: str, split: str, channels: int = 3, decoder: str = "pillow"
+    path: str,
+    split: str,
+    channels: int = 3,
+    decoder: str = "pillow",
+    max_pixels: int = MAX_PIXELS,
 ) -> PreparedImageNet | ImageNetFolders:
     """Opens a split of ImageNet, with a warning if it has not as many images as ImageNet's.
 
@@ -149,7 +186,7 @@ def open_imagenet(
             used), or with `train/` and `val/` that hold a folder of images per synset.
         split: "train" or "validation".
         channels: 1 decodes to greyscale, 3 to RGB.
-        decoder: "pillow" or "opencv", see `image_files.read_image`.
+        decoder, max_pixels: see `image_files.read_image`.
 
     Raises:
         FileNotFoundError, ModuleNotFoundError, ValueError: something is missing or unsuitable; the
@@ -161,7 +198,7 @@ def open_imagenet(
         raise FileNotFoundError(f"data.path={path} {what}; {_wanted(root)}")
     versions = prepared_versions(root)
     if versions:
-        source = PreparedImageNet(versions[-1], split, channels, decoder)
+        source = PreparedImageNet(versions[-1], split, channels, decoder, max_pixels)
     else:
         unfinished = sorted((root / DATASET).glob("*incomplete*"))
         if unfinished:
@@ -171,7 +208,7 @@ def open_imagenet(
             )
         if not any(split_folder(root, name) for name in SPLIT_SIZES):
             raise FileNotFoundError(f"data.path={path} holds no ImageNet; {_wanted(root)}")
-        source = ImageNetFolders(root, split, channels, decoder)
+        source = ImageNetFolders(root, split, channels, decoder, max_pixels)
     if len(source) != SPLIT_SIZES[split]:
         _logger.warning(
             "the %s split of %s has %s images, not ImageNet's %s",
@@ -189,12 +226,6 @@ def prepared_versions(root: Path) -> list[Path]:
     numbers = {folder: folder.name.split(".") for folder in found}
     complete = [folder for folder in found if all(part.isdigit() for part in numbers[folder])]
     return sorted(complete, key=lambda folder: [int(part) for part in numbers[folder]])
-
-
-def split_folder(root: Path, split: str) -> Path | None:
-    """The folder that holds a split's class folders; None if there is none."""
-    names = ("train",) if split == "train" else VALIDATION_FOLDERS
-    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def labelled_folders(root: Path, folder: Path) -> dict[str, list[str]]:
@@ -244,7 +275,7 @@ def require_data_packages() -> None:
 
 
 def _check_format(folder: Path) -> None:
-    found = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    found = _manifest(folder).get("fileFormat", "tfrecord")
     if found != "array_record":
         raise ValueError(
             f"{folder} holds {found} files, which have no random access; write it as ArrayRecord, "
@@ -252,6 +283,20 @@ def _check_format(folder: Path) -> None:
             f"is installed: tfds build {DATASET} --file_format=array_record --data_dir=DIR "
             "--manual_dir=<folder with the archives>"
         )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What TensorFlow Datasets wrote of the set."""
+    file = folder / "dataset_info.json"
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise ValueError(
+            f"{file} is damaged ({error}); copy it again, or prepare the data again: {_PREPARE}"
+        ) from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{file} holds no JSON object; prepare the data again: {_PREPARE}")
+    return manifest
 
 
 def _wanted(root: Path) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from jaxtyping import Int
 
-from mambaout_jax.data.sets.image_files import decode_image, images_by_class, read_image
+from mambaout_jax.data.sets.image_files import decode_image, read_image
 from mambaout_jax.data.sets.imagenet import (
     LABELS,
     ImageNetFolders,
@@ -34,8 +34,8 @@ from mambaout_jax.data.sets.imagenet import (
     labelled_folders,
     open_imagenet,
     prepared_versions,
-    split_folder,
 )
+from mambaout_jax.data.sets.listing import images_by_class, split_folder
 from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.imagenet_classes import CLASS_NAMES
 

@@ -23,6 +23,11 @@ RESAMPLING = {
 }
 
 
+# Longer side of a resized image, over that of the crop, above which the crop alone is resized: the
+# whole image, which is torchvision's way and kept bit for bit below, could take gigabytes.
+_LONGEST = 16
+
+
 def evaluation_view(
     image: Image.Image,
     size: int,
@@ -34,7 +39,9 @@ def evaluation_view(
     """The central crop of the image, resized so that the crop covers `crop_fraction` of it.
 
     The shorter side is resized to floor(size / crop_fraction), the longer one in proportion and
-    rounded down; the crop's offset is rounded half to even. These are torchvision's rules.
+    rounded down; the crop's offset is rounded half to even. These are torchvision's rules. Of
+    a resized image that would be more than 16 times as long as the crop only the crop is computed,
+    which gives the same up to rounding.
 
     Args:
         image: Pillow image of mode "L" or "RGB".
@@ -58,6 +65,10 @@ def evaluation_view(
     long = short if crop_mode == "squash" else int(short * long / min(image.size))
     width, height = (short, long) if image.width <= image.height else (long, short)
     left, top = round((width - size) / 2), round((height - size) / 2)
+    if long > _LONGEST * size:
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+        return _pixels(image.resize((size, size), RESAMPLING[interpolation], box))
     resized = image.resize((width, height), RESAMPLING[interpolation])
     return _pixels(resized.crop((left, top, left + size, top + size)))
 
