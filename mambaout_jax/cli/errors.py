@@ -10,7 +10,9 @@ import sys
 # Errors whose message alone tells the user what to do. Any other is a bug and keeps its traceback.
 EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)
 
-_WRONG_USAGE = (ValueError, TypeError, FileNotFoundError, NotADirectoryError)
+_WRONG_USAGE = (
+    ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError
+)  # fmt: skip
 
 
 def report(error: Exception) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to write a file that is never half there."""
+"""The one way to write a file that is never half there, and the check before it is made."""
 
 import contextlib
 import json
@@ -7,6 +7,36 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+def check_destination(path: Path | str, force: bool = False) -> None:
+    """Checks, before the work begins, that its result can be written to `path`.
+
+    Nothing is made: whoever writes the file finds its folder there.
+
+    Args:
+        path: file to be written.
+        force: whether it may replace a file.
+
+    Raises:
+        FileExistsError: a file is there, and `force` is False.
+        IsADirectoryError, NotADirectoryError, FileNotFoundError, PermissionError, OSError: no file
+            can be written under this name; the message says why.
+    """
+    path = Path(path)
+    folder = path.parent
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'result'}")
+    if not folder.is_dir():
+        if any(part.exists() and not part.is_dir() for part in path.parents):
+            raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder")
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {folder}; make it")
+    if path.exists() and not path.is_file():  # a pipe or a device, which cannot be replaced
+        raise OSError(f"{path} is not an ordinary file; name another one")
+    if os.path.lexists(path) and not force:
+        raise FileExistsError(f"{path} exists; name another file, or replace it with --force")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: nothing can be made in {folder}")
 
 
 @contextlib.contextmanager

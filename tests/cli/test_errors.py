@@ -16,6 +16,8 @@ from mambaout_jax.cli.main import main
         (TypeError("a"), 2),
         (FileNotFoundError("a"), 2),
         (NotADirectoryError("a"), 2),
+        (FileExistsError("a"), 2),
+        (IsADirectoryError("a"), 2),
         (PermissionError("a"), 1),
         (RuntimeError("a"), 1),
         (FloatingPointError("a"), 1),

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mambaout_jax.runtime.files import replacing, write_json, write_text
+from mambaout_jax.runtime.files import check_destination, replacing, write_json, write_text
 
 
 def test_written_text_is_utf8_and_leaves_nothing_else(tmp_path):
@@ -74,3 +74,41 @@ def test_a_kill_while_writing_keeps_the_old_file(tmp_path):
     assert path.read_text() == "old"
     write_text(path, "new")  # over what the kill left
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_destination_that_is_free_is_left_alone(tmp_path):
+    check_destination(tmp_path / "new.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_force_replaces_a_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to("nowhere")
+    for name in ("a.txt", "link.txt"):
+        with pytest.raises(FileExistsError, match=rf"{name} exists; .* --force"):
+            check_destination(tmp_path / name)
+        check_destination(tmp_path / name, force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("folder", IsADirectoryError, "folder is a folder; name a file in it"),
+        ("absent/a.txt", FileNotFoundError, "there is no folder .*absent; make it"),
+        ("file/a.txt", NotADirectoryError, "file is not a folder"),
+        ("file/b/a.txt", NotADirectoryError, "b is not a folder"),
+        ("pipe", OSError, "pipe is not an ordinary file"),
+    ],
+)
+def test_a_destination_that_cannot_be_written(tmp_path, name, error, words):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match=words):
+        check_destination(tmp_path / name, force=True)
+
+
+def test_a_destination_in_a_folder_that_cannot_be_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as for anyone but root
+    with pytest.raises(PermissionError, match="nothing can be made in"):
+        check_destination(tmp_path / "a.txt")
