@@ -2,17 +2,19 @@
 """Every setting of a run, its default and its unit, and the numbers that follow from them.
 
 An experiment file starts from `default_config()`, changes values and returns the config from
-`get_config()`. No other file of the package adds a setting or a default.
+`get_config()`. No other file of the package adds a setting or a default; what each may be is in
+`settings.RULES`.
 
 A duration has two spellings, `<name>_epochs` and `<name>_steps`: `<name>_steps` replaces the epochs
 if it is set, and `resolve` turns both into updates before anything is built.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from mambaout_jax.settings import check_settings
 
 # A locked `ConfigDict`. Its declared value type is a union of all types that a value could have,
 # which no type checker can follow.
@@ -21,31 +23,7 @@ Config = Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-CROP_MODES = ("center", "squash")
-CROPS = ("random_resized", "shift", "none")
-INTERPOLATIONS = ("bilinear", "bicubic")
-DECODERS = ("pillow", "opencv")
-DTYPES = ("float32", "bfloat16")
-
-# fmt: off
-_POSITIVE = (
-    "batch_size", "accumulate_steps", "data.image_size", "data.num_threads",
-    "data.prefetch_batches", "mesh.fsdp", "evaluation.batch_size", "checkpoint.keep",
-    "log.every_steps",
-)
-_NOT_NEGATIVE = (
-    "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
-    "augment.rand_augment_layers", "augment.rand_augment_deviation", "schedule.cooldown_epochs",
-    "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate",
-    "optimizer.learning_rate_batch_size", "optimizer.weight_decay", "optimizer.clip_norm",
-)
-_SHARES = (
-    "data.validation_fraction", "data.max_corrupt_fraction", "augment.flip_probability",
-    "augment.rand_augment_probability", "augment.color_jitter", "augment.mix_probability",
-    "augment.cutmix_share", "augment.erase_probability",
-    "loss.label_smoothing", "ema.decay",
-)
-# fmt: on
+_MOST_UPDATES = 2**31 - 1  # they are counted in 32 bits
 
 
 def default_config() -> Config:
@@ -95,7 +73,7 @@ def _set_data(config: Config) -> None:
     config.data.max_corrupt_fraction = 0.01  # of the examples read; more than that stop the run
 
     config.augment = ConfigDict()
-    config.augment.crop = "random_resized"  # one of CROPS
+    config.augment.crop = "random_resized"  # one of `settings.CROPS`
     config.augment.scale = (0.08, 1.0)  # random_resized: area of the crop over that of the image
     config.augment.ratio = (3 / 4, 4 / 3)  # random_resized: width over height
     config.augment.shift_pixels = 4  # shift: largest translation along each axis, filled with zeros
@@ -202,8 +180,8 @@ def resolve(config: Config, num_examples: int) -> Resolved:
         num_examples: size of the training set.
 
     Raises:
-        ValueError: the batch is larger than the training set, or the warm-up is longer than the
-            run.
+        ValueError: the batch is larger than the training set, the warm-up is longer than the run,
+            or the run has more updates than 32 bits can count.
     """
     if config.batch_size > num_examples:
         raise ValueError(
@@ -219,6 +197,11 @@ def resolve(config: Config, num_examples: int) -> Resolved:
             f"the schedule has {total} updates of which {warmup} warm up; it needs at least one "
             "update and no more warm-up than updates: set --config.schedule.total_epochs or "
             "--config.schedule.warmup_epochs (or their _steps)"
+        )
+    if total + cooldown > _MOST_UPDATES:
+        raise ValueError(
+            f"the schedule has {total + cooldown:,} updates; it may have {_MOST_UPDATES:,}: lower "
+            "--config.schedule.total_epochs or --config.schedule.cooldown_epochs (or their _steps)"
         )
     reference = config.optimizer.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1.0
@@ -251,36 +234,7 @@ def validate(config: Config, device_count: int) -> None:
         ValueError: a setting is wrong; the message has its value, what is allowed and what to set
             instead.
     """
-    _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "data.channels", (1, 3))
-    _one_of(config, "data.crop_mode", CROP_MODES)
-    _one_of(config, "data.interpolation", INTERPOLATIONS)
-    _one_of(config, "data.decoder", DECODERS)
-    _one_of(config, "augment.crop", CROPS)
-    for name in _POSITIVE:
-        _within(config, name, 1, math.inf)
-    for name in _NOT_NEGATIVE:
-        _within(config, name, 0, math.inf)
-    for name in _SHARES:
-        _within(config, name, 0, 1)
-    _within(config, "augment.rand_augment_magnitude", 0, 10)
-    for name in ("scale", "ratio"):
-        pair = config.augment[name]
-        if (
-            len(pair) != 2
-            or not all(isinstance(x, int | float) for x in pair)
-            or not (0 < pair[0] <= pair[1])
-        ):
-            raise ValueError(
-                f"augment.{name}={pair!r} must be two numbers above 0, the smaller one first"
-            )
-    for name in ("data.crop_fraction", "optimizer.layer_decay"):
-        if not 0 < _value(config, name) <= 1:
-            raise ValueError(
-                f"{name}={_value(config, name)} is out of range; it must be above 0 and at most 1"
-            )
-    if config.model.drop_path is not None:
-        _within(config, "model.drop_path", 0, 1)
+    check_settings(config)
     for name in ("mean", "std"):
         value = config.data[name]
         if len(value) != config.data.channels:
@@ -288,6 +242,11 @@ def validate(config: Config, device_count: int) -> None:
                 f"data.{name}={value} has {len(value)} values for data.channels="
                 f"{config.data.channels}; give one value per channel"
             )
+    if config.augment.crop == "shift" and config.augment.shift_pixels >= config.data.image_size:
+        raise ValueError(
+            f"augment.shift_pixels={config.augment.shift_pixels} can move the whole image of "
+            f"data.image_size={config.data.image_size} out of sight; it must be below that"
+        )
     _validate_batch(config, device_count)
     validate_evaluation_batch(config, device_count)
 
@@ -328,23 +287,3 @@ def validate_evaluation_batch(config: Config, device_count: int) -> None:
             f"evaluation.batch_size={config.evaluation.batch_size} does not divide into "
             f"{device_count} devices; set --config.evaluation.batch_size={up}"
         )
-
-
-def _value(config: Config, name: str):
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
-def _one_of(config: Config, name: str, allowed: tuple) -> None:
-    value = _value(config, name)
-    if value not in allowed:
-        words = ", ".join(map(repr, allowed))
-        raise ValueError(f"{name}={value!r} is not known; allowed are {words}")
-
-
-def _within(config: Config, name: str, low: float, high: float) -> None:
-    value = _value(config, name)
-    if not low <= value <= high:
-        limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name}={value} is out of range; it must be {limit}")

@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
+    {"settings"},
     {"config", "imagenet_classes", "runtime", "kernels", "metrics"},
     {"config_file", "preprocessing"},
     {"layers", "published"},
@@ -37,13 +38,14 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Rooms that may see only these, whatever stands above them.
 ONLY = {
     "kernels": {"kernels"},
-    "config": set(),
+    "settings": set(),
+    "config": {"settings"},
     "imagenet_classes": set(),
-    "config_file": {"config"},
+    "config_file": {"config", "settings"},
     "preprocessing": {"config", "imagenet_classes"},
     "runtime": {"runtime"},
     "metrics": set(),
-    "data": {"config", "data", "imagenet_classes", "preprocessing"},
+    "data": {"config", "data", "imagenet_classes", "preprocessing", "settings"},
 }
 
 # Imported inside functions: optional or slow, and not everybody's.

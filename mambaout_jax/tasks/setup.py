@@ -16,6 +16,7 @@ from mambaout_jax.runtime.mesh import make_mesh
 from mambaout_jax.tasks import find_task
 from mambaout_jax.tasks.task import Task
 from mambaout_jax.weights.load import describe_source
+from mambaout_jax.weights.locate import locate
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -45,6 +46,7 @@ def set_up(config: Config) -> Setup:
 
     Raises:
         ValueError: a setting is wrong, or the data do not fit it.
+        FileNotFoundError: `model.pretrained` names nothing that is there.
         RuntimeError: an accelerator is required and there is none.
     """
     if config.require_accelerator and jax.default_backend() == "cpu":
@@ -54,6 +56,7 @@ def set_up(config: Config) -> Setup:
         )
     validate(config, jax.device_count())
     kind = find_task(config.task)
+    _check_pretrained(config)
     train = open_source(config.data, "train")
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
@@ -96,6 +99,16 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
                 "images call for another", name, config.data[name], source, theirs, name
             )  # fmt: skip
     return variables
+
+
+def _check_pretrained(config: Config) -> None:
+    """Refuses what names no weights, before anything is opened; nothing is downloaded or read."""
+    if not config.model.pretrained:
+        return
+    try:
+        locate(config.model.pretrained, config.model.name)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"model.pretrained={config.model.pretrained!r}: {error}") from error
 
 
 def _check_image_size(image_size: int, stride: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from support.places import GOLDENS
 from support.timm_operations import from_timm
 
-from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
+from mambaout_jax.config import IMAGENET_MEAN, default_config
 from mambaout_jax.data.views import opencv
 from mambaout_jax.data.views.crops import (
     EvaluationView,

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each setting may be: every one has a rule, and every rule says what it refuses and why."""
+
+import math
+
+import pytest
+
+from mambaout_jax.config import default_config
+from mambaout_jax.settings import RULES, check_settings
+
+NEVER = (math.nan, math.inf, -math.inf, -1, 2**64, 10**5000, None, "", b"bytes", "\0", (), [None],
+         ("a",), object(), True, "x" * 5000)  # fmt: skip
+
+# One wrong value per setting, most of them near what is allowed.
+WRONG = {
+    "seed": 2**32,
+    "task": None,
+    "batch_size": None,
+    "accumulate_steps": 0,
+    "require_accelerator": 1,
+    "model.name": b"mambaout_tiny",
+    "model.drop_path": 1.0,
+    "model.dtype": "float16",
+    "model.remat": "yes",
+    "model.conv_implementation": None,
+    "model.options": (1, 2),
+    "model.pretrained": None,
+    "model.reset_head": 0,
+    "data.source": 5,
+    "data.path": "photos\0",
+    "data.image_size": 0,
+    "data.channels": True,
+    "data.mean": (123.7, 116.3, 103.5),
+    "data.std": (0.2, 0, 0.2),
+    "data.validation_fraction": -0.1,
+    "data.crop_fraction": 0.0,
+    "data.crop_mode": "centre",
+    "data.interpolation": "nearest",
+    "data.decoder": "turbo",
+    "data.num_threads": 0,
+    "data.num_workers": -1,
+    "data.prefetch_batches": 0,
+    "data.max_corrupt_fraction": 1.5,
+    "augment.crop": "ten",
+    "augment.scale": (0.3,),
+    "augment.ratio": (2.0, 1.0),
+    "augment.shift_pixels": -1,
+    "augment.random_interpolation": None,
+    "augment.flip_probability": 2,
+    "augment.rand_augment_layers": 1.5,
+    "augment.rand_augment_magnitude": 11,
+    "augment.rand_augment_deviation": math.inf,
+    "augment.rand_augment_probability": math.nan,
+    "augment.color_jitter": -0.4,
+    "augment.mixup_alpha": -0.8,
+    "augment.cutmix_alpha": math.inf,
+    "augment.mix_probability": 1.1,
+    "augment.cutmix_share": "half",
+    "augment.mix_group_size": -128,
+    "augment.erase_probability": 25,
+    "augment.erase_after_mixing": "False",
+    "loss.label_smoothing": 1.0,
+    "optimizer.learning_rate": math.inf,
+    "optimizer.learning_rate_batch_size": -1,
+    "optimizer.b1": 1.5,
+    "optimizer.b2": math.inf,
+    "optimizer.epsilon": -1,
+    "optimizer.weight_decay": -0.05,
+    "optimizer.clip_norm": math.nan,
+    "optimizer.decay_rules": (("(", True),),
+    "optimizer.layer_decay": 0,
+    "optimizer.freeze": ("(",),
+    "schedule.total_epochs": 1e308,
+    "schedule.total_steps": 0,
+    "schedule.warmup_epochs": -5.0,
+    "schedule.warmup_steps": -5,
+    "schedule.cooldown_epochs": math.inf,
+    "schedule.cooldown_steps": -12,
+    "schedule.warmup_prefix": 1,
+    "schedule.per_epoch": None,
+    "schedule.warmup_learning_rate": -1e-6,
+    "schedule.final_learning_rate": math.nan,
+    "ema.decay": 1.0,
+    "mesh.fsdp": 0,
+    "evaluation.batch_size": 2**32,
+    "evaluation.every_epochs": 0,
+    "evaluation.every_steps": 0,
+    "checkpoint.every_epochs": -1,
+    "checkpoint.every_steps": -1,
+    "checkpoint.keep": 0,
+    "log.every_steps": False,
+    "log.tensorboard": 1,
+    "log.wandb": None,
+    "log.wandb_project": "a/b",
+}
+
+
+def with_setting(name, value):
+    """The default config with any value there, also of another type."""
+    config = default_config()
+    *section, key = name.split(".")
+    holder = config[section[0]] if section else config
+    with holder.unlocked():
+        del holder[key]  # and with it its type
+        holder[key] = value
+    return config
+
+
+def names(config, prefix=""):
+    for key in config:
+        if hasattr(config[key], "keys") and f"{prefix}{key}" != "model.options":
+            yield from names(config[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def test_every_setting_has_a_rule_and_a_wrong_value_here():
+    assert sorted(RULES) == sorted(names(default_config())) == sorted(WRONG)
+
+
+def test_defaults_are_allowed():
+    check_settings(default_config())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_wrong_value_is_named_with_what_is_allowed(name):
+    with pytest.raises(ValueError, match="is not allowed") as error:
+        check_settings(with_setting(name, WRONG[name]))
+    expected = f"{name}={WRONG[name]!r} is not allowed; it must be {RULES[name].allowed}"
+    assert str(error.value) == expected
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_judge_any_value(name):
+    """Without an exception of their own, and what follows is a sentence."""
+    for value in NEVER:
+        if RULES[name].accepts(value):
+            continue
+        with pytest.raises(ValueError, match=r"is not allowed; it must be") as error:
+            check_settings(with_setting(name, value))
+        assert str(error.value).startswith(f"{name}=")
+        assert len(str(error.value)) < 500
+    refused = [value for value in NEVER if not RULES[name].accepts(value)]
+    assert len(refused) >= 5
+    for value in (math.nan, math.inf, -math.inf):
+        assert not RULES[name].accepts(value)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if "number" in rule.allowed])
+def test_truth_is_no_number(name):
+    assert not RULES[name].accepts(True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 2**32 - 1),
+        ("model.drop_path", None),
+        ("data.mean", (0, 1.0, 0.5)),
+        ("data.mean", [0.5, 0.5, 0.5]),
+        ("optimizer.decay_rules", (("/bias$", False), ["kernel", True])),
+        ("optimizer.freeze", ("/backbone/",)),
+        ("schedule.total_steps", None),
+        ("schedule.warmup_steps", 0),
+        ("evaluation.every_epochs", 0.01),
+        ("optimizer.learning_rate", 1),
+    ],
+)
+def test_what_is_allowed_passes(name, value):
+    check_settings(with_setting(name, value))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, b"x", {"deeper": 1}, {1, 2}, object(), len, 1j, (1, (2, math.inf))],
+    ids=repr,
+)
+def test_options_are_what_json_can_hold(value):
+    config = default_config()
+    with config.unlocked():
+        config.model.options.routes = value
+    with pytest.raises(ValueError, match=r"model\.options=.* it must be fields of the model's"):
+        check_settings(config)
+
+
+def test_config_that_is_none_is_named():
+    with pytest.raises(ValueError, match=r"a dict is no config; begin with default_config\(\)"):
+        check_settings(default_config().to_dict())
+
+
+def test_missing_and_unknown_settings_are_named():
+    config = default_config()
+    with config.unlocked():
+        del config.optimizer.b1
+        del config.ema
+    with pytest.raises(ValueError, match=r"the config lacks optimizer\.b1, ema\.decay; begin"):
+        check_settings(config)
+    config = default_config()
+    with config.unlocked():
+        config.optimizer.beta1 = 0.5
+    words = r"there is no setting optimizer\.beta1; did you mean optimizer\.b1\?"
+    with pytest.raises(ValueError, match=words):
+        check_settings(config)
+    with config.unlocked():
+        del config.optimizer
+        config.optimizer = 5
+    with pytest.raises(ValueError, match=r"the config lacks optimizer\.learning_rate, "):
+        check_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("seed", "a whole number from 0 to 4,294,967,295"),
+        ("model.drop_path", "None, or a number from 0 and below 1"),
+        ("optimizer.layer_decay", "a number above 0 and at most 1"),
+        ("optimizer.learning_rate", "a number from 0 to 1,000,000"),
+        ("data.channels", "one of 1, 3"),
+        ("augment.scale", "two numbers above 0 and at most 1, the smaller one first, such as "
+         "(0.25, 1)"),
+        ("data.mean", "a tuple with, for each channel, a number from 0 to 1; pixel values count "
+         "from 0 to 1 here, so divide what is given for 0 to 255 by 255"),
+    ],
+)  # fmt: skip
+def test_words_of_a_rule(name, words):
+    assert RULES[name].allowed == words
