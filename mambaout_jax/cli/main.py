@@ -3,12 +3,14 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from mambaout_jax import __version__
 from mambaout_jax.cli import analyse, bench, convert, evaluate, models, predict, prepare, train
-from mambaout_jax.cli.errors import EXPECTED, option_names, reject_unknown, report
+from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
+from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
 VERBS = (train, evaluate, predict, models, convert, prepare, analyse, bench)
 
@@ -27,15 +29,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; None: those of this process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped on request and resumable.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 70 a fault of this program, 75 stopped on
+        request and resumable, 130 interrupted, 141 the output is no longer read.
     """
-    arguments, rest = build_parser().parse_known_args(argv)
-    reject_unknown(arguments.parser, rest)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    open_missing_streams()
     try:
-        return arguments.run(arguments, rest)
-    except EXPECTED as error:
+        arguments, rest = build_parser().parse_known_args(argv)
+        reject_unknown(arguments.parser, rest)
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        code = arguments.run(arguments, rest)
+        sys.stdout.flush()  # what cannot be written is to be told here, not while Python ends
+        return code
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except Exception as error:
         return report(error)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if is_broken(stream):
+                discard(stream)
 
 
 def build_parser() -> argparse.ArgumentParser:

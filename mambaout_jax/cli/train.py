@@ -2,7 +2,6 @@
 """`mambaout train`: train a model as a config file says, or resume a run."""
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
+from mambaout_jax.runtime.streams import complain, say
 
 SUMMARY = "train a model, or resume a run"
 
@@ -82,9 +82,9 @@ def _train(config, workdir: Path, began: float) -> int:
     try:
         metrics = train(config, workdir)
     except Preempted as preempted:
-        print(preempted, file=sys.stderr)
+        complain(str(preempted))
         return EXIT_CODE
     if is_first_process():
         seconds = time.perf_counter() - began
-        print(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
+        say(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
     return 0
