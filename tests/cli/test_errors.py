@@ -111,7 +111,6 @@ def test_traceback_of_a_fault_is_shown_where_it_is_asked_for(monkeypatch):
     ("command", "code", "error"),
     [
         ("models | true", 141, ""),
-        ("models | head -1", 141, ""),
         ("--help | true", 0, ""),
         ("models > /dev/full", 1, "error: standard output cannot be written to: No space left on "
          "device\n"),
