@@ -60,7 +60,7 @@ def report(error: Exception) -> int:
 
 def _explains_itself(error: Exception) -> bool:
     """Whether a message was written for the user: by a `raise` of this package, or of its kind."""
-    if isinstance(error, _TELLING) and not isinstance(error, RecursionError | NotImplementedError):
+    if isinstance(error, _TELLING) and not isinstance(error, RecursionError):
         return True
     if type(error).__module__.startswith("mambaout_jax."):
         return True

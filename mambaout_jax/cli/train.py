@@ -5,6 +5,7 @@ import argparse
 import time
 from pathlib import Path
 
+from mambaout_jax.cli.destination import add_force_argument, check_output
 from mambaout_jax.cli.distributed import (
     add_distributed_argument,
     is_first_process,
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="draw the first batch as the model will see it, and stop",
     )
+    add_force_argument(parser, "the PNG of --show-batch")
     add_distributed_argument(parser)
 
 
@@ -58,6 +60,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from mambaout_jax.config_file import override, read_config, split_argument
 
     began = time.perf_counter()
+    if arguments.force and not arguments.show_batch:
+        arguments.parser.error("--force goes with --show-batch: a run is resumed, never replaced")
+    if arguments.show_batch:
+        check_output(arguments, arguments.show_batch, ".png")
     config = override(read_config(arguments.config), overrides)
     join_processes(arguments.distributed)
     from mambaout_jax.train.preview import describe, show_batch

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import tiny_run
-from support.command_line import error_line
+from support.command_line import error_line, usage_error
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.train import loop
@@ -80,6 +80,11 @@ def test_dry_run_prints_the_recipe_and_leaves_no_trace(capsys, tmp_path, monkeyp
     assert out == describe(config) + "\n"
     assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_force_is_for_a_picture(capsys):
+    words = "--force goes with --show-batch: a run is resumed, never replaced"
+    assert words in usage_error(capsys, "train", "--config", TINY, "--force")
 
 
 def test_preempted_run_has_code_75(capsys, monkeypatch):
