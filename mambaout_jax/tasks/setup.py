@@ -46,7 +46,6 @@ def set_up(config: Config) -> Setup:
 
     Raises:
         ValueError: a setting is wrong, or the data do not fit it.
-        FileNotFoundError: `model.pretrained` names nothing that is there.
         RuntimeError: an accelerator is required and there is none.
     """
     if config.require_accelerator and jax.default_backend() == "cpu":
@@ -56,7 +55,6 @@ def set_up(config: Config) -> Setup:
         )
     validate(config, jax.device_count())
     kind = find_task(config.task)
-    _check_pretrained(config)
     train = open_source(config.data, "train")
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
@@ -73,6 +71,20 @@ def set_up(config: Config) -> Setup:
     )
 
 
+def check_pretrained(config: Config) -> None:
+    """Refuses a `model.pretrained` that names no weights; nothing is downloaded or read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `locate`, with the name of the setting.
+    """
+    if not config.model.pretrained:
+        return
+    try:
+        locate(config.model.pretrained, config.model.name)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"model.pretrained={config.model.pretrained!r}: {error}") from error
+
+
 def pretrained_variables(setup: Setup) -> dict[str, Any]:
     """The weights that `config.model.pretrained` names, for the model of this run.
 
@@ -80,9 +92,10 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
         Nested dict of host arrays.
 
     Raises:
-        As `Task.load`.
+        As `check_pretrained` and `Task.load`.
     """
     config = setup.config
+    check_pretrained(config)
     source = config.model.pretrained
     _, variables = setup.task.load(
         source,
@@ -99,16 +112,6 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
                 "images call for another", name, config.data[name], source, theirs, name
             )  # fmt: skip
     return variables
-
-
-def _check_pretrained(config: Config) -> None:
-    """Refuses what names no weights, before anything is opened; nothing is downloaded or read."""
-    if not config.model.pretrained:
-        return
-    try:
-        locate(config.model.pretrained, config.model.name)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"model.pretrained={config.model.pretrained!r}: {error}") from error
 
 
 def _check_image_size(image_size: int, stride: int) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.reader import Reader, identity
-from mambaout_jax.train.record import check_same_run, record_run
+from mambaout_jax.train.record import check_nothing_foreign, check_same_run, record_run
 from mambaout_jax.train.state import TrainState, make_initialiser
 from mambaout_jax.train.step import make_train_step
 from mambaout_jax.train.writer import MetricWriter, NullWriter, WandbSettings
@@ -42,6 +43,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Raises:
         ValueError: a setting is wrong, or the workdir holds a run with other settings.
+        FileExistsError: the workdir holds files of another origin under the names of a run's.
         FileNotFoundError, RuntimeError: the pretrained weights are not there or cannot be read.
         FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
             the last good checkpoint.
@@ -50,7 +52,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     """
     workdir = Path(workdir).absolute()
     setup = set_up(config)
+    check_nothing_foreign(workdir, setup.task.record())
     check_same_run(config, workdir)
+    weights = _starting_weights(setup, workdir)  # which may be refused: before anything is made
     resolved, is_main = setup.resolved, jax.process_index() == 0
     schedule = make_schedule(config.schedule, resolved)
     rules = setup.task.parameter_rules(config.model.name)
@@ -72,7 +76,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         if restored is None:
             start = replaced = 0
             interval = Interval()
-            state = _first_state(setup, init, shardings)
+            state = _first_state(setup, init, shardings, weights)
         else:
             start = restored.step
             state = restored.state
@@ -153,15 +157,26 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     return {"step": max(start, resolved.total_steps), **metrics}
 
 
+def _starting_weights(setup: Setup, workdir: Path) -> dict[str, Any] | None:
+    """Those that the config names, where there is nothing to resume."""
+    if not setup.config.model.pretrained or any((workdir / "checkpoints").glob("*")):
+        return None
+    return pretrained_variables(setup)
+
+
 def _first_state(
-    setup: Setup, init: Callable[[jax.Array], TrainState], shardings: TrainState
+    setup: Setup,
+    init: Callable[[jax.Array], TrainState],
+    shardings: TrainState,
+    weights: dict[str, Any] | None,
 ) -> TrainState:
     """Freshly initialised, or with the pretrained weights that the config names."""
     config = setup.config
     state = init(jax.random.key(config.seed))
     if not config.model.pretrained:
         return state
-    return place(state.started_from(pretrained_variables(setup)), shardings)
+    weights = pretrained_variables(setup) if weights is None else weights
+    return place(state.started_from(weights), shardings)
 
 
 def _check_same_data(now: str, before: str, workdir: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import tiny_run
 from support.command_line import error_line, usage_error
@@ -13,6 +14,7 @@ from mambaout_jax.cli.main import main
 from mambaout_jax.train import loop
 from mambaout_jax.train.preemption import Preempted
 from mambaout_jax.train.preview import describe
+from mambaout_jax.weights.load import save_variables
 
 TINY = tiny_run.__file__
 
@@ -31,7 +33,6 @@ TINY = tiny_run.__file__
             "learning_rate=fast is not allowed; it must be a number from 0",
         ),
         ("model.name=mambaout_mikro", "did you mean mambaout_micro"),
-        ("model.pretrained=nonsense", "model.pretrained='nonsense': there are no weights"),
         ("checkpoint.every_epochs=0", "checkpoint.every_epochs=0.0 is not allowed; it must be a n"),
         ("schedule.cooldown_steps=-12", "schedule.cooldown_steps=-12 is not allowed; it must be"),
         ("schedule.total_epochs=inf", "schedule.total_epochs=inf is not allowed; it must be a num"),
@@ -45,6 +46,26 @@ def test_wrong_setting_is_one_line(capsys, tmp_path, monkeypatch, setting, words
     monkeypatch.chdir(tmp_path)
     assert words in error_line(capsys, "train", "--config", TINY, f"--config.{setting}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=str)
+def test_weights_that_are_not_there_are_one_line_and_leave_no_trace(
+    capsys, tmp_path, monkeypatch, more
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config", TINY, "--config.model.pretrained=nonsense", *more]
+    words = "model.pretrained='nonsense': there are no weights 'nonsense'"
+    assert words in error_line(capsys, *command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_leave_no_trace(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mambaout_micro.safetensors"
+    save_variables({"params": {"backbone": {"stem": np.zeros(3, np.float32)}}}, path)
+    assert main(["train", "--config", TINY, f"--config.model.pretrained={path}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stray_word_is_one_line(capsys):
