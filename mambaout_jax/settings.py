@@ -12,6 +12,7 @@ threads and the memory of a machine.
 import difflib
 import math
 import re
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ DTYPES = ("float32", "bfloat16")
 
 _COUNTER = 2**31 - 1  # the largest update or example that 32 bits can count
 _PIXELS = 2**14
+_WIDEST = 2**16  # channels of a layer, and whatever else a model counts
 _EPOCHS = 1_000_000
 _RATE = 1_000_000
 _NEAR_ONE = 0.999999  # float32 tells 1 from a decay up to here
@@ -259,6 +261,31 @@ RULES: dict[str, Rule] = {
 }
 
 
+def rule_of_field(name: str, kind: Any) -> Rule | None:
+    """What a field of a model may be, an option of `create_model`, by its annotated type.
+
+    Returns:
+        None for types that only programs give.
+    """
+    if kind is bool:
+        return _FLAG
+    if kind is str:
+        return _TEXT
+    if kind is float:
+        return _number(0, _RATE)
+    if kind is int:
+        return _whole(1, _WIDEST)
+    if kind == tuple[int, ...]:
+        one = _whole(0 if name == "out_blocks" else 1, _WIDEST)
+        return Rule(
+            f"a tuple of numbers, each {one.allowed}",
+            lambda value: _is_sequence(value) and len(value) > 0 and all(map(one.accepts, value)),
+        )
+    inner = [part for part in typing.get_args(kind) if part is not type(None)]
+    rule = rule_of_field(name, inner[0]) if len(inner) == 1 else None
+    return rule and _optional(rule)
+
+
 def check_settings(config: Any) -> None:
     """Checks that a config has every setting and no other, each with a value that is allowed.
 
@@ -281,7 +308,7 @@ def check_settings(config: Any) -> None:
         raise ValueError(no_setting(name))
     for name, rule in RULES.items():
         if not rule.accepts(values[name]):
-            raise ValueError(not_allowed(name, _shown(values[name])))
+            raise ValueError(not_allowed(name, shown(values[name])))
 
 
 def no_setting(name: str) -> str:
@@ -293,11 +320,17 @@ def no_setting(name: str) -> str:
 
 def not_allowed(name: str, value: str) -> str:
     """The sentence about a wrong value, given as text."""
+    return refused(name, value, RULES[name])
+
+
+def refused(name: str, value: str, rule: Rule) -> str:
+    """The sentence about a value that a rule refuses, given as text."""
     short = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-    return f"{name}={short} is not allowed; it must be {RULES[name].allowed}"
+    return f"{name}={short} is not allowed; it must be {rule.allowed}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as text, whatever it is."""
     try:
         return repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except Exception:  # a number of thousands of digits, or a class of somebody else

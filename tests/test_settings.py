@@ -6,7 +6,7 @@ import math
 import pytest
 
 from mambaout_jax.config import default_config
-from mambaout_jax.settings import RULES, check_settings
+from mambaout_jax.settings import RULES, check_settings, rule_of_field
 
 NEVER = (math.nan, math.inf, -math.inf, -1, 2**64, 10**5000, None, "", b"bytes", "\0", (), [None],
          ("a",), object(), True, "x" * 5000)  # fmt: skip
@@ -224,3 +224,26 @@ def test_missing_and_unknown_settings_are_named():
 )  # fmt: skip
 def test_words_of_a_rule(name, words):
     assert RULES[name].allowed == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "allowed", "refused"),
+    [
+        (int, [1, 7], [0, -1, 1.0, True, None, "7", math.nan, 2**40]),
+        (float, [0, 1, 0.5], [-1, math.nan, math.inf, True, "1", None]),
+        (str, ["gelu"], [None, 5, b"gelu"]),
+        (bool, [True], [1, None, "True"]),
+        (tuple[int, ...], [(1, 2), [3]], [(), 5, (0, 1), (1.0,), ("a",), (True,), None]),
+        (float | None, [None, 1e-6], ["none", math.nan]),
+        (str | None, [None, "snake"], [5]),
+    ],
+)
+def test_fields_of_a_model_are_judged_by_their_type(kind, allowed, refused):
+    rule = rule_of_field("a", kind)
+    assert [value for value in allowed if not rule.accepts(value)] == []
+    assert [value for value in refused if rule.accepts(value)] == []
+
+
+def test_other_fields_of_a_model_are_left_to_programs():
+    assert rule_of_field("dtype", object) is None
+    assert rule_of_field("image_size", int | tuple[int, int]) is None
