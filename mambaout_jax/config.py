@@ -194,14 +194,14 @@ def resolve(config: Config, num_examples: int) -> Resolved:
     cooldown = _steps(config.schedule, "cooldown", steps_per_epoch)
     if total < 1 or warmup > total:
         raise ValueError(
-            f"the schedule has {total} updates of which {warmup} warm up; it needs at least one "
-            "update and no more warm-up than updates: set --config.schedule.total_epochs or "
-            "--config.schedule.warmup_epochs (or their _steps)"
+            f"the schedule has {total:,} updates of which {warmup:,} warm up; it needs at least "
+            "one update and no more warm-up than updates: change "
+            f"{_duration(config.schedule, 'total')} or {_duration(config.schedule, 'warmup')}"
         )
     if total + cooldown > _MOST_UPDATES:
         raise ValueError(
             f"the schedule has {total + cooldown:,} updates; it may have {_MOST_UPDATES:,}: lower "
-            "--config.schedule.total_epochs or --config.schedule.cooldown_epochs (or their _steps)"
+            f"{_duration(config.schedule, 'total')} or {_duration(config.schedule, 'cooldown')}"
         )
     reference = config.optimizer.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1.0
@@ -221,6 +221,12 @@ def resolve(config: Config, num_examples: int) -> Resolved:
 def _steps(section: Config, name: str, steps_per_epoch: int) -> int:
     steps = section[f"{name}_steps"]
     return int(steps) if steps is not None else round(section[f"{name}_epochs"] * steps_per_epoch)
+
+
+def _duration(schedule: Config, name: str) -> str:
+    """The setting that decides a duration, with its value."""
+    key = f"{name}_epochs" if schedule[f"{name}_steps"] is None else f"{name}_steps"
+    return f"schedule.{key}={schedule[key]}"
 
 
 def validate(config: Config, device_count: int) -> None:
@@ -263,7 +269,7 @@ def _validate_batch(config: Config, device_count: int) -> None:
         up = down + unit
         raise ValueError(
             f"batch_size={config.batch_size} does not divide into {device_count} devices x "
-            f"{config.accumulate_steps} micro-batches; set --config.batch_size to "
+            f"{config.accumulate_steps} micro-batches (accumulate_steps); set --config.batch_size to "
             f"{f'{down} or ' if down else ''}{up}"
         )
     micro = config.batch_size // config.accumulate_steps

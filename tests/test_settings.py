@@ -4,9 +4,15 @@
 import math
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+from support import tiny_run
 
+from mambaout_jax.cli.errors import report
 from mambaout_jax.config import default_config
 from mambaout_jax.settings import RULES, check_settings, rule_of_field
+from mambaout_jax.train.preview import describe
 
 NEVER = (math.nan, math.inf, -math.inf, -1, 2**64, 10**5000, None, "", b"bytes", "\0", (), [None],
          ("a",), object(), True, "x" * 5000)  # fmt: skip
@@ -95,9 +101,9 @@ WRONG = {
 }
 
 
-def with_setting(name, value):
-    """The default config with any value there, also of another type."""
-    config = default_config()
+def with_setting(name, value, config=None):
+    """A config, or the default one, with any value there, also of another type."""
+    config = config or default_config()
     *section, key = name.split(".")
     holder = config[section[0]] if section else config
     with holder.unlocked():
@@ -247,3 +253,56 @@ def test_fields_of_a_model_are_judged_by_their_type(kind, allowed, refused):
 def test_other_fields_of_a_model_are_left_to_programs():
     assert rule_of_field("dtype", object) is None
     assert rule_of_field("image_size", int | tuple[int, int]) is None
+
+
+ODD = st.one_of(
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 2**31, 2**32, 2**63, 10**5000, 0.0, -0.0, 0.5,
+                     1.0, 1e-308, 1e308, math.nan, math.inf, -math.inf, "", "0", "(", "[", "none",
+                     "\ud800", "\0", b"x", (), [], ((),), "imagenet", "folder", "auto", "float32"]),
+    st.integers(-5, 5),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.floats(), st.integers(-2, 2), st.text(max_size=2)), max_size=3),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.lists(st.tuples(st.text(max_size=3), st.booleans()), max_size=2).map(tuple),
+)  # fmt: skip
+OPTIONS = ("depths", "dims", "kernel_size", "expansion_ratio", "conv_ratio", "activation", "routes",
+           "token_mixer", "state_size", "heads", "causal", "layer_scale", "stem_mid_norm",
+           "dropout", "scan_implementation", "no_such_option")  # fmt: skip
+
+
+@pytest.mark.slow
+@given(name=st.sampled_from([*RULES, *(f"model.options.{name}" for name in OPTIONS)]), value=ODD)
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.generate,),  # a run of each value as it comes: seconds, not minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_value_is_accepted_or_refused_in_a_sentence(tmp_path, monkeypatch, name, value):
+    """By the dry run, which does all that comes before the training, and makes no file."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_run.get_config()
+    option = name.removeprefix("model.options.")
+    if option != name:
+        options = {**config.model.options.to_dict(), option: value}
+        config = with_setting("model.options", ConfigDict(options), config)
+    else:
+        config = with_setting(name, value, config)
+    error = error_of(config)
+    if error is not None:
+        assert report(error) in (1, 2), repr(error)
+        # Without one spelling of a duration it is the other that is wrong.
+        assert name.rpartition(".")[2].removesuffix("_steps") in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def error_of(config):
+    """What the dry run raises; None where it describes the run."""
+    try:
+        assert describe(config)
+    except Exception as error:
+        return error
+    return None

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mambaout_jax.config import Config, Resolved, resolve, validate
 from mambaout_jax.data.sets.sources import Source, open_source
-from mambaout_jax.models import model_options
+from mambaout_jax.models import find_variant, model_options
 from mambaout_jax.runtime.mesh import make_mesh
 from mambaout_jax.tasks import find_task
 from mambaout_jax.tasks.task import Task
@@ -55,6 +55,7 @@ def set_up(config: Config) -> Setup:
         )
     validate(config, jax.device_count())
     kind = find_task(config.task)
+    _check_model_name(config.model.name)
     train = open_source(config.data, "train")
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
@@ -112,6 +113,13 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
                 "images call for another", name, config.data[name], source, theirs, name
             )  # fmt: skip
     return variables
+
+
+def _check_model_name(name: str) -> None:
+    try:
+        find_variant(name)
+    except ValueError as error:
+        raise ValueError(f"model.name: {error}") from error
 
 
 def _check_image_size(image_size: int, stride: int) -> None:
