@@ -269,8 +269,8 @@ def _validate_batch(config: Config, device_count: int) -> None:
         up = down + unit
         raise ValueError(
             f"batch_size={config.batch_size} does not divide into {device_count} devices x "
-            f"{config.accumulate_steps} micro-batches (accumulate_steps); set --config.batch_size to "
-            f"{f'{down} or ' if down else ''}{up}"
+            f"{config.accumulate_steps} micro-batches (accumulate_steps); set --config.batch_size "
+            f"to {f'{down} or ' if down else ''}{up}"
         )
     micro = config.batch_size // config.accumulate_steps
     group = config.augment.mix_group_size

@@ -72,9 +72,7 @@ class Progress:
         return self
 
     def __exit__(self, *_):
-        if self._live is not None:
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                self._live.stop()
+        self._stop()
 
     def data_wait(self, seconds: float) -> None:
         """Counts time the loop has waited for a batch."""
@@ -129,9 +127,15 @@ class Progress:
                 self._live.console.print(Text(text), soft_wrap=True)
                 return
             except OSError:  # the terminal is gone; the run goes on
-                self._live = None
+                self._stop()
         if not self._quiet:
             say(text)
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.stop()  # standard output is its own no longer
 
     def _begin_interval(self, step: int) -> None:
         self._since = self._clock()

@@ -2,6 +2,9 @@
 """`mambaout train`: settings, the dry run, exit codes and where runs go."""
 
 import json
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from mambaout_jax.cli.main import main
 from mambaout_jax.train import loop
 from mambaout_jax.train.preemption import Preempted
 from mambaout_jax.train.preview import describe
+from mambaout_jax.train.writer import read_metrics
 from mambaout_jax.weights.load import save_variables
 
 TINY = tiny_run.__file__
@@ -156,3 +160,21 @@ def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, m
 
     assert main(["evaluate", "--workdir", str(workdir), "--config.evaluation.batch_size=360"]) == 0
     assert capsys.readouterr().out.strip() == printed.split("  (")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["| true", "> /dev/full", ">&- 2>&-", "2>&1 | true"])
+def test_training_goes_on_where_nobody_reads(tmp_path, output):
+    settings = "--config.schedule.total_steps=9 --config.log.every_steps=1"
+    command = f'"{sys.executable}" -m mambaout_jax train --config "{TINY}" --workdir run {settings}'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {output}"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    warnings = [] if "2>" in output else ["standard output cannot be written to"]
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == len(warnings)
+    assert all(words in result.stderr for words in warnings)
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 9
+    assert (tmp_path / "run" / "checkpoints" / "9").is_dir()
