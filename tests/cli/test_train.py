@@ -163,7 +163,7 @@ def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("output", ["| true", "> /dev/full", ">&- 2>&-", "2>&1 | true"])
+@pytest.mark.parametrize("output", ["| true", ">&- 2>&-"])
 def test_training_goes_on_where_nobody_reads(tmp_path, output):
     settings = "--config.schedule.total_steps=9 --config.log.every_steps=1"
     command = f'"{sys.executable}" -m mambaout_jax train --config "{TINY}" --workdir run {settings}'
