@@ -23,6 +23,7 @@ CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
+CONV_IMPLEMENTATIONS = ("auto", "lax", "shift", "pallas")  # of `kernels.depthwise_conv`
 
 _COUNTER = 2**31 - 1  # the largest update or example that 32 bits can count
 _PIXELS = 2**14
@@ -188,7 +189,7 @@ RULES: dict[str, Rule] = {
     "model.drop_path": _optional(_number(0, 1, below=True)),
     "model.dtype": _choice(*DTYPES),
     "model.remat": _FLAG,
-    "model.conv_implementation": _TEXT,
+    "model.conv_implementation": _choice(*CONV_IMPLEMENTATIONS),
     "model.options": _OPTIONS,
     "model.pretrained": _TEXT,
     "model.reset_head": _FLAG,

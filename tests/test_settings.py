@@ -11,7 +11,8 @@ from support import tiny_run
 
 from mambaout_jax.cli.errors import report
 from mambaout_jax.config import default_config
-from mambaout_jax.settings import RULES, check_settings, rule_of_field
+from mambaout_jax.kernels.depthwise_conv import IMPLEMENTATIONS
+from mambaout_jax.settings import CONV_IMPLEMENTATIONS, RULES, check_settings, rule_of_field
 from mambaout_jax.train.preview import describe
 
 NEVER = (math.nan, math.inf, -math.inf, -1, 2**64, 10**5000, None, "", b"bytes", "\0", (), [None],
@@ -189,6 +190,10 @@ def test_options_are_what_json_can_hold(value):
         check_settings(config)
 
 
+def test_implementations_are_those_of_the_kernel():
+    assert CONV_IMPLEMENTATIONS == IMPLEMENTATIONS
+
+
 def test_config_that_is_none_is_named():
     with pytest.raises(ValueError, match=r"a dict is no config; begin with default_config\(\)"):
         check_settings(default_config().to_dict())
@@ -294,8 +299,10 @@ def test_any_value_is_accepted_or_refused_in_a_sentence(tmp_path, monkeypatch, n
     error = error_of(config)
     if error is not None:
         assert report(error) in (1, 2), repr(error)
-        # Without one spelling of a duration it is the other that is wrong.
-        assert name.rpartition(".")[2].removesuffix("_steps") in str(error)
+        # Without one spelling of a duration it is the other that is wrong; kernels have an argument
+        # `implementation`.
+        words = name.rpartition(".")[2].removesuffix("_steps").removeprefix("scan_")
+        assert words in str(error)
     assert list(tmp_path.iterdir()) == []
 
 
