@@ -30,6 +30,8 @@ _PIXELS = 2**14
 _WIDEST = 2**16  # channels of a layer, and whatever else a model counts
 _EPOCHS = 1_000_000
 _RATE = 1_000_000
+# Fields of models that count from 0, or of which there may be none; all other counts begin at 1.
+_FROM_ZERO = ("out_blocks", "conv_blocks", "mlp_ratio")
 _NEAR_ONE = 0.999999  # float32 tells 1 from a decay up to here
 _LONGEST_TEXT = 4096  # of a path, on Linux
 _SHOWN = 200  # characters of a wrong value
@@ -274,13 +276,17 @@ def rule_of_field(name: str, kind: Any) -> Rule | None:
         return _TEXT
     if kind is float:
         return _number(0, _RATE)
+    one = _whole(0 if name in _FROM_ZERO else 1, _WIDEST)
     if kind is int:
-        return _whole(1, _WIDEST)
+        return one
     if kind == tuple[int, ...]:
-        one = _whole(0 if name == "out_blocks" else 1, _WIDEST)
         return Rule(
             f"a tuple of numbers, each {one.allowed}",
-            lambda value: _is_sequence(value) and len(value) > 0 and all(map(one.accepts, value)),
+            lambda value: (
+                _is_sequence(value)
+                and (len(value) > 0 or name in _FROM_ZERO)
+                and all(map(one.accepts, value))
+            ),
         )
     inner = [part for part in typing.get_args(kind) if part is not type(None)]
     rule = rule_of_field(name, inner[0]) if len(inner) == 1 else None
