@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
@@ -86,8 +87,10 @@ class Backbone(nn.Module, kw_only=True):
         """Maps of all stages, finest first, and the class token where there is one.
 
         Raises:
-            ValueError: the images have another number of channels than `in_chans`.
+            ValueError: the images have another number of channels than `in_chans`, or they or the
+                parameters are spread over a mesh with Explicit axes.
         """
+        _check_mesh((images, self.variables))
         shape = jnp.shape(images)
         if shape[-1] != self.in_chans:
             raise ValueError(
@@ -117,6 +120,21 @@ class Backbone(nn.Module, kw_only=True):
     def layer_dtype(self) -> Dtype | None:
         """The `dtype` argument of the layers."""
         return compute_dtype(self.dtype)
+
+
+def _check_mesh(arrays: Any) -> None:
+    """Raises ValueError where XLA is not to choose the layout of what is computed from arrays."""
+    for array in jax.tree.leaves(arrays):
+        sharding = jax.typeof(array).sharding
+        used = {axis for axes in sharding.spec if axes for axis in jax.tree.leaves(axes)}
+        explicit = sorted(used & set(sharding.mesh.explicit_axes))
+        if explicit:
+            raise ValueError(
+                f"an array of shape {array.shape} is spread over {explicit} of a mesh whose axes "
+                "are Explicit, and models run on Auto axes only: make the mesh with jax.make_mesh("
+                "shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or call the "
+                "model inside jax.shard_map"
+            )
 
 
 class Pyramid(Backbone):
@@ -231,7 +249,7 @@ class Columnar(Backbone, kw_only=True):
             bias_init=init,
             name="patch_embed",
         )(images)
-        return patches.reshape(len(patches), -1, self.dim)
+        return patches.reshape(patches.shape[0], -1, self.dim)
 
     def with_positions(
         self, patches: Float[Array, "B L C"], size: tuple[int, int]
@@ -248,7 +266,7 @@ class Columnar(Backbone, kw_only=True):
         if tokens:
             token = self.param("cls_token", normal_init, (1, 1, self.dim), jnp.float32)
             at = patches.shape[1] // 2 if self.class_token == "middle" else 0
-            token = jnp.broadcast_to(token.astype(patches.dtype), (len(patches), 1, self.dim))
+            token = jnp.broadcast_to(token.astype(patches.dtype), (patches.shape[0], 1, self.dim))
             patches = jnp.concatenate((patches[:, :at], token, patches[:, at:]), axis=1)
         table = self.param("pos_embed", normal_init, shape, jnp.float32)
         positions = self.resize_positions(table, self.grid, size)
@@ -285,8 +303,9 @@ class Classifier(nn.Module):
         """Classifies images.
 
         Raises:
-            ValueError: the images have another number of channels than the backbone's `in_chans`.
+            ValueError: as `Backbone.features`.
         """
+        _check_mesh(self.variables)
         features = self.backbone.features(images, train)
         with self.backbone.implementations():
             logits = self.head(features, train)

@@ -33,6 +33,9 @@ def default_config() -> Config:
     config.task = "classification"  # a key of `tasks.TASKS`
     config.batch_size = 1024  # examples per update, over all devices and micro-batches
     config.accumulate_steps = 1  # micro-batches per update
+    # When the loss or its gradient is NaN or infinite: "stop", or "roll back": go on from the last
+    # checkpoint without the batches that led there, up to `rollback.MOST_ROLLBACKS` times.
+    config.on_nan = "stop"
     config.require_accelerator = False  # True: stop where JAX finds only a CPU
 
     config.model = ConfigDict()

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mambaout_jax.config import Config, default_config
+from mambaout_jax.paths import local_path
 from mambaout_jax.settings import RULES, check_settings, not_allowed
 
 
@@ -26,10 +27,12 @@ def read_config(file: str) -> Config:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it has no `get_config`, fails, or does not return a config; names the line.
+        ValueError: it is an address, has no `get_config`, fails, or does not return a config; names
+            the line.
         OSError, RuntimeError: what it asked for itself is not there, such as pretrained weights.
     """
     path, argument = split_argument(file)
+    path = str(local_path(path))
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no config file {path}; a clone of the project has them in experiments/"
@@ -160,16 +163,22 @@ def load_config(path: Path) -> Config:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it holds an unknown setting, or is not JSON.
+        ValueError: it holds an unknown setting, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; the folder should be the --workdir of a training run"
         )
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); put back a copy, or run the command that trained this "
+            "run again, which writes the file anew"
+        ) from error
     config = default_config()
     config.model.options.unlock()
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
             raise ValueError("it holds no settings by name")
         config.update(_tuples(saved))

@@ -23,6 +23,7 @@ CROPS = ("random_resized", "shift", "none")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
+ON_NAN = ("stop", "roll back")
 CONV_IMPLEMENTATIONS = ("auto", "lax", "shift", "pallas")  # of `kernels.depthwise_conv`
 
 _COUNTER = 2**31 - 1  # the largest update or example that 32 bits can count
@@ -186,6 +187,7 @@ RULES: dict[str, Rule] = {
     "task": _TEXT,
     "batch_size": _whole(1),
     "accumulate_steps": _whole(1),
+    "on_nan": _choice(*ON_NAN),
     "require_accelerator": _FLAG,
     "model.name": _TEXT,
     "model.drop_path": _optional(_number(0, 1, below=True)),

@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
     {"settings"},
-    {"config", "imagenet_classes", "runtime", "kernels", "metrics"},
+    {"config", "imagenet_classes", "kernels", "metrics", "paths", "runtime"},
     {"config_file", "preprocessing"},
     {"layers", "published"},
     {"mixers"},
@@ -41,11 +41,12 @@ ONLY = {
     "settings": set(),
     "config": {"settings"},
     "imagenet_classes": set(),
-    "config_file": {"config", "settings"},
+    "paths": set(),
+    "config_file": {"config", "paths", "settings"},
     "preprocessing": {"config", "imagenet_classes"},
     "runtime": {"runtime"},
     "metrics": set(),
-    "data": {"config", "data", "imagenet_classes", "preprocessing", "settings"},
+    "data": {"config", "data", "imagenet_classes", "paths", "preprocessing", "settings"},
 }
 
 # Imported inside functions: optional or slow, and not everybody's.

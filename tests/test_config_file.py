@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config files and what a command line changes in them."""
 
+from pathlib import Path
+
 import pytest
 from support import tiny_run
 
-from mambaout_jax.config_file import override, read_config, split_argument
+from mambaout_jax.config_file import load_config, override, read_config, split_argument
 
 TINY = tiny_run.__file__
 
@@ -40,6 +42,23 @@ def test_word_after_the_file_is_handed_to_get_config(tmp_path):
     )
     assert read_config(str(path)).model.name == "mambaout_tiny"
     assert read_config(f"{path}:base").model.name == "mambaout_base"
+
+
+def test_the_file_may_be_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tiny.py").write_text(Path(tiny_run.__file__).read_text())
+    assert read_config("~/tiny.py").seed == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"seed": 1', b"\xff\xfe{}", b"size=1", b'{"seed": "gr\xf6\xdfe"}']
+)
+def test_damaged_settings_are_named_with_the_cure(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    words = rf"^{path} is damaged \(.*\); put back a copy, or run the command that trained this run"
+    with pytest.raises(ValueError, match=words):
+        load_config(path)
 
 
 @pytest.mark.parametrize(

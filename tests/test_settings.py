@@ -24,6 +24,7 @@ WRONG = {
     "task": None,
     "batch_size": None,
     "accumulate_steps": 0,
+    "on_nan": "ignore",
     "require_accelerator": 1,
     "model.name": b"mambaout_tiny",
     "model.drop_path": 1.0,

@@ -14,8 +14,10 @@ Multiply-accumulates are counted as in the literature:
 so it does not give the published figures.)
 """
 
+import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from jax.extend.core import Primitive, jaxprs_in_params
+from jax.interpreters import batching
 
 from mambaout_jax.mixers.ssm import ScanSize
 
@@ -69,10 +73,10 @@ def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "p
     counter = _Counter(scan_formula)
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(counter):
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        program, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
     flat: dict[tuple[str, ...], Any] = flatten_dict(variables.get("params", {}))
     counter.check({path[:-1] for path in flat})
-    return Cost(sum(math.prod(leaf.shape) for leaf in flat.values()), counter.macs)
+    return Cost(sum(math.prod(leaf.shape) for leaf in flat.values()), _marked_macs(program.jaxpr))
 
 
 def block_flops(L: int, D: int) -> int:
@@ -133,13 +137,17 @@ def activation_bytes(model: nn.Module, image_shape: tuple[int, ...], batch_size:
 
 
 class _Counter:
-    """Interceptor that adds up the costs that modules state, while a model is traced."""
+    """Interceptor that marks in a traced program what its modules state to cost.
+
+    The marks are equations of the program, so that a module inside `nn.scan` or `nn.vmap`, which is
+    traced once, is counted as often as it runs.
+    """
 
     def __init__(self, scan_formula: str) -> None:
-        self.macs = 0
         self._scan_formula = scan_formula
         self._types: dict[tuple[str, ...], type[nn.Module]] = {}  # by path
         self._stated: set[tuple[str, ...]] = set()
+        self._calls: Counter[tuple[str, ...]] = Counter()  # finished ones, by path
 
     def __call__(
         self,
@@ -148,26 +156,31 @@ class _Counter:
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        module = context.module
+        module, method = context.module, context.method_name
+        kind, before = type(module), self._calls[module.path]
         output = next_function(*args, **kwargs)
-        kind = type(module)
-        self._types[module.path] = kind
-        macs = getattr(kind, "macs", None) or _FLAX_MACS.get(kind)
+        self._types.setdefault(module.path, kind)
+        macs = _stated_macs(kind)
         if macs is not None:
             self._stated.add(module.path)
-        if context.method_name != "__call__":
-            return output
+        if method != "__call__" or self._calls[module.path] > before:
+            return output  # of a lifted or derived class, whose own module has been counted inside
+        self._calls[module.path] += 1
+        bound = inspect.signature(next_function).bind(*args, **kwargs)
+        inputs = (*bound.args, *filter(_is_array, bound.kwargs.values()))
+        total = 0
         if macs is not None and not self._is_free(module):
-            self.macs += macs(module, args, output)
+            total += macs(module, inputs, output)
         if hasattr(kind, "scan_size"):
-            self.macs += self._scan_macs(module.scan_size(args))
-        return output
+            total += self._scan_macs(module.scan_size(inputs))
+        return _mark(output, total) if total else output
 
     def check(self, owners: set[tuple[str, ...]]) -> None:
         """Raises ValueError if a module with parameters of its own does not state its cost."""
         unknown = sorted(owners - self._stated)
         if unknown:
-            kinds = {self._types[path].__name__ for path in unknown if path in self._types}
+            seen = {self._types[path].__name__ for path in unknown if path in self._types}
+            kinds = seen or {"a module that nn.jit has traced before"}
             raise ValueError(
                 f"nobody states the multiply-accumulates of {', '.join(sorted(kinds))}, whose "
                 f"parameters are at {['/'.join(path) for path in unknown[:_SHOWN]]}; give the "
@@ -187,6 +200,53 @@ class _Counter:
         return self._scan_formula == "hand" and further_path
 
 
+# An identity that carries multiply-accumulates. Of a batch of `nn.vmap` each example has its own.
+_marker = Primitive("macs")
+_marker.def_abstract_eval(lambda x, *, macs: x)
+
+
+def _mark_batch(inputs, axes, *, macs):
+    return _marker.bind(inputs[0], macs=macs * inputs[0].shape[axes[0]]), axes[0]
+
+
+batching.primitive_batchers[_marker] = _mark_batch
+
+
+def _mark(output: Any, macs: int) -> Any:
+    leaves, structure = jax.tree.flatten(output)
+    return jax.tree.unflatten(structure, [_marker.bind(leaves[0], macs=int(macs)), *leaves[1:]])
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "shape")
+
+
+def _marked_macs(program: Any) -> int:
+    """What is marked in a jaxpr, all of its inner ones included, as often as they run."""
+    macs = 0
+    for equation in program.eqns:
+        if equation.primitive is _marker:
+            macs += equation.params["macs"]
+            continue
+        inner = [_marked_macs(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
+        if equation.primitive.name == "while" and any(inner):
+            raise ValueError(
+                "a module is called in a loop whose length is not known before it runs, so that "
+                "its multiply-accumulates cannot be counted; use nn.scan"
+            )
+        if equation.primitive.name == "cond":
+            macs += max(inner, default=0)
+        else:
+            macs += sum(inner) * equation.params.get("length", 1)
+    return macs
+
+
+def _stated_macs(kind: type[nn.Module]) -> Callable[..., int] | None:
+    """The method `macs` of a class, or what is known of flax's classes and those made of them."""
+    own = getattr(kind, "macs", None)
+    return own or next((_FLAX_MACS[base] for base in kind.__mro__ if base in _FLAX_MACS), None)
+
+
 def _conv_macs(module: nn.Conv, inputs: tuple[Any, ...], output: Any) -> int:
     kernel = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
     return output.size * math.prod(kernel) * inputs[0].shape[-1] // module.feature_group_count
@@ -196,6 +256,41 @@ def _dense_macs(module: nn.Dense, inputs: tuple[Any, ...], output: Any) -> int:
     return output.size * inputs[0].shape[-1]
 
 
+def _conv_transpose_macs(module: nn.ConvTranspose, inputs: tuple[Any, ...], output: Any) -> int:
+    """Every number of the input meets every tap, also where the result is cut off."""
+    kernel = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
+    return inputs[0].size * math.prod(kernel) * module.features
+
+
+def _dense_general_macs(module: nn.DenseGeneral, inputs: tuple[Any, ...], output: Any) -> int:
+    axes = (module.axis,) if isinstance(module.axis, int) else module.axis
+    return output.size * math.prod(inputs[0].shape[axis] for axis in axes)
+
+
+def _einsum_macs(module: nn.Einsum, inputs: tuple[Any, ...], output: Any) -> int:
+    """One for each setting of all letters, those of an ellipsis included."""
+    equation: str = (inputs[1] if len(inputs) > 1 else None) or module.einsum_str or ""
+    operands, _, result = equation.replace(" ", "").replace("...", "").partition("->")
+    left, right = operands.split(",")
+    summed = set(right) - set(result)
+    sizes = dict(zip(right, module.shape, strict=True))
+    if len(set(left) - set(result) - summed):
+        raise ValueError(
+            f"the einsum {equation!r} sums letters of one operand; write the sum apart"
+        )
+    return output.size * math.prod(sizes[letter] for letter in summed)
+
+
+def _attention_macs(
+    module: nn.MultiHeadDotProductAttention, inputs: tuple[Any, ...], output: Any
+) -> int:
+    """The two products of all pairs of tokens; the projections are layers inside it."""
+    queries, *others = (array for array in inputs if array is not None)
+    keys = others[0] if others else queries
+    channels = module.qkv_features or queries.shape[-1]
+    return 2 * math.prod(queries.shape[:-1]) * keys.shape[-2] * channels
+
+
 def _no_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
     return 0
 
@@ -203,7 +298,13 @@ def _no_macs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> int:
 # Modules of flax, for models that use them.
 _FLAX_MACS: dict[type[nn.Module], Callable[..., int]] = {
     nn.Conv: _conv_macs,
+    nn.ConvLocal: _conv_macs,
+    nn.ConvTranspose: _conv_transpose_macs,
     nn.Dense: _dense_macs,
+    nn.DenseGeneral: _dense_general_macs,
+    nn.Einsum: _einsum_macs,
+    nn.MultiHeadDotProductAttention: _attention_macs,
+    nn.Embed: _no_macs,
     nn.LayerNorm: _no_macs,
     nn.RMSNorm: _no_macs,
     nn.GroupNorm: _no_macs,

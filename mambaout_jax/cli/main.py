@@ -5,11 +5,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from mambaout_jax import __version__
 from mambaout_jax.cli import analyse, bench, convert, evaluate, models, predict, prepare, train
 from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
+from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
 VERBS = (train, evaluate, predict, models, convert, prepare, analyse, bench)
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, rest = build_parser().parse_known_args(argv)
         reject_unknown(arguments.parser, rest)
         logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        _expand_paths(arguments)
         code = arguments.run(arguments, rest)
         sys.stdout.flush()  # what cannot be written is to be told here, not while Python ends
         return code
@@ -49,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if is_broken(stream):
                 discard(stream)
+
+
+def _expand_paths(arguments: argparse.Namespace) -> None:
+    """`~` in every argument that is a path; refuses addresses such as gs://bucket/run."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            setattr(arguments, name, local_path(value))
+        elif isinstance(value, list) and value and isinstance(value[0], Path):
+            setattr(arguments, name, [local_path(path) for path in value])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 """`mambaout train`: train a model as a config file says, or resume a run."""
 
 import argparse
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
+from mambaout_jax.cli.errors import report
 from mambaout_jax.runtime.streams import complain, say
 
 SUMMARY = "train a model, or resume a run"
@@ -58,12 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, or only shows what would be trained; returns the exit code."""
     from mambaout_jax.config_file import override, read_config, split_argument
+    from mambaout_jax.runtime.lock import DirectoryLock
 
     began = time.perf_counter()
     if arguments.force and not arguments.show_batch:
         arguments.parser.error("--force goes with --show-batch: a run is resumed, never replaced")
     if arguments.show_batch:
         check_output(arguments, arguments.show_batch, ".png")
+    file, _ = split_argument(arguments.config)
+    workdir = arguments.workdir or Path("runs") / Path(file).stem
+    if not (arguments.dry_run or arguments.show_batch):
+        DirectoryLock(workdir).check()  # before the seconds that all else takes to begin
     config = override(read_config(arguments.config), overrides)
     join_processes(arguments.distributed)
     from mambaout_jax.train.preview import describe, show_batch
@@ -75,13 +83,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         show_batch(config, arguments.show_batch)
         print(arguments.show_batch)
         return 0
-    file, _ = split_argument(arguments.config)
-    workdir = arguments.workdir or Path("runs") / Path(file).stem
     return _train(config, workdir, began)
 
 
 def _train(config, workdir: Path, began: float) -> int:
     from mambaout_jax.evaluation.evaluator import format_metrics
+    from mambaout_jax.runtime.checkpoint import SaveError
     from mambaout_jax.train.loop import train
     from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
@@ -90,6 +97,11 @@ def _train(config, workdir: Path, began: float) -> int:
     except Preempted as preempted:
         complain(str(preempted))
         return EXIT_CODE
+    except SaveError as error:
+        code = report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # else Python waits for Orbax's threads, which may hang for five minutes
     if is_first_process():
         seconds = time.perf_counter() - began
         say(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")

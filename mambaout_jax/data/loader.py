@@ -10,6 +10,7 @@ and resuming takes one integer, the step.
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxtyping import Int
 
 from mambaout_jax.config import Config
 from mambaout_jax.data.sets.sources import ReplaceUnreadable, Source
+from mambaout_jax.data.workers import begin_worker, quieten_resource_tracker
 
 # How a task makes arrays of an example, for training with the example's own random numbers. With
 # worker processes a training view is pickled.
@@ -46,7 +48,17 @@ class Batches(Iterator):
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             raise ValueError("these batches are closed; make new ones with start_step=")
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            ended = re.search(r"Worker process .* exit code (-?\d+)", str(error))
+            if ended is None:
+                raise
+            raise RuntimeError(
+                f"a process that decodes images ended with exit code {ended[1]}, as when it is "
+                "killed or memory runs out; run the same command again to resume, with a lower "
+                "data.num_workers or data.prefetch_batches where memory is short"
+            ) from error
 
     def __enter__(self) -> "Batches":
         return self
@@ -228,6 +240,7 @@ def _in_workers(
     # Grain reads an absl flag to start a worker, which fails in a program that parses none.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+    quieten_resource_tracker()
     # Worker w makes batches w, w + num_workers, ...: whole ones, in its main thread.
     dataset = examples.batch(batch_size)[start_step:].to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
@@ -236,7 +249,8 @@ def _in_workers(
         num_workers=data.num_workers,
         per_worker_buffer_size=math.ceil(data.prefetch_batches / data.num_workers),
     )
-    return dataset.mp_prefetch(options).map(_out_of_shared_memory)
+    prefetched = dataset.mp_prefetch(options, worker_init_fn=lambda *_: begin_worker())
+    return prefetched.map(_out_of_shared_memory)
 
 
 def _out_of_shared_memory(batch: dict) -> dict:

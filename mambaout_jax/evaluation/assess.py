@@ -50,7 +50,7 @@ def assessment_config(
     Raises:
         ValueError: nothing says what the data are.
     """
-    run = Path(source) / "config.json"
+    run = Path(source).expanduser() / "config.json"
     if config is not None:
         chosen = copy.deepcopy(config)
     elif run.is_file():

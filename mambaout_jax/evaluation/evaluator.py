@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mambaout_jax.config import Config, validate_evaluation_batch
 from mambaout_jax.data.loader import EvaluationView, evaluation_batches
 from mambaout_jax.data.sets.sources import Source
+from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.runtime.mesh import place, platform_of, put_batch, replicated
@@ -113,11 +114,12 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
         FileNotFoundError: the workdir holds no checkpoint.
         ValueError: the checkpoint is of another model than the config names.
     """
+    workdir = local_path(workdir)
     setup = set_up(config)
-    restored = read_checkpoint(Path(workdir) / "checkpoints")
+    restored = read_checkpoint(workdir / "checkpoints")
     state = restored.state
     variables = {"params": state["params"], **state.get("collections", {})}
-    _check_model(setup, variables, restored.step, Path(workdir))
+    _check_model(setup, variables, restored.step, workdir)
     weights = place(weights_by_name(variables, state.get("ema") or None), replicated(setup.mesh))
     evaluator = Evaluator(setup.model, setup.task, config, setup.mesh)
     return {"step": restored.step, **evaluator.metrics(weights, setup.validation)}

@@ -20,6 +20,7 @@ from PIL import Image
 from mambaout_jax.config_file import load_config
 from mambaout_jax.data.sets.sources import IMAGE_SUFFIXES, read_image
 from mambaout_jax.data.views.crops import EvaluationView
+from mambaout_jax.paths import local_path
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.tasks import find_task
@@ -71,7 +72,7 @@ def make_predictor(
         FileNotFoundError, ValueError, RuntimeError: as `load_pretrained`.
     """
     preprocessing = preprocessing or describe_source(source, name)
-    run_config = Path(source) / "config.json"
+    run_config = Path(source).expanduser() / "config.json"
     kind = load_config(run_config).task if run_config.is_file() else "classification"
     options = {"image_size": preprocessing.image_size, **options}
     task, model, variables = find_task(kind).from_weights(source, name, preprocessing, **options)
@@ -97,7 +98,7 @@ def predict_files(
         FileNotFoundError: a path does not exist, or a folder holds no images.
         ValueError: a file cannot be read as an image.
     """
-    files = [file for path in paths for file in _images(Path(path))]
+    files = [file for path in paths for file in _images(local_path(path))]
     batch_size = min(batch_size, len(files))
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]

@@ -91,7 +91,7 @@ def suite_config(
     Raises:
         As `describe_source` and `override`.
     """
-    run = Path(source) / "config.json"
+    run = Path(source).expanduser() / "config.json"
     made = copy.deepcopy(config)
     if made is None:
         made = load_config(run) if run.is_file() else default_config()

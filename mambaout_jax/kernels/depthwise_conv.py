@@ -17,7 +17,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.depthwise_conv_pallas import conv_pallas, gradients_pallas
-from mambaout_jax.kernels.dispatch import Operation, by_platform
+from mambaout_jax.kernels.dispatch import (
+    Operation,
+    by_platform,
+    is_known,
+    vary_alike,
+)
 
 # All taps of up to a 9x9 kernel go into one fused loop. Larger sums are slow to run and to compile
 # (10 and 20 times at 31x31): they are added in groups of kernel rows, of about so many taps each.
@@ -91,7 +96,7 @@ def _check(x: jax.Array, kernel: jax.Array) -> None:
 def _crop(kernel: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Drops the taps that meet nothing but padding, in a map no larger than half the kernel."""
     (top, bottom), (left, right) = (
-        (max(0, k // 2 - s + 1), min(k, k // 2 + s))
+        (max(0, k // 2 - s + 1), min(k, k // 2 + s)) if is_known(s) else (0, k)
         for k, s in zip(kernel.shape[:2], size, strict=True)
     )
     return kernel[top:bottom, left:right]
@@ -134,6 +139,8 @@ def _gradients_lax(x, kernel, dy):
 
 
 def _gradients_shift(x, kernel, dy):
+    if not is_known(*x.shape[1:3]):  # tiles have to be known when the program is traced
+        return _gradients_lax(x, kernel, dy)
     return _conv_shift(dy, kernel[::-1, ::-1]), _kernel_gradient(x, dy, kernel.shape[:2])
 
 
@@ -182,10 +189,11 @@ def _add_shifted(x, kernel):
                     y = y + taps[step, i, j, ..., :C] * pixels  # (B, H, W, C)
             return y
 
-        return lax.fori_loop(0, steps, add_rows, jnp.zeros(x.shape, dtype)).astype(x.dtype)
+        y = vary_alike(jnp.zeros(x.shape, dtype), like=x)
+        return lax.fori_loop(0, steps, add_rows, y).astype(x.dtype)
 
     def nothing(padded, taps):
-        return jnp.zeros_like(x)
+        return vary_alike(jnp.zeros_like(x), like=x)
 
     # A fence. Otherwise XLA:CPU moves the padding behind the slices and evaluates whatever computes
     # x once per tap, and the sum once per consumer (20 times slower in a stack of layers). Around
@@ -225,7 +233,7 @@ def _kernel_gradient(x, dy, kernel_size):
                 acc = acc + window[:, h : h + KH, w : w + KW] * pixel  # (B, KH, KW, channels)
         return acc
 
-    acc = jnp.zeros((B, KH, KW, C + apart), dtype)
+    acc = vary_alike(jnp.zeros((B, KH, KW, C + apart), dtype), like=x)
     acc = lax.fori_loop(0, tiles_high * tiles_wide, add_tile, acc)
     return acc[..., :C].sum(axis=0).astype(x.dtype)  # (KH, KW, C)
 

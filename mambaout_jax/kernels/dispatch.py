@@ -67,6 +67,7 @@ class Operation:
             ValueError: an unknown word, or within `plain_implementations` one that is not plain.
         """
         self._check(implementation)
+        args = vary_alike(args)
         if implementation != "auto":
             return self.bodies[implementation](*args, **options)
         body = self.bodies[self.plain[0]] if _plain.value else self.auto
@@ -84,6 +85,50 @@ class Operation:
                 "mode only and has no second form for plain=True or plain_implementations(); "
                 f"allowed there are {', '.join(map(repr, ('auto', *self.plain)))}"
             )
+
+
+def vary_alike(arrays: Any, like: Any = ()) -> Any:
+    """The arrays of a tree, each marked as varying over all axes that any of them varies over.
+
+    Inside `jax.shard_map` values are the same on all devices of a mesh axis, or vary over it, and
+    loops and hand-written gradients do not mix the two. Elsewhere nothing changes.
+
+    Args:
+        arrays: tree of arrays.
+        like: tree of arrays whose axes count too.
+    """
+
+    def varying(x):
+        return jax.typeof(x).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves((arrays, like))))
+
+    def mark(x):
+        missing = tuple(sorted(axes - varying(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, arrays)
+
+
+def is_known(*sizes: Any) -> bool:
+    """Whether all sizes of an array are numbers; `jax.export` may have symbols in their place."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def differentiable_once(rule: Callable, message: str) -> Callable:
+    """A rule of a `custom_vjp`, which cannot be differentiated again and says so.
+
+    Args:
+        rule: its forward or backward pass, of arrays.
+        message: text of the ValueError where a second derivative is asked for, in either mode.
+    """
+    guarded = jax.custom_jvp(rule)
+
+    @guarded.defjvp
+    def _refuse_second(primals, tangents):
+        raise ValueError(message)
+
+    return guarded
 
 
 def by_platform(**bodies: Callable) -> Callable:

@@ -14,14 +14,16 @@ from mambaout_jax.kernels.dispatch import Operation, by_platform, plain_gradient
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x · Φ(x), PyTorch's default form (Hendrycks and Gimpel 2016), in the dtype of `x`.
 
-    By erf: XLA:CPU takes twice as long for erfc, which JAX's own GELU uses. Differentiable in
-    forward mode and twice forwards only within `plain_implementations`.
+    Computed in at least float32, with its gradient: in bfloat16 1 + erf is 0 from -3.1 on. By erf:
+    XLA:CPU takes twice as long for erfc, which JAX's own GELU uses. Differentiable in forward mode
+    and twice forwards only within `plain_implementations`.
     """
     return _GELU.run("auto", x)
 
 
 def _gelu(x):
-    return x * _cumulative(x)
+    wide = _widen(x)
+    return (wide * _cumulative(wide)).astype(x.dtype)
 
 
 def _gelu_fwd(x):
@@ -30,14 +32,19 @@ def _gelu_fwd(x):
 
 def _gradient_cpu(residuals, dy):
     (x,) = residuals
-    density = jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
-    return (dy * (_cumulative(x) + x * density),)
+    wide = _widen(x)
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return ((_widen(dy) * (_cumulative(wide) + wide * density)).astype(x.dtype),)
 
 
 _gelu_auto = jax.custom_vjp(_gelu)
 _gelu_auto.defvjp(_gelu_fwd, by_platform(cpu=_gradient_cpu, default=plain_gradients(_gelu)))
 
 _GELU = Operation("gelu", {"plain": _gelu}, auto=_gelu_auto, plain=("plain",))
+
+
+def _widen(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _cumulative(x):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, by_platform, plain_gradients
+from mambaout_jax.kernels.dispatch import Operation, by_platform, is_known, plain_gradients
 
 _HALVED_TOKENS = 4096  # from here on halves are faster
 
@@ -137,7 +137,7 @@ def _cut(x, widths, axis):
 
 def _weight_gradient(x, dy):
     T, I = x.shape  # noqa: E741
-    if T < _HALVED_TOKENS or T % 2:
+    if not is_known(T) or T < _HALVED_TOKENS or T % 2:
         return (dy.T @ x).T
     halves = dy.reshape(2, T // 2, -1), x.reshape(2, T // 2, I)
     dtype = jnp.promote_types(x.dtype, jnp.float32)

@@ -17,7 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation
+from mambaout_jax.kernels.dispatch import (
+    Operation,
+    differentiable_once,
+    is_known,
+    vary_alike,
+)
 from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
 
 
@@ -56,9 +61,10 @@ def selective_scan(
         implementation: `"sequential"`, a loop over tokens, and `"associative"`, a parallel prefix
             scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
-            fused kernel for GPUs and TPUs. `"auto"` is `"chunked"`: on CPUs because it is the
-            fastest there, elsewhere for its memory, as nothing has been measured there yet. Within
-            `plain_implementations` it is `"sequential"`.
+            fused kernel for GPUs and TPUs; these two have first derivatives only. `"auto"` is
+            `"chunked"`: on CPUs because it is the fastest there, elsewhere for its memory, as
+            nothing has been measured there yet. Within `plain_implementations` it is
+            `"sequential"`.
 
     Returns:
         y in the dtype of `u`, or (y, state). The state, and everything else inside, has the
@@ -127,6 +133,12 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     return y.astype(u.dtype), state
 
 
+_SECOND = (
+    "selective_scan(implementation={!r}) has first derivatives only; for second ones, or for "
+    "forward mode over reverse mode, choose implementation='sequential' or 'associative', or, for "
+    "all operations of a model, plain=True in create_model or plain_implementations()"
+)
+
 # The three cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N) and
 # the direction, and return y (B, L, D) and the last state, in the dtype of delta.
 
@@ -175,7 +187,8 @@ def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse):
 
 
 def _scan_chunked_bwd(reverse, residuals, cotangents):
-    return _chunked_gradients(*residuals, *cotangents, reverse)
+    gradients = functools.partial(_chunked_gradients, reverse=reverse)
+    return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
 
 
 _scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
@@ -194,12 +207,15 @@ _OPERATION = Operation(
 IMPLEMENTATIONS = _OPERATION.implementations
 
 
+_LENGTH_OF_UNKNOWN = 28
+
+
 def _chunk_length(L: int) -> int:
     """√L, rounded up, for the fewest states in memory: one per chunk and those of one chunk.
 
     Time hardly depends on it: by a tenth between 7 and 14 tokens at L = 196, 28 and 56 at L = 3136.
     """
-    return math.isqrt(L - 1) + 1
+    return math.isqrt(L - 1) + 1 if is_known(L) else _LENGTH_OF_UNKNOWN
 
 
 # The two functions below are jitted so that the layers of a model which agree in shape are traced
@@ -227,7 +243,7 @@ def _chunked_values(u, delta, A, B, C, initial_state, reverse):
         stop = jnp.minimum(first + length, L)
         return lax.fori_loop(first, stop, token, carry), carry[0]
 
-    y = jnp.zeros(delta.shape, delta.dtype)
+    y = vary_alike(jnp.zeros(delta.shape, delta.dtype), like=u)
     (h, y), entering = lax.scan(chunk, (h, y), jnp.arange(0, L, length))
     return y, _flat_state(h), entering
 
@@ -286,7 +302,7 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
     # The states before the steps of a chunk. All chunks use one buffer: zeroing a new one for each
     # costs as much as the recurrence itself.
     before = jnp.zeros((length, *dh.shape), dh.dtype)
-    carry = (dh, dA, du, ddelta, dB, before, dC)
+    carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
     (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels import selective_scan_mosaic_gpu, selective_scan_mosaic_tpu
-from mambaout_jax.kernels.dispatch import run_where_lowered
+from mambaout_jax.kernels.dispatch import differentiable_once, run_where_lowered
 
 # 16 tokens: as many exponentials and states of one channel and n as fit in a GPU thread's registers
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take
@@ -92,7 +92,7 @@ def _scan(u, delta, A, B, C, initial_state, reverse, chunk, platform):
 
 # Jitted, so that the layers of a model which agree in shape are traced once, and because the
 # platform is only known where a program is lowered.
-@functools.partial(jax.jit, static_argnums=(6, 7, 8))
+@functools.partial(jax.jit, static_argnames=("reverse", "chunk", "platform"))
 def _scan_fwd(u, delta, A, B, C, initial_state, reverse, chunk, platform):
     L, D, G = *u.shape[1:], B.shape[2]
     state = _tile_channels(_states_first(initial_state), G)
@@ -126,7 +126,24 @@ def _scan_bwd(reverse, chunk, platform, residuals, gradients):
     )
 
 
-_scan.defvjp(_scan_fwd, _scan_bwd)
+_SECOND = (
+    "selective_scan(implementation='pallas') has first derivatives only; for second ones, or for "
+    "forward mode over reverse mode, choose implementation='sequential' or 'associative'"
+)
+
+
+def _scan_fwd_once(*args):
+    *arrays, reverse, chunk, platform = args
+    run = functools.partial(_scan_fwd, reverse=reverse, chunk=chunk, platform=platform)
+    return differentiable_once(run, _SECOND)(*arrays)
+
+
+def _scan_bwd_once(reverse, chunk, platform, *arrays):
+    gradients = functools.partial(_scan_bwd, reverse, chunk, platform)
+    return differentiable_once(gradients, _SECOND)(*arrays)
+
+
+_scan.defvjp(_scan_fwd_once, _scan_bwd_once)
 
 
 _MODULES = {"cuda": selective_scan_mosaic_gpu, "tpu": selective_scan_mosaic_tpu}

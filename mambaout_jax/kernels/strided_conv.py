@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mambaout_jax.kernels.dispatch import Operation, by_platform
+from mambaout_jax.kernels.dispatch import Operation, by_platform, is_known
 
 _MAX_PATCH_CHANNELS = 4
 
@@ -65,14 +65,31 @@ def _check(x, kernel, stride, padding):
             f"strided_conv got stride={stride} and padding={padding}; "
             "the stride must be at least 1 and the padding at least 0"
         )
-    if any(k > n + 2 * padding for k, n in zip(kernel.shape[:2], x.shape[1:3], strict=True)):
+    if any(
+        is_known(n) and k > n + 2 * padding
+        for k, n in zip(kernel.shape[:2], x.shape[1:3], strict=True)
+    ):
         raise ValueError(
             shapes + f"with padding={padding} the map is smaller than the kernel; "
             "use larger images or more padding"
         )
 
 
+def _windows(size, side, stride, padding):
+    """Windows along an axis; written so that symbols of `jax.export` cancel."""
+    return (size + 2 * padding - side + stride) // stride
+
+
 def _conv(x, kernel, stride, padding):
+    if not is_known(*x.shape[1:3]):  # gradients need to know what a convolution leaves out
+        if kernel.shape[:2] == (stride, stride) and padding == 0:
+            return _product(x, kernel, stride, padding)
+        sides = [
+            stride * (_windows(n, k, stride, padding) - 1) + k
+            for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        ]
+        x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        x, padding = x[:, : sides[0], : sides[1]], 0
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -85,9 +102,9 @@ def _conv(x, kernel, stride, padding):
 def _patches(x, kernel, stride, padding):
     """The same by one matrix product over windows, copied out tap by tap."""
     KH, KW, _, F = kernel.shape
+    rows = _windows(x.shape[1], KH, stride, padding)
+    columns = _windows(x.shape[2], KW, stride, padding)
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows = (x.shape[1] - KH) // stride + 1
-    columns = (x.shape[2] - KW) // stride + 1
     down = stride * (rows - 1) + 1
     across = stride * (columns - 1) + 1
     taps = [

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from mambaout_jax.kernels.dispatch import is_known
+
 
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     """(H, W) from a side or a pair."""
@@ -19,8 +21,14 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
     """Rows and columns of the patches of an image.
 
     Raises:
-        ValueError: the patches do not fill the image.
+        ValueError: the patches do not fill the image, or its size is a symbol of `jax.export` and
+            not known to be a multiple of theirs.
     """
+    if not is_known(height % patch_size, width % patch_size):
+        raise ValueError(
+            f"images of {height} x {width} pixels are not known to divide into patches of "
+            f"{patch_size}; write the symbols as multiples, such as {patch_size}*h"
+        )
     if height % patch_size or width % patch_size:
         heights, widths = (
             " or ".join(
@@ -54,9 +62,18 @@ def resize_positions(
             `torch.nn.functional.interpolate` has it without antialias, with a = -0.75.
         middle: the class token's entry stands between the first and the second half of the patches,
             not before all of them.
+
+    Raises:
+        ValueError: the new grid is of symbols of `jax.export`, without antialias.
     """
     if grid == new_grid:
         return table
+    if not antialias and not is_known(*new_grid):
+        raise ValueError(
+            f"positions are interpolated to maps of a known size, and this one has {new_grid[0]} x "
+            f"{new_grid[1]} tokens; export with numbers for height and width: the batch may be a "
+            "symbol"
+        )
     table = jnp.asarray(table)
     count, channels = grid[0] * grid[1], table.shape[-1]
     tokens = table.shape[1] - count

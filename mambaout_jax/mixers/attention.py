@@ -9,6 +9,7 @@ from flax.typing import Dtype
 from jax import Array as JaxArray
 from jaxtyping import Array, Bool, Float, Int
 
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.positions import relative_position_index
@@ -123,9 +124,15 @@ class WindowAttention(nn.Module):
         """Mixes the tokens of each window.
 
         Raises:
-            ValueError: the heads do not divide the channels.
+            ValueError: the heads do not divide the channels, or the map's size is not known when
+                the program is traced.
         """
         (_, H, W, channels), side = x.shape, self.window
+        if not is_known(H, W):
+            raise ValueError(
+                f"windows are laid out for maps of a known size, and this one has {H} x {W} "
+                "tokens; export with numbers for height and width: the batch may be a symbol"
+            )
         rows, columns = -H % side, -W % side
         x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
         shifts = (self.shift if side < H else 0, self.shift if side < W else 0)

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mambaout_jax.kernels.dispatch import is_known
+
 PAD = -1  # in an order: a step that meets no token, and reads zero
 
 
@@ -103,8 +105,9 @@ def directions_of(names: str) -> tuple[Path, ...]:
 def flatten(x: Float[Array, "B H W C"], path: Path) -> Float[Array, "B S C"]:
     """The tokens of a map as a path meets them, S of `token_order`; zeros where it meets none."""
     B, H, W, C = x.shape
-    if path.order == "column":  # a transposition is cheaper than a gather
-        tokens = x.transpose(0, 2, 1, 3).reshape(B, H * W, C)
+    if path.order in ("raster", "column"):  # a transposition is cheaper than a gather
+        x = x.transpose(0, 2, 1, 3) if path.order == "column" else x
+        tokens = x.reshape(B, H * W, C)
         return tokens[:, ::-1] if path.reverse else tokens
     return take(x.reshape(B, H * W, C), walk(path, H, W))
 
@@ -118,9 +121,11 @@ def restore(
         size: (H, W) of the map.
     """
     (B, _, C), (H, W) = tokens.shape, size
-    if path.order == "column":
+    if path.order in ("raster", "column"):
         tokens = tokens[:, ::-1] if path.reverse else tokens
-        return tokens.reshape(B, W, H, C).transpose(0, 2, 1, 3)
+        if path.order == "column":
+            return tokens.reshape(B, W, H, C).transpose(0, 2, 1, 3)
+        return tokens.reshape(B, H, W, C)
     return take(tokens, steps_of(walk(path, H, W), H * W)).reshape(B, H, W, C)
 
 
@@ -162,8 +167,13 @@ def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "S"]:
                      where it is 1; odd maps are filled up with `PAD`, as in EfficientVMamba
 
     Raises:
-        ValueError: there is no such order.
+        ValueError: there is no such order, or it needs a size that is known when it is traced.
     """
+    if not is_known(H, W):
+        raise ValueError(
+            f"order={order!r} is laid out for maps of a known size, and this one has {H} x {W} "
+            "tokens; export with numbers for height and width: the batch may be a symbol"
+        )
     row, column = np.divmod(np.arange(H * W), W)
     keys = {  # the last decides first
         "raster": (column, row),

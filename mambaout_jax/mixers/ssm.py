@@ -186,10 +186,10 @@ def scan_together(
     Shorter sequences are filled up at their end, where no token before it sees it.
     """
     lengths = [x.shape[1] for x in sequences]
-    longest = max(lengths)
 
     def joined(parts: Sequence[Array], join: Callable[..., Array], axis: int) -> Array:
         if len(set(lengths)) > 1:
+            longest = max(lengths)
             rest = ((0, 0),) * (parts[0].ndim - 2)
             parts = [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), *rest)) for x in parts]
         return join(parts, axis=axis)

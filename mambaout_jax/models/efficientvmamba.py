@@ -28,10 +28,10 @@ from mambaout_jax.mixers.ss2d import SS2D
 from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE
 from mambaout_jax.models.vmamba import ENDS_NAMES, MERGING_NAMES, SS2D_NAMES
 from mambaout_jax.published import Weights
-from mambaout_jax.weights.torch_names import Rules
 
 EPSILON = 1e-5  # of every norm
 _SCANNED_STAGES = 2  # the first ones
+_Rules = tuple[tuple[str, ...], ...]
 
 
 class ScanBlock(nn.Module):
@@ -150,7 +150,7 @@ _SCANNED = r"backbone/stage_([01])_block_0*(\d+)"
 _BLOCK = r"layers.\1.blocks.\2"
 
 
-def _residual_names(stage: int, block: int) -> Rules:
+def _residual_names(stage: int, block: int) -> _Rules:
     """Those of one inverted residual; a permutation stands before the first of a stage."""
     ours, theirs = rf"backbone/stage_{stage}_block_{block:02d}", f"layers.{stage}.{block + 1}"
     return (
@@ -164,7 +164,7 @@ def _residual_names(stage: int, block: int) -> Rules:
     )
 
 
-def _torch_names(variant: Variant) -> dict[str, Rules]:
+def _torch_names(variant: Variant) -> dict[str, _Rules]:
     """Stages of inverted residuals are lists, in which the number of what follows them depends on
     their depth."""
     depths = variant.backbone["depths"]

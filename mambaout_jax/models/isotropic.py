@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike, Float
 
 from mambaout_jax.backbone import Backbone, Features, Variant
 from mambaout_jax.heads.classifier import PooledHead
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.residual import drop_path_rates
 from mambaout_jax.models import mambaout
@@ -52,7 +53,7 @@ class IsotropicMambaOut(Backbone):
             ValueError: the image is smaller than a patch.
         """
         dtype, side = self.layer_dtype, self.patch_size
-        if min(jnp.shape(images)[1:3]) < side:
+        if any(is_known(n) and n < side for n in jnp.shape(images)[1:3]):
             raise ValueError(
                 f"the images have shape {jnp.shape(images)} (B, H, W, C), smaller than a patch of "
                 f"{side} pixels; use larger images or a smaller patch_size"

@@ -113,7 +113,7 @@ class MambaND(Columnar):
         size = patch_grid(height, width, self.patch_size)
         block = self.block_class(MambaNDBlock)
         x = self.with_positions(self.patches(images), size)
-        x = x.reshape(len(x), *size, self.dim)
+        x = x.reshape(x.shape[0], *size, self.dim)
         maps = []
         for i, rate in enumerate(self.block_rates):
             options = (self.state_size, self.scan_implementation, rate, dtype)

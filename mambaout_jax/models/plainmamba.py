@@ -148,8 +148,8 @@ class PlainMamba(Columnar):
         size = patch_grid(height, width, self.patch_size)
         block = self.block_class(PlainMambaBlock)
         x = self._stem(images, train)
-        x = self.with_positions(x.reshape(len(x), -1, self.dim), size)
-        x = x.reshape(len(x), *size, self.dim)
+        x = self.with_positions(x.reshape(x.shape[0], -1, self.dim), size)
+        x = x.reshape(x.shape[0], *size, self.dim)
         maps = []
         for i, rate in enumerate(self.block_rates):
             options = (self.state_size, self.scan_implementation, rate, dtype)

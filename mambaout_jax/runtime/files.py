@@ -56,8 +56,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
         with part.open("rb") as file:
             os.fsync(file.fileno())  # else a power cut can leave the new name without the contents
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -7,12 +7,18 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from mambaout_jax.runtime.checkpoint import Checkpointer
-
 Pending = Sequence[tuple[int, Mapping[str, jax.Array]]]  # updates, and their sums on the devices
 
 _PER_UPDATE = ("gradient_norm",)  # all other sums are over examples
 _COUNT = "count"
+
+
+class NotFiniteError(FloatingPointError):
+    """A sum of update `step` is NaN or infinite; says which."""
+
+    def __init__(self, name: str, value: float, step: int):
+        super().__init__(f"the {name.replace('_', ' ')} is {value} at step {step}")
+        self.step = step
 
 
 @dataclasses.dataclass
@@ -27,24 +33,18 @@ class Interval:
     updates: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    def add(self, pending: Pending, checkpointer: Checkpointer) -> None:
+    def add(self, pending: Pending) -> None:
         """Fetches the sums of updates from the devices and adds them.
 
         Raises:
-            FloatingPointError: a sum is not finite; names the update and the last good checkpoint.
+            NotFiniteError: a sum is not finite.
         """
         for step, sums in jax.device_get(pending):
             # The losses are of the parameters before the update; only the gradient tells of those
             # after it, which a checkpoint would hold.
             for name, value in sums.items():
                 if not math.isfinite(value):
-                    checkpointer.wait()  # a save may be under way, of a good state
-                    raise FloatingPointError(
-                        f"the {name.replace('_', ' ')} is {value} at step {step}; the last "
-                        f"good checkpoint is {checkpointer.latest_path or 'not there yet'}. Try a "
-                        "lower optimizer.learning_rate, optimizer.clip_norm=1.0 or "
-                        "model.dtype=float32"
-                    )
+                    raise NotFiniteError(name, float(value), step)
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
             self.updates += 1
 

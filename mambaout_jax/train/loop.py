@@ -9,6 +9,7 @@ what an uninterrupted one would have written.
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,26 @@ import numpy as np
 
 from mambaout_jax.config import Config
 from mambaout_jax.evaluation.evaluator import Evaluator, format_metrics, weights_by_name
+from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.checkpoint import Checkpointer
+from mambaout_jax.runtime.lock import DirectoryLock
 from mambaout_jax.runtime.mesh import place, put_batch
+from mambaout_jax.runtime.processes import in_first_process
 from mambaout_jax.tasks.setup import Setup, pretrained_variables, set_up
-from mambaout_jax.train.interval import Interval
+from mambaout_jax.train.interval import Interval, NotFiniteError
+from mambaout_jax.train.log import log_file
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.reader import Reader, identity
-from mambaout_jax.train.record import check_nothing_foreign, check_same_run, record_run
+from mambaout_jax.train.record import (
+    CHECKPOINTS,
+    SETTINGS,
+    check_nothing_foreign,
+    check_same_run,
+    record_run,
+)
+from mambaout_jax.train.rollback import Skipped, roll_back
 from mambaout_jax.train.state import TrainState, make_initialiser
 from mambaout_jax.train.step import make_train_step
 from mambaout_jax.train.writer import MetricWriter, NullWriter, WandbSettings
@@ -36,57 +48,114 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Args:
         config: made from `config.default_config()`.
-        workdir: gets `config.json`, `environment.json`, `metrics.jsonl` and `checkpoints/`.
+        workdir: gets `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, and where
+            there is something to log `log.txt`; `run.lock` while the call lasts.
 
     Returns:
         `step` and the final metrics, such as `eval/top1` in percent.
 
     Raises:
-        ValueError: a setting is wrong, or the workdir holds a run with other settings.
+        ValueError: a setting is wrong, or the workdir is an address or holds a run with other
+            settings.
         FileExistsError: the workdir holds files of another origin under the names of a run's.
         FileNotFoundError, RuntimeError: the pretrained weights are not there or cannot be read.
         FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
             the last good checkpoint.
-        RuntimeError: more training examples are unreadable than the config allows.
+        RuntimeError: another run is writing into the workdir, or more training examples are
+            unreadable than the config allows.
+        SaveError: a checkpoint could not be written.
         Preempted: SIGTERM or SIGINT came; the state is saved, the same call resumes from it.
     """
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir).absolute()
     setup = set_up(config)
     check_nothing_foreign(workdir, setup.task.record())
-    check_same_run(config, workdir)
     weights = _starting_weights(setup, workdir)  # which may be refused: before anything is made
-    resolved, is_main = setup.resolved, jax.process_index() == 0
-    schedule = make_schedule(config.schedule, resolved)
+    schedule = make_schedule(config.schedule, setup.resolved)
     rules = setup.task.parameter_rules(config.model.name)
     optimizer = make_optimizer(config.optimizer, schedule, rules)
     init, abstract = make_initialiser(setup, optimizer)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    update = make_train_step(setup.model, setup.task, optimizer, config, setup.mesh, shardings)
-    evaluator = Evaluator(setup.model, setup.task, config, setup.mesh)
-
-    def evaluation(state: TrainState) -> dict[str, float]:
-        return evaluator.metrics(weights_by_name(state.variables, state.ema), setup.validation)
-
+    run = _Run(
+        setup=setup,
+        workdir=workdir,
+        schedule=schedule,
+        init=lambda: _first_state(setup, init, shardings, weights),
+        abstract=abstract,
+        update=make_train_step(setup.model, setup.task, optimizer, config, setup.mesh, shardings),
+        evaluator=Evaluator(setup.model, setup.task, config, setup.mesh),
+    )
     with contextlib.ExitStack() as stack:
         guard = stack.enter_context(PreemptionGuard())  # first: it outlasts the last save
+        lock = DirectoryLock(workdir)
+        in_first_process(lock.acquire)
+        stack.callback(lock.release)
+        stack.enter_context(log_file(workdir))
+        check_same_run(config, workdir)
         checkpointer = stack.enter_context(
-            Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
+            Checkpointer(workdir / CHECKPOINTS, keep=config.checkpoint.keep)
         )
-        restored = checkpointer.restore(abstract)
-        if restored is None:
-            start = replaced = 0
-            interval = Interval()
-            state = _first_state(setup, init, shardings, weights)
-        else:
-            start = restored.step
-            state = restored.state
-            interval = Interval(**restored.meta["interval"])
-            replaced = restored.meta["replaced"]
-            _check_same_data(identity(setup.train), restored.meta["data"], workdir)
-        if is_main:
-            record_run(config, workdir, setup.task.record())
+        skipped: list[Skipped] = []
+        while True:
+            try:
+                return _resume(run, checkpointer, guard, skipped)
+            except NotFiniteError as error:
+                skipped = roll_back(error, config, checkpointer, skipped)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same however often a run resumes.
+
+    Attributes:
+        schedule: the learning rate of an update.
+        init: makes the first state.
+        abstract: the shapes and shardings of a state.
+        update: the compiled training step.
+    """
+
+    setup: Setup
+    workdir: Path
+    schedule: Callable[[int], Any]
+    init: Callable[[], TrainState]
+    abstract: TrainState
+    update: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluator: Evaluator
+
+    def evaluate(self, state: TrainState) -> dict[str, float]:
+        weights = weights_by_name(state.variables, state.ema)
+        return self.evaluator.metrics(weights, self.setup.validation)
+
+
+def _resume(
+    run: _Run, checkpointer: Checkpointer, guard: PreemptionGuard, skipped: list[Skipped]
+) -> dict[str, float]:
+    """Trains from the newest checkpoint, or the first state, to the end.
+
+    Args:
+        skipped: batches left out in this call of `train`; completed by what the checkpoint says.
+
+    Raises:
+        NotFiniteError: the loss or its gradient is not finite.
+    """
+    setup, workdir = run.setup, run.workdir
+    config, resolved = setup.config, setup.resolved
+    is_main = jax.process_index() == 0
+    restored = checkpointer.restore(run.abstract)
+    meta = {"interval": {}, "replaced": 0, "skipped": [], "metric_lines": 0}
+    if restored is None:
+        start, state = 0, run.init()
+    else:
+        start, state, meta = restored.step, restored.state, restored.meta
+        _check_same_data(identity(setup.train), meta["data"], workdir)
+    interval = Interval(**meta["interval"])
+    skipped[:] = [x for x in skipped or starmap(Skipped, meta["skipped"]) if x.step <= start]
+    if is_main:
+        record_run(config, workdir, setup.task.record())
+    with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
-            _metric_writer(config, workdir, start) if is_main else NullWriter()
+            _metric_writer(config, workdir, start, meta["metric_lines"])
+            if is_main
+            else NullWriter()
         )
         progress = stack.enter_context(
             Progress(
@@ -99,20 +168,25 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         )
         if restored is not None:
             progress.message(f"resuming from {checkpointer.directory / str(start)}")
+        for number, left_out in enumerate(skipped, start=1):
+            if left_out.step == start:  # else the line is there
+                values = {"rollbacks": number, "skipped_batches": left_out.batches}
+                writer.write(start + 1, {f"train/{name}": x for name, x in values.items()})
+        first_batch = start + sum(left_out.batches for left_out in skipped)
         reader = stack.enter_context(
-            Reader(config, setup.train, setup.task.training_view(), start, replaced)
+            Reader(config, setup.train, setup.task.training_view(), first_batch, meta["replaced"])
         )
 
         metrics: dict[str, float] = {}
         if start >= resolved.total_steps:  # an earlier call has finished this run
-            metrics = evaluation(state)
+            metrics = run.evaluate(state)
         pending: list[tuple[int, dict[str, jax.Array]]] = []
         for step in range(start + 1, resolved.total_steps + 1):
             batch = reader.next()
             progress.data_wait(reader.seconds)
             on_device = put_batch(batch, setup.mesh)
             with jax.transfer_guard("disallow"):
-                state, sums = update(state, on_device)
+                state, sums = run.update(state, on_device)
             pending.append((step, sums))
             if len(pending) > 1:  # two updates may be under way: a host that runs further ahead
                 jax.block_until_ready(pending[-2])  # only hoards batches
@@ -124,7 +198,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             evaluate = last or step % resolved.evaluate_every == 0
             save = last or stop or step % resolved.checkpoint_every == 0
             if report or evaluate or save:
-                interval.add(pending, checkpointer)
+                interval.add(pending)
                 pending = []
                 reader.check(step)
             if report:
@@ -132,7 +206,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 speed = progress.report(step, {"loss": averages["loss"]})
                 values = {
                     **averages,
-                    "learning_rate": float(np.asarray(schedule(step - 1))),
+                    "learning_rate": float(np.asarray(run.schedule(step - 1))),
                     "replaced_examples": reader.replaced,
                     **speed,
                 }
@@ -140,14 +214,17 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
                 interval = Interval()
             if evaluate:
                 with progress.paused():
-                    metrics = evaluation(state)
+                    metrics = run.evaluate(state)
                 writer.write(step, metrics)
                 progress.message(f"step {step}/{resolved.total_steps}  {format_metrics(metrics)}")
             if save:
                 meta = {
-                    "interval": dataclasses.asdict(interval),
-                    "replaced": reader.replaced,
+                    SETTINGS: config.to_dict(),
                     "data": identity(setup.train),
+                    "interval": dataclasses.asdict(interval),
+                    "metric_lines": writer.lines,
+                    "replaced": reader.replaced,
+                    "skipped": skipped,
                 }
                 with progress.paused():
                     checkpointer.save(step, state, meta)
@@ -159,7 +236,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
 def _starting_weights(setup: Setup, workdir: Path) -> dict[str, Any] | None:
     """Those that the config names, where there is nothing to resume."""
-    if not setup.config.model.pretrained or any((workdir / "checkpoints").glob("*")):
+    if not setup.config.model.pretrained or any((workdir / CHECKPOINTS).glob("*")):
         return None
     return pretrained_variables(setup)
 
@@ -189,6 +266,9 @@ def _check_same_data(now: str, before: str, workdir: Path) -> None:
         )
 
 
-def _metric_writer(config: Config, workdir: Path, start: int) -> MetricWriter:
+def _metric_writer(config: Config, workdir: Path, start: int, lines: int) -> MetricWriter:
     wandb = WandbSettings(config.log.wandb_project, config.to_dict()) if config.log.wandb else None
-    return MetricWriter(workdir, resume_step=start, tensorboard=config.log.tensorboard, wandb=wandb)
+    tensorboard = config.log.tensorboard
+    return MetricWriter(
+        workdir, resume_step=start, lines=lines, tensorboard=tensorboard, wandb=wandb
+    )

@@ -21,7 +21,7 @@ class Reader:
     Args:
         config: reads `data.max_corrupt_fraction` and what `train_batches` reads.
         source, view: see `train_batches`.
-        start: updates made so far.
+        start: batches read or left out so far.
         replaced: examples replaced in them, over all processes.
 
     Attributes:

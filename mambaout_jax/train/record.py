@@ -2,7 +2,6 @@
 """What a workdir says about its run, and whether it is the run that a config means."""
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -14,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from mambaout_jax import __version__
 from mambaout_jax.config import Config
 from mambaout_jax.config_file import changed_settings, load_config, save_config
+from mambaout_jax.runtime.checkpoint import read_meta
+from mambaout_jax.runtime.files import write_json
+
+CHECKPOINTS = "checkpoints"
+SETTINGS = "settings"  # all of them, in the meta data of each checkpoint
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -25,24 +30,27 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 # A run may change these when it resumes: they decide neither the model, nor the order of the data,
 # nor what one update does.
-_FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "require_accelerator",
-         "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-         "data.max_corrupt_fraction")  # fmt: skip
+_FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "on_nan",
+         "require_accelerator", "data.path", "data.num_threads", "data.num_workers",
+         "data.prefetch_batches", "data.max_corrupt_fraction")  # fmt: skip
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
     """Refuses to resume a run under settings that would make it another one.
 
+    The newest checkpoint says what its settings were. Where there is none nothing is resumed, and
+    any settings will do.
+
     Raises:
         ValueError: the workdir holds a run with other settings; lists them.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    meta = read_meta(workdir / CHECKPOINTS)
+    if meta is None:
         return
-    changed = changed_settings(load_config(path), config)
+    changed = changed_settings(ConfigDict(meta[SETTINGS]), config)
     for name, (old, new) in changed.items():
         if name.startswith(_FREE):
-            _LOG.warning("%s was %r when this run began and is %r from here on", name, old, new)
+            _LOG.warning("%s was %r up to here and is %r from here on", name, old, new)
     fixed = {name: values for name, values in changed.items() if not name.startswith(_FREE)}
     if fixed:
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in fixed.items()]
@@ -61,7 +69,7 @@ def check_nothing_foreign(workdir: Path, meaning: Mapping[str, Any]) -> None:
     Raises:
         FileExistsError: it is such a folder; names the files.
     """
-    if any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+    if any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*")):
         return
     try:
         load_config(workdir / "config.json")
@@ -85,7 +93,7 @@ def record_run(config: Config, workdir: Path, meaning: Mapping[str, Any]) -> Non
     workdir.mkdir(parents=True, exist_ok=True)
     save_config(config, workdir / "config.json")
     for name, value in meaning.items():
-        (workdir / name).write_text(json.dumps(value, indent=2) + "\n")
+        write_json(workdir / name, value)
     environment = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -99,7 +107,7 @@ def record_run(config: Config, workdir: Path, meaning: Mapping[str, Any]) -> Non
         "processes": jax.process_count(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
     }
-    (workdir / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+    write_json(workdir / "environment.json", environment)
 
 
 def git_revision() -> str | None:

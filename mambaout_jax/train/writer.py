@@ -6,10 +6,11 @@ A line is `{"step": 400, "train/loss": 0.61, …}`. It is strict JSON, so NaN an
 written as null.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from mambaout_jax.runtime.files import write_text
+
+_LOG = logging.getLogger("mambaout_jax")
 
 FILE_NAME = "metrics.jsonl"
 WANDB_ID_NAME = "wandb_id"
@@ -42,18 +47,23 @@ class MetricWriter:
 
     A run that resumes from a checkpoint first drops the lines of later steps, so the file reads as
     if the run had never stopped. For this the metrics of a step have to be written before its
-    checkpoint.
+    checkpoint. A file that something else has damaged is set aside as `metrics.jsonl.damaged`, with
+    a warning, and its good lines are kept.
 
     Args:
         workdir: made where it is missing. One process writes; the others use `NullWriter`.
         resume_step: step of the restored checkpoint, 0 where none was.
+        lines: how many had been written by then; a warning tells where the file has others. None
+            where this is not known.
         tensorboard: also write event files into `<workdir>/tensorboard`.
         wandb: also log to Weights & Biases. All calls with one workdir make one run there, whose id
             is in `<workdir>/wandb_id`. The variable WANDB_MODE works as it does everywhere; of
             several offline runs of one id the newest holds all steps, so sync that one.
 
+    Attributes:
+        lines: how many the file holds.
+
     Raises:
-        ValueError: a line of the file other than the last is no JSON.
         ModuleNotFoundError: `wandb` is asked for and not installed.
     """
 
@@ -62,15 +72,30 @@ class MetricWriter:
         workdir: Path | str,
         *,
         resume_step: int,
+        lines: int | None = None,
         tensorboard: bool,
         wandb: WandbSettings | None = None,
     ):
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / FILE_NAME
-        lines = [line for line in _read(path) if line["step"] <= resume_step]
-        self._wandb = None if wandb is None else _WandbRun(workdir, wandb, lines)
-        _replace(path, "".join(map(_line, lines)))
+        self._path = path = workdir / FILE_NAME
+        found, damage = _read(path)
+        kept = [line for line in found if line["step"] <= resume_step]
+        self._wandb = None if wandb is None else _WandbRun(workdir, wandb, kept)
+        if damage:
+            _set_aside(path, damage)
+        if found and resume_step == 0:
+            _LOG.warning(
+                "%d lines of %s are dropped: no checkpoint holds their updates", len(found), path
+            )
+        if lines not in (None, len(kept)):
+            _LOG.warning(
+                "%s has %d lines up to step %d, and %d were written: something else has changed "
+                "it. The checkpoint is sound and the run goes on; only curves may have gaps",
+                path, len(kept), resume_step, lines,
+            )  # fmt: skip
+        self.lines = len(kept)
+        write_text(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
@@ -88,7 +113,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_):
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that `write` has failed to write
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -100,10 +126,17 @@ class MetricWriter:
         Args:
             step: updates made so far.
             values: by name, such as "train/loss". An array waits for its device.
+
+        Raises:
+            OSError: the file cannot be written to.
         """
         numbers = {name: float(value) for name, value in values.items()}
-        self._file.write(_line({"step": step, **numbers}))
-        self._file.flush()
+        try:
+            self._file.write(_line({"step": step, **numbers}))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self.lines += 1
         if self._tensorboard is not None:
             for name, number in numbers.items():
                 self._tensorboard.add_scalar(name, number, step)
@@ -114,6 +147,8 @@ class MetricWriter:
 
 class NullWriter:
     """Takes what `MetricWriter` takes and writes nothing: for all processes but one."""
+
+    lines = 0
 
     def __enter__(self):
         return self
@@ -142,7 +177,7 @@ class _WandbRun:
             ) from error
         id_path = workdir / WANDB_ID_NAME
         if not id_path.exists():
-            _replace(id_path, f"{secrets.token_hex(8)}\n")
+            write_text(id_path, f"{secrets.token_hex(8)}\n")
         self._run = wandb.init(
             project=settings.project,
             id=id_path.read_text().strip(),
@@ -172,48 +207,85 @@ def read_metrics(workdir: Path | str) -> list[dict[str, float | int]]:
 
     Raises:
         FileNotFoundError: the run has written none.
-        ValueError: a line other than the last is no JSON.
+        ValueError: the file is damaged; names the line.
     """
     path = Path(workdir) / FILE_NAME
     if not path.exists():
         raise FileNotFoundError(
             f"no {FILE_NAME} in {workdir}; give the working directory of a training run"
         )
-    return [_null_to_nan(line) for line in _read(path)]
+    lines, damage = _read(path)
+    if damage:
+        raise ValueError(
+            f"{path} is damaged: {damage}. The command that trained this run sets the file aside "
+            "and keeps its good lines; or delete the bad ones by hand"
+        )
+    return [_null_to_nan(line) for line in lines]
 
 
-def _read(path: Path) -> list[dict]:
-    """The complete lines; a kill or a full disk can tear the last one, which is left out."""
+def _read(path: Path) -> tuple[list[dict], str]:
+    """The good lines, and what is wrong with the file, "" where nothing is.
+
+    A kill or a full disk can tear the last line, which is left out.
+    """
     if not path.exists():
-        return []
-    # Bytes: a torn line may end inside a character.
-    texts = path.read_bytes().splitlines()
-    lines = []
+        return [], ""
+    if not path.is_file():
+        return [], "it is no file"
+    texts = path.read_bytes().split(b"\n")  # bytes: a torn line may end inside a character
+    last = texts.pop()
+    lines, damaged = [], []
     for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-            if not isinstance(line, dict) or "step" not in line:
-                raise ValueError("it is no JSON object with a step")
-        except ValueError as error:
-            if number == len(texts):
-                break
-            raise ValueError(
-                f"{path}, line {number}: {error}. Lines are only ever appended, so something else "
-                "has changed the file: repair or delete the line, or move the file away"
-            ) from error
-        lines.append(line)
-    return lines
+        line = _parse(text)
+        if line is None:
+            damaged.append(number)
+        else:
+            lines.append(line)
+    whole = _parse(last)
+    if whole is not None:
+        lines.append(whole)
+    elif not _is_torn(last):
+        damaged.append(len(texts) + 1)
+    if not damaged:
+        return lines, ""
+    others = f", nor are {len(damaged) - 1} others" if len(damaged) > 1 else ""
+    return lines, f"line {damaged[0]} is no JSON object of a step and its numbers{others}"
+
+
+def _parse(text: bytes) -> dict | None:
+    """A line; None where the text is none."""
+    try:
+        line = json.loads(text)
+        step = line["step"]
+        numbers = all(x is None or _is_number(x) for x in line.values())
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return line if numbers and isinstance(step, int) and step >= 0 else None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1000  # beyond it is no float
+    return isinstance(value, float)
+
+
+def _is_torn(text: bytes) -> bool:
+    """Whether the end of a file is the beginning of a line, or zeros that a power cut leaves."""
+    begins = b'{"step": '
+    return text[: len(begins)] == begins[: len(text)] or not text.strip(b"\0")
+
+
+def _set_aside(path: Path, damage: str) -> None:
+    number, target = 1, path.with_name(f"{FILE_NAME}.damaged")
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{FILE_NAME}.damaged_{number}")
+    path.rename(target)
+    _LOG.warning("%s is damaged: %s. It is moved to %s; its good lines stay", path, damage, target)
 
 
 def _null_to_nan(line: Mapping[str, float | int | None]) -> dict[str, Any]:
     return {name: math.nan if value is None else value for name, value in line.items()}
-
-
-def _replace(path: Path, text: str) -> None:
-    # A kill between the two steps leaves the old file whole.
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _line(values: Mapping[str, float | int | None]) -> str:

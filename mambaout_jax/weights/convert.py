@@ -11,8 +11,8 @@ Nothing is skipped and nothing is filled in: a name too many, a name too few or 
 is an error that lists all of them. PyTorch itself is not needed.
 """
 
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Mapping
+from types import FunctionType, ModuleType
 from typing import Any
 
 import flax.traverse_util
@@ -23,12 +23,12 @@ import numpy as np
 from mambaout_jax.backbone import Backbone, Classifier
 from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_model, find_variant
+from mambaout_jax.weights.files import listed
+from mambaout_jax.weights.state_dicts import find_state_dict
 from mambaout_jax.weights.torch_names import Path, Rules, Tensor, torch_name, torch_tensors
 
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
 POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
-WRAPPERS = ("model", "state_dict", "state_dict_ema")  # what checkpoints call a state dict
-_SHOWN = 8
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
     Args:
         name: one of `list_models()`.
         state_dict: names to arrays or CPU tensors, in any naming that the family knows (told apart
-            by the names); also a checkpoint that holds it under "model" or "state_dict".
+            by the names); also a checkpoint that holds it, see `weights.state_dicts`.
         **options: options of `create_model`.
 
     Returns:
@@ -45,12 +45,14 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
         the state dict.
 
     Raises:
-        ValueError: names, shapes or derived tables do not fit; the message lists them.
+        ValueError: names, shapes, dtypes or derived tables do not fit; the message lists them.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
-            break
+    return jax.tree.map(widen, from_torch_as_saved(name, state_dict, **options))
+
+
+def from_torch_as_saved(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """As `from_torch`, but arrays (not tensors of PyTorch) keep their dtypes, such as bfloat16."""
+    state_dict = find_state_dict(state_dict, ema=False)
     model = create_model(name, **options)
     shapes = _shapes(name, model, options)
     naming = _detect_naming(name, state_dict, shapes)
@@ -62,12 +64,12 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
     wanted = {key: tensor.torch_shape for key, tensor in tensors.items()}
     found = {key: tuple(np.shape(x)) for key, x in state_dict.items() if key not in derived}
     _check(name, naming, wanted, found)
+    arrays = {key: _to_numpy(state_dict[key]) for key in tensors}
+    _check_floating(name, arrays)
     flat = {
         path: part
         for key, tensor in tensors.items()
-        for path, part in zip(
-            tensor.paths, tensor.from_torch(_to_numpy(state_dict[key])), strict=True
-        )
+        for path, part in zip(tensor.paths, tensor.from_torch(arrays[key]), strict=True)
     }
     return flax.traverse_util.unflatten_dict(flat)
 
@@ -87,7 +89,8 @@ def to_torch(
         Names to numpy arrays, which share no memory with the variables.
 
     Raises:
-        ValueError: the family has no such naming, or the variables are not those of the model.
+        ValueError: the family has no such naming, or the variables are not those of the model, in
+            names, shapes or dtypes.
     """
     model = create_model(name, **options)
     shapes = _shapes(name, model, options)
@@ -102,7 +105,10 @@ def to_torch(
 
 
 def check_variables(name: str, variables: Mapping[str, Any], **options: Any) -> None:
-    """Raises ValueError unless names and shapes are those of `create_model(name, **options)`."""
+    """Raises ValueError unless names and shapes are those of `create_model(name, **options)`.
+
+    Also where an array is not floating: parameters and statistics of all models are.
+    """
     shapes = _shapes(name, create_model(name, **options), options)
     _check_paths(name, shapes, flax.traverse_util.flatten_dict(dict(variables)))
 
@@ -159,10 +165,8 @@ def namings(name: str) -> Mapping[str, Rules]:
             f"{name} has no PyTorch names: no PyTorch version of it is published; save its "
             "variables under our own, `weights.load.save_variables`"
         )
-    names: Any = family.TORCH_NAMES
-    if callable(names):
-        return names(variant)
-    return names
+    by_size: Any = family.TORCH_NAMES
+    return by_size(variant) if isinstance(by_size, FunctionType) else by_size
 
 
 def _rules(name: str, naming: str) -> Rules:
@@ -217,7 +221,7 @@ def _compare_derived(
     if wrong:
         raise ValueError(
             f"these tables of {name} follow from its sizes, and the weights have others: "
-            f"{_listed(wrong)}; check image_size and the options"
+            f"{listed(wrong)}; check image_size and the options"
         )
 
 
@@ -229,8 +233,13 @@ def _same_table(ours: np.ndarray, theirs: np.ndarray) -> bool:
 def _to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor; numpy has no bfloat16, and widening it is exact
         value = value.detach()
-        value = (value.float() if value.dtype.itemsize < 4 else value).numpy()
-    value = np.asarray(value)
+        narrow = value.dtype.is_floating_point and value.dtype.itemsize < 4
+        value = (value.float() if narrow else value).numpy()
+    return np.asarray(value)
+
+
+def widen(value: np.ndarray) -> np.ndarray:
+    """The array in at least float32, which changes no number."""
     return value.astype(np.promote_types(value.dtype, np.float32), copy=False)
 
 
@@ -238,6 +247,17 @@ def _check_paths(name: str, shapes: Mapping[Path, Any], flat: Mapping[Path, Any]
     wanted = {"/".join(path): tuple(leaf.shape) for path, leaf in shapes.items()}
     found = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
     _check(name, "this project's", wanted, found)
+    _check_floating(name, {"/".join(path): value for path, value in flat.items()})
+
+
+def _check_floating(name: str, arrays: Mapping[str, Any]) -> None:
+    dtypes = {key: getattr(value, "dtype", type(value)) for key, value in arrays.items()}
+    wrong = [f"{key} ({x})" for key, x in dtypes.items() if not jnp.issubdtype(x, jnp.floating)]
+    if wrong:
+        raise ValueError(
+            f"the parameters of {name} are floating-point numbers, and these weights have others: "
+            f"{listed(wrong)}; cast them, or undo the quantisation that made them"
+        )
 
 
 def _check(
@@ -262,11 +282,6 @@ def _check(
         ("wrong shape", wrong),
     ):
         if keys:
-            lines.append(f"  {title} ({len(keys)}): {_listed(keys)}")
+            lines.append(f"  {title} ({len(keys)}): {listed(keys)}")
     lines.append("check the model's name, num_classes, in_chans and options")
     raise ValueError("\n".join(lines))
-
-
-def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + more

@@ -6,8 +6,11 @@ A source is one of
     mambaout_femto.in1k                   key of the catalog of published weights
     hf_hub:owner/name                     model repository on the Hugging Face hub; or name@revision
     https://…/mambaout_femto.pth          file of the web
-    weights.safetensors, .pth, .pt, .bin  file of PyTorch tensors; .safetensors also of our own
+    weights.safetensors, last.pth.tar     file of PyTorch tensors, by its contents safetensors or of
+                                          torch.save; safetensors also of our own
     runs/quickstart                       working directory of a training run here
+    exported                              folder with the config.json and the weights that timm
+                                          writes for the hub
 
 A file of our own names its tensors by their path, "params/backbone/stem/conv1/kernel"; PyTorch's
 names have no slash, which tells them apart.
@@ -17,6 +20,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -33,18 +37,16 @@ from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
     POSITIONS,
-    WRAPPERS,
     check_variables,
-    from_torch,
+    from_torch_as_saved,
     to_torch,
     torch_shape,
+    widen,
 )
-from mambaout_jax.weights.locate import MODEL_KEY, locate, open_safetensors
-from mambaout_jax.weights.read import read_torch_file
+from mambaout_jax.weights.files import check_finite, read_safetensors, read_tensors, unflatten
+from mambaout_jax.weights.locate import MODEL_KEY, locate
 
 _LOG = logging.getLogger("mambaout_jax")
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-_EMA_WRAPPERS = ("state_dict_ema", "model_ema")
 
 _Tensors = Mapping[str, np.ndarray]
 
@@ -84,31 +86,7 @@ def load_pretrained(
             does not fit the model; the message lists what does not fit.
         RuntimeError: a download failed, or no checkpoint of a run can be read.
     """
-    found = locate(source, name)
-    options = {**found.options, **options}
-    num_classes = options.pop("num_classes", None)
-    tensors = _read(found.fetch(), ema)
-    trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
-    of_weights = {**options, "image_size": trained}
-    flat = _to_variables(source, found.name, tensors, of_weights)
-    own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
-    wanted = own if num_classes is None else num_classes
-    image_size = options.pop("image_size", None) or trained
-    model = create_model(found.name, num_classes=wanted, image_size=image_size, **options)
-    backbone: Any = model.backbone
-    if POSITIONS in flat:
-        grid = create_backbone(found.name, **of_weights).grid
-        flat[POSITIONS] = _fit_positions(source, backbone, flat[POSITIONS], grid)
-    if wanted not in (0, own) and not reset_head:
-        raise ValueError(
-            f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
-            "initialises the last layer afresh and keeps all others"
-        )
-    if reset_head or wanted != own:
-        flat = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
-    if reset_head and wanted:
-        size = image_size or find_variant(found.name)[1].image_size
-        flat |= _fresh_classifier(source, model, size, seed)
+    model, flat = _load(source, name, reset_head, ema, seed, options)
     return model, unflatten_dict(flat)
 
 
@@ -157,16 +135,21 @@ def read_variables(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or its names are not paths.
     """
-    tensors, metadata = _read_safetensors(Path(path))
-    return unflatten_dict(tensors, sep="/"), metadata
+    tensors, metadata = read_safetensors(Path(path).expanduser())
+    try:
+        return unflatten(tensors), metadata
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def convert_file(
     source: str | Path, out: str | Path, name: str | None = None, naming: str | None = None
 ) -> str:
-    """Writes the weights of a source as safetensors, reads them back and compares.
+    """Writes the weights of a source as safetensors, in the dtypes that they have there.
+
+    They are read back and compared.
 
     Args:
         source, name: see `load_pretrained`.
@@ -181,7 +164,8 @@ def convert_file(
         file does not read back as it was written.
     """
     found = locate(source, name)
-    model, variables = load_pretrained(source, name)
+    model, flat = _load(source, name, as_saved=True)
+    variables = unflatten_dict(flat)
     classes, metadata = model.head.num_classes, {MODEL_KEY: found.name}
     if naming is None:
         save_variables(variables, out, metadata)
@@ -189,16 +173,55 @@ def convert_file(
         size = getattr(model.backbone, "image_size", None)
         options = {**found.options, "num_classes": classes, "image_size": size}
         _write(to_torch(found.name, variables, naming, **options), out, metadata)
-    _, again = load_pretrained(out, found.name, **found.options)
-    before: dict[str, Any] = flatten_dict(variables, sep="/")
-    after: dict[str, Any] = flatten_dict(again, sep="/")
-    differing = [key for key in before if not _equal(before[key], after.get(key))]
-    if before.keys() != after.keys() or differing:
+    _, again = _load(out, found.name, options=found.options, as_saved=True)
+    differing = ["/".join(path) for path in flat if not _equal(flat[path], again.get(path))]
+    if flat.keys() != again.keys() or differing:
         raise RuntimeError(f"{out} does not read back as written; differing: {differing}")
     return (
         f"{out}: {found.name}, {classes} classes, {naming or 'own'} names; "
-        f"round trip: {len(before)} tensors equal bit for bit"
+        f"round trip: {len(flat)} tensors equal bit for bit"
     )
+
+
+def _load(
+    source: str | Path,
+    name: str | None,
+    reset_head: bool = False,
+    ema: bool = True,
+    seed: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    as_saved: bool = False,
+) -> tuple[Classifier, dict[tuple[str, ...], Any]]:
+    """The model of `load_pretrained` and its variables by path; `as_saved`: in the saved dtypes."""
+    found = locate(source, name)
+    options = {**found.options, **options}
+    num_classes = options.pop("num_classes", None)
+    tensors = _read(source, found.fetch(), ema)
+    trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
+    of_weights = {**options, "image_size": trained}
+    flat = _to_variables(source, found.name, tensors, of_weights)
+    if not as_saved and _named_in_torch(tensors):
+        flat = {path: widen(leaf) for path, leaf in flat.items()}
+    own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
+    wanted = own if num_classes is None else num_classes
+    image_size = options.pop("image_size", None) or trained
+    model = create_model(found.name, num_classes=wanted, image_size=image_size, **options)
+    backbone: Any = model.backbone
+    if POSITIONS in flat:
+        grid = create_backbone(found.name, **of_weights).grid
+        flat[POSITIONS] = _fit_positions(source, backbone, flat[POSITIONS], grid)
+    if wanted not in (0, own) and not reset_head:
+        raise ValueError(
+            f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
+            "initialises the last layer afresh and keeps all others"
+        )
+    if reset_head or wanted != own:
+        flat = {path: leaf for path, leaf in flat.items() if path[:-1] != CLASSIFIER[:-1]}
+    if reset_head and wanted:
+        size = image_size or find_variant(found.name)[1].image_size
+        flat |= _fresh_classifier(source, model, size, seed)
+    return model, flat
 
 
 def _equal(one: np.ndarray, other: np.ndarray | None) -> bool:
@@ -210,42 +233,24 @@ def _equal(one: np.ndarray, other: np.ndarray | None) -> bool:
     )
 
 
-def _read(path: Path, ema: bool) -> _Tensors:
+def _read(source: str | Path, path: Path, ema: bool) -> _Tensors:
     """All tensors of a file, or of a run's newest checkpoint, under their names there."""
     if path.is_dir():
         state = read_checkpoint(path / "checkpoints").state
         averaged = state.get("ema") if ema else None
         variables = averaged or {"params": state["params"], **state.get("collections", {})}
-        flat: dict[str, Any] = flatten_dict(variables, sep="/")
-        return flat
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
-    if path.suffix not in _TORCH_SUFFIXES:
-        raise ValueError(
-            f"{path} has the suffix {path.suffix!r}, which says nothing of how to read it; allowed "
-            f"are .safetensors, {', '.join(_TORCH_SUFFIXES)}"
-        )
-    tensors = read_torch_file(path)
-    if not isinstance(tensors, Mapping):
-        raise ValueError(
-            f"{path} holds a {type(tensors).__name__}, not a state dict; save that of the model, "
-            "torch.save(model.state_dict(), …)"
-        )
-    for wrapper in (*(_EMA_WRAPPERS if ema else ()), *WRAPPERS):
-        if isinstance(tensors.get(wrapper), Mapping):
-            return tensors[wrapper]
+        tensors: Any = flatten_dict(variables, sep="/")
+    else:
+        tensors = read_tensors(path, ema)
+    try:
+        check_finite(tensors)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     return tensors
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata."""
-    with open_safetensors(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, file.metadata() or {}
-
-
 def _write(tensors: _Tensors, path: str | Path, metadata: Mapping[str, str]) -> None:
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is to be a safetensors file; call it {path}.safetensors")
     part = path.with_name(f"{path.name}.incomplete")
@@ -261,9 +266,11 @@ def _to_variables(
         if _named_in_torch(tensors):
             kernel = torch_shape(name, tensors, CLASSIFIER)
             num_classes = kernel[0] if kernel else 0
-            return flatten_dict(from_torch(name, tensors, num_classes=num_classes, **options))
+            return flatten_dict(
+                from_torch_as_saved(name, tensors, num_classes=num_classes, **options)
+            )
         kernel = tensors.get("/".join(CLASSIFIER))
-        variables = unflatten_dict(dict(tensors), sep="/")
+        variables = unflatten(tensors)
         num_classes = 0 if kernel is None else kernel.shape[-1]
         check_variables(name, variables, num_classes=num_classes, **options)
         return flatten_dict(variables)

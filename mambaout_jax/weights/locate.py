@@ -4,25 +4,26 @@
 Nothing is read here but names and settings; `weights.load` reads the weights.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import safetensors
-
 from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models, model_options
+from mambaout_jax.paths import local_path
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.published import Weights
+from mambaout_jax.weights import hub
 from mambaout_jax.weights.catalog import CATALOG, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
+from mambaout_jax.weights.files import open_safetensors
+from mambaout_jax.weights.formats import format_of
 
 MODEL_KEY = "model"  # of the metadata of our own files
 _HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # ours and timm's spelling
@@ -52,7 +53,8 @@ def locate(source: str | Path, name: str | None = None) -> Found:
 
     Raises:
         FileNotFoundError: there is no such source.
-        ValueError: it does not say which model it is of, or `name` is none.
+        ValueError: it does not say which model it is of, `name` is none, or it is an address that
+            nothing can be read from.
         RuntimeError: a repository's `config.json` could not be downloaded.
     """
     if name is not None:
@@ -65,29 +67,17 @@ def locate(source: str | Path, name: str | None = None) -> Found:
     if text.startswith(("http://", "https://")):
         name = name or _checked(_stem(Path(unquote(urlsplit(text).path))), text)
         return Found(name, partial(web_file, text), partial(_published, name))
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
+        if hub.read_config(path / hub.CONFIG) is not None:
+            return _find_beside(partial(hub.file_in, path), text, name)
         config = load_config(path / "config.json")
         preprocessing = partial(_preprocessing_of_run, config, path)
         return Found(name or config.model.name, lambda: path, preprocessing, model_options(config))
-    if path.is_file():
+    if path.exists():
         name = name or _checked(_name_of(path), text)
         return Found(name, lambda: path, partial(_published, name))
     raise FileNotFoundError(f"there are no weights {text!r}; {_hint(text)}")
-
-
-@contextlib.contextmanager
-def open_safetensors(path: Path) -> Iterator[Any]:
-    """`safetensors.safe_open`, for numpy.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            yield file
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}. Download or copy it again") from error
 
 
 def _hint(text: str) -> str:
@@ -113,31 +103,31 @@ def _find_on_hub(repository: str, name: str | None) -> Found:
     for weights in CATALOG.values():
         if weights.source == f"{_HUB_PREFIXES[0]}{repository}":
             return _find_published(weights, name)
-    name = name or _name_on_hub(repository)
-    fetch = partial(hub_file, repository, "model.safetensors")
-    return Found(name, fetch, partial(_preprocessing_on_hub, repository, name))
+    return _find_beside(partial(hub_file, repository), repository, name)
 
 
-def _name_on_hub(repository: str) -> str:
-    config = _hub_config(repository)
-    name, options = config.get("architecture"), config.get("model_args")
-    if name not in list_models() or options:
-        raise ValueError(
-            f"config.json of {repository} has architecture={name!r} and model_args={options}, "
-            f"which is none of {list_models()} as it stands; where the weights are of one with "
-            "other options, give name= and these options"
-        )
-    return name
+def _find_beside(file: Callable[[str], Path], where: str, name: str | None) -> Found:
+    """Weights with timm's `config.json` beside them; for a given name it tells no options."""
 
+    def config() -> dict[str, Any]:
+        found = hub.read_config(file(hub.CONFIG))
+        if found is None:
+            raise ValueError(
+                f"config.json of {where} names no architecture, as timm's does; where the weights "
+                "are of one of our models, give name="
+            )
+        return found
 
-def _hub_config(repository: str) -> dict[str, Any]:
-    """What timm has written next to the weights."""
-    return json.loads(hub_file(repository, "config.json").read_text(encoding="utf-8"))
+    def preprocessing(image_size: int | None) -> Preprocessing:
+        return hub.preprocessing_of(config(), where, _published(model, image_size), image_size)
+
+    model, options = hub.model_of(config(), where) if name is None else (name, {})
+    return Found(model, partial(hub.weights_file, file), preprocessing, options)
 
 
 def _name_of(path: Path) -> str:
     """The model of a file, by its metadata where it is our own, else by its name."""
-    if path.suffix != ".safetensors":
+    if format_of(path) != "safetensors":
         return _stem(path)
     with open_safetensors(path) as file:
         return (file.metadata() or {}).get(MODEL_KEY, _stem(path))
@@ -165,20 +155,19 @@ def _published(name: str, image_size: int | None) -> Preprocessing:
 
 def _preprocessing_of_run(config: Config, workdir: Path, image_size: int | None) -> Preprocessing:
     classes = workdir / "classes.json"
-    names = json.loads(classes.read_text(encoding="utf-8")) if classes.is_file() else None
+    names = _read_names(classes) if classes.is_file() else None
     own = Preprocessing.of(config.data, None if names is None else tuple(names))
     return dataclasses.replace(own, image_size=image_size or own.image_size)
 
 
-def _preprocessing_on_hub(repository: str, name: str, image_size: int | None) -> Preprocessing:
-    config, other = _hub_config(repository), _published(name, image_size)
-    given, names = config.get("pretrained_cfg", {}), config.get("label_names")
-    return Preprocessing(
-        image_size=image_size or given.get("input_size", [other.image_size])[-1],
-        crop_fraction=given.get("crop_pct", other.crop_fraction),
-        crop_mode=given.get("crop_mode", other.crop_mode),
-        interpolation=given.get("interpolation", other.interpolation),
-        mean=tuple(given.get("mean", other.mean)),
-        std=tuple(given.get("std", other.std)),
-        class_names=tuple(names) if isinstance(names, list) else None,
-    )
+def _read_names(classes: Path) -> list[str]:
+    try:
+        names = json.loads(classes.read_text(encoding="utf-8"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it is no list of names")
+    except ValueError as error:
+        raise ValueError(
+            f"{classes} is damaged ({error}); put back a copy, or run the command that trained "
+            "this run again, which writes the file anew"
+        ) from error
+    return names

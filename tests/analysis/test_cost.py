@@ -186,12 +186,90 @@ def test_parameters_whose_cost_nobody_states_are_an_error():
         count(Model(), (4, 4, 3))
 
 
+class OnTokens(nn.Module):
+    """Calls a layer on the pixels as tokens (1, L, C), also by the names of its arguments."""
+
+    layer: nn.Module
+    names: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(1, -1, x.shape[-1])
+        named = dict.fromkeys(self.names, x[:, :3])
+        return self.layer(**{"inputs": x} if not named else {"inputs_q": x, **named})
+
+
+L, C = 5 * 4, 6  # of an input of 5 x 4 pixels with 6 channels
+
+
 @pytest.mark.parametrize(
-    "layer", [nn.ConvTranspose(4, (2, 2)), nn.DenseGeneral(4), nn.Einsum((3, 4), "...a,ab->...b")]
+    ("layer", "macs"),
+    [
+        (nn.ConvTranspose(7, (3, 2), (2, 2)), L * C * 6 * 7),
+        (nn.ConvLocal(7, (3, 3), padding="VALID"), 3 * 2 * 9 * C * 7),
+        (nn.Conv(4, (3, 3), feature_group_count=2), L * 9 * (C // 2) * 4),
+        (nn.DenseGeneral((2, 3)), L * C * 6),
+        (nn.DenseGeneral(7, axis=(-2, -1)), 5 * 4 * C * 7),
+        (nn.Einsum((C, 2, 3), "...c,chd->...hd"), L * C * 6),
+        (nn.MultiHeadDotProductAttention(2), 4 * L * C * C + 2 * L * L * C),
+        (OnTokens(nn.Dense(3)), L * C * 3),
+        (OnTokens(nn.MultiHeadAttention(2), ("inputs_k", "inputs_v")),
+         2 * L * C * C + 2 * 3 * C * C + 2 * L * 3 * C),
+        (OnTokens(nn.RNN(nn.SimpleCell(7))), L * (C * 7 + 7 * 7)),
+    ],
+)  # fmt: skip
+def test_layers_of_flax_have_their_closed_forms(layer, macs):
+    tokens = isinstance(layer, nn.MultiHeadDotProductAttention)
+    assert count(layer, (1, L, C) if tokens else (5, 4, C)).macs == macs
+
+
+class Deep(nn.Module):
+    """Linear layers of 5 channels, lifted."""
+
+    lift: str
+    shared: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(5, use_bias=False, name="first")(x.mean(axis=(1, 2)))  # (1, 5)
+        axes = {"params": None if self.shared else 0}
+        split = {"params": not self.shared}
+        if self.lift == "vmap":
+            many = nn.vmap(
+                nn.Dense, variable_axes=axes, split_rngs=split, in_axes=None, axis_size=4
+            )
+            return many(5, use_bias=False)(x)
+        if self.lift == "remat":
+            return nn.remat(nn.Dense)(5, use_bias=False)(x)
+        if self.lift == "jit":
+            layer = nn.jit(nn.Dense)
+            return layer(5, use_bias=False)(layer(5, use_bias=False)(x))
+
+        class Body(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return nn.Dense(5, use_bias=False)(x), None
+
+        over = {"variable_broadcast": "params"} if self.shared else {"variable_axes": axes}
+        return nn.scan(Body, **over, split_rngs=split, length=4)()(x, None)
+
+
+@pytest.mark.parametrize(
+    ("module", "times"),
+    [
+        (Deep("scan"), 4),
+        (Deep("scan", shared=True), 4),
+        (Deep("vmap"), 4),
+        (Deep("remat"), 1),
+    ],
 )
-def test_layers_of_flax_that_are_not_counted_are_an_error(layer):
-    with pytest.raises(ValueError, match=f"of {type(layer).__name__}, whose"):
-        count(layer, (4, 4, 3))
+def test_lifted_modules_are_counted_as_often_as_they_run(module, times):
+    assert count(module, (2, 2, 3)).macs == 3 * 5 + times * 5 * 5
+
+
+def test_module_that_is_not_traced_again_is_an_error():
+    with pytest.raises(ValueError, match=r"of a module that nn\.jit has traced before, whose"):
+        count(Deep("jit"), (2, 2, 3))
 
 
 def test_module_without_parameters_costs_nothing():

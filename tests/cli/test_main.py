@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.command_line import usage_error
@@ -71,6 +72,51 @@ def test_examples_of_a_verb_parse(verb):
 def test_main_returns_the_exit_code_of_the_verb(monkeypatch):
     monkeypatch.setattr(VERBS[3], "run", lambda arguments, overrides: 17)
     assert main(["models"]) == 17
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --config x.py --workdir ADDRESS",
+        "train --config ADDRESS/x.py",
+        "train --config x.py --show-batch ADDRESS",
+        "evaluate --workdir ADDRESS",
+        "evaluate --weights w --data ADDRESS",
+        "evaluate --weights ADDRESS --data images",
+        "evaluate --weights w --figures ADDRESS",
+        "evaluate --weights w --suite ADDRESS",
+        "predict --weights ADDRESS image.png",
+        "predict --weights w image.png --grid ADDRESS",
+        "convert ADDRESS out.safetensors",
+        "convert in.pth ADDRESS",
+        "prepare imagenet --folder . --out ADDRESS",
+        "prepare imagenet --train-tar ADDRESS --out .",
+        "analyse curves run ADDRESS",
+        "analyse blocks --out ADDRESS",
+        "bench conv --out ADDRESS",
+    ],
+)
+def test_an_address_in_place_of_a_path_is_refused(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = command.replace("ADDRESS", "gs://bucket/thing").split()
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: gs://bucket/thing")
+    assert err.endswith("or use a local folder and copy the files afterwards\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_directory_may_be_written_short(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    seen = []
+    monkeypatch.setattr(VERBS[6], "run", lambda arguments, _: seen.append(arguments) or 0)
+    monkeypatch.setattr(VERBS[0], "run", lambda arguments, _: seen.append(arguments) or 0)
+    main(["analyse", "curves", "~/runs/a", "b", "--out=~/c.png"])
+    main(["train", "--config=c.py", "--workdir=~/runs/a"])
+    assert seen[0].workdirs == [Path("/home/me/runs/a"), Path("b")]
+    assert seen[0].out == Path("/home/me/c.png")
+    assert seen[1].workdir == Path("/home/me/runs/a")
 
 
 def test_version(capsys):

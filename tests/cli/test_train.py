@@ -14,6 +14,8 @@ from support import tiny_run
 from support.command_line import error_line, usage_error
 
 from mambaout_jax.cli.main import main
+from mambaout_jax.runtime.checkpoint import SaveError
+from mambaout_jax.runtime.lock import DirectoryLock
 from mambaout_jax.train import loop
 from mambaout_jax.train.preemption import Preempted
 from mambaout_jax.train.preview import describe
@@ -121,6 +123,32 @@ def test_preempted_run_has_code_75(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith(
         "stopped after step 7 as asked; the state is in runs/"
     )
+
+
+def test_a_run_that_cannot_save_ends_without_waiting_for_threads(capfd, monkeypatch):
+    def train(config, workdir):
+        raise SaveError("a checkpoint could not be written")
+
+    def end(code):
+        raise SystemExit(code)  # in place of os._exit, which nothing outlives
+
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", TINY])
+    assert stop.value.code == 1
+    assert capfd.readouterr().err == "error: a checkpoint could not be written\n"
+
+
+def test_a_workdir_in_use_is_refused_before_anything_is_read(capsys, tmp_path):
+    lock = DirectoryLock(tmp_path)
+    lock.acquire()
+    command = ["train", "--config", "none.py", "--workdir", str(tmp_path)]
+    assert f"{tmp_path} is in use by process {os.getpid()} on" in error_line(
+        capsys, *command, code=1
+    )
+    lock.release()
+    assert "there is no config file none.py" in error_line(capsys, *command)
 
 
 def test_argument_of_a_config_does_not_name_the_run(capsys, tmp_path, monkeypatch):

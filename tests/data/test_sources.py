@@ -256,3 +256,11 @@ def test_a_set_that_is_read_from_a_folder_asks_for_it():
         data.source = source
         with pytest.raises(ValueError, match=r"needs the folder: set --config\.data\.path=DIR"):
             open_source(data, "train")
+
+
+@pytest.mark.parametrize("source", ["folder", "imagenet"])
+def test_an_address_in_place_of_the_folder_is_refused(source):
+    data = default_config().data
+    data.source, data.path = source, "s3://bucket/images"
+    with pytest.raises(ValueError, match=r"^s3://bucket/images is an address"):
+        open_source(data, "train")

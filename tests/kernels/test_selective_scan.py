@@ -21,6 +21,7 @@ from support.places import GOLDENS
 
 from mambaout_jax.kernels import selective_scan as module
 from mambaout_jax.kernels import selective_scan_pallas
+from mambaout_jax.kernels.dispatch import plain_implementations
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 
 FOLDER = GOLDENS / "mamba"
@@ -346,3 +347,26 @@ def test_selective_scan_rejects_integers_and_unknown_implementations(monkeypatch
     allowed = ", ".join(map(repr, IMPLEMENTATIONS))
     with pytest.raises(ValueError, match=f"implementation='mamba'; allowed are {allowed}"):
         selective_scan(**arrays, implementation="mamba")
+
+
+@pytest.mark.parametrize("implementation", ["auto", "chunked", "pallas"])
+def test_second_derivatives_name_the_implementations_that_have_them(implementation):
+    arrays = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in FITTING.items()}
+
+    def total(u, implementation=implementation):
+        rest = {name: jnp.ones(shape) for name, shape in FITTING.items() if name != "u"}
+        return (selective_scan(u=u, **rest, implementation=implementation) ** 2).sum()
+
+    def curvature(u):
+        return jax.jvp(jax.grad(total), (u,), (u,))[1]
+
+    def slope(u):
+        return jax.grad(lambda u: jax.grad(total)(u).sum())(u)
+
+    for function in (curvature, slope):
+        with pytest.raises(ValueError, match=r"first derivatives only.*'sequential' or 'associ"):
+            jax.eval_shape(function, arrays["u"])
+    jax.eval_shape(jax.grad(total), arrays["u"])
+    if implementation == "auto":
+        with plain_implementations():
+            jax.eval_shape(curvature, arrays["u"])

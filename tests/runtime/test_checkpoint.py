@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from support.checkpoint_states import flatten, make_abstract, make_mesh, make_state
 
-from mambaout_jax.runtime.checkpoint import Checkpointer, read_checkpoint
+from mambaout_jax.runtime.checkpoint import Checkpointer, SaveError, read_checkpoint, read_meta
 
 
 def assert_same(actual, expected):
@@ -173,6 +174,53 @@ def test_leftovers_of_killed_saves_and_deletions_are_removed(directory, name):
         assert checkpointer.steps() == [1, 2]
 
 
+def test_files_left_by_killed_saves_are_removed_and_links_among_them_not_followed(directory):
+    (directory / "55.orbax-checkpoint-tmp-1").write_bytes(b"half")
+    (directory / "56.orbax-checkpoint-tmp").symlink_to(directory / "2")
+    with Checkpointer(directory, keep=2) as checkpointer:
+        assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+        assert checkpointer.restore(make_abstract(make_state(2))).step == 2
+
+
+def test_what_is_no_checkpoint_is_told_and_left_alone(directory, caplog):
+    (directory / "0060").mkdir()
+    (directory / "notes.txt").write_text("x")
+    (directory / "٣").mkdir()  # a decimal digit, too
+    (directory / ".DS_Store").write_text("x")
+    (directory / "unreadable").mkdir()
+    with Checkpointer(directory, keep=2) as checkpointer:
+        assert checkpointer.steps() == [1, 2]
+        assert checkpointer.restore(make_abstract(make_state(2))).step == 2
+    assert caplog.messages == [
+        f"{directory / name} is no checkpoint and is ignored" for name in ("0060", "notes.txt", "٣")
+    ]
+    assert (directory / "0060").is_dir()
+
+
+def test_a_file_in_place_of_the_directory_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("x")
+    with pytest.raises(NotADirectoryError, match=r"checkpoints is a file, where .* move it away"):
+        Checkpointer(tmp_path / "checkpoints", keep=1)
+
+
+def test_links_to_old_checkpoints_are_deleted_and_not_what_they_show(directory, tmp_path):
+    (directory / "1").rename(tmp_path / "elsewhere")
+    (directory / "1").symlink_to(tmp_path / "elsewhere")
+    with Checkpointer(directory, keep=1) as checkpointer:
+        checkpointer.save(3, {"x": jnp.ones(2)}, {})
+    assert sorted(path.name for path in directory.iterdir()) == ["3"]
+    assert (tmp_path / "elsewhere" / "meta").is_dir()
+
+
+def test_read_meta_takes_the_newest_that_is_sound(directory):
+    assert read_meta(directory) == {"seed": 2}
+    copy_older(directory / "2")
+    assert read_meta(directory) == {"seed": 1}
+    empty(directory / "1")
+    assert read_meta(directory) is None
+    assert read_meta(directory / "none") is None
+
+
 def test_a_flipped_byte_anywhere_never_gives_wrong_values(directory, caplog):
     expected = {step: flatten(make_state(step)) for step in (1, 2)}
     files = sorted(path for path in (directory / "2").rglob("*") if path.is_file())
@@ -226,6 +274,26 @@ def change_meta(step):
     path.write_text(path.read_text().replace('"seed": 2', '"seed": 3'))
 
 
+def copy_older(step):
+    shutil.rmtree(step)
+    shutil.copytree(step.with_name("1"), step)
+
+
+def link_older(step):
+    shutil.rmtree(step)
+    step.symlink_to("1", target_is_directory=True)
+
+
+def make_file(step):
+    shutil.rmtree(step)
+    step.write_bytes(b"x")
+
+
+def make_dangling(step):
+    shutil.rmtree(step)
+    step.symlink_to("nowhere")
+
+
 DAMAGES = {
     "values": (damage_values, "CRC-32 differs of variables/counts/bytes"),
     "truncated": (truncate_data, ""),
@@ -235,6 +303,10 @@ DAMAGES = {
     "no meta": (lambda step: shutil.rmtree(step / "meta"), "meta"),
     "empty": (empty, ""),
     "changed meta": (change_meta, "CRC-32 of its meta data differs"),
+    "copy of another step": (copy_older, "it holds step 1, so it was copied or renamed"),
+    "link to another step": (link_older, "it holds step 1, so it was copied or renamed"),
+    "a file": (make_file, "NotADirectoryError"),
+    "a link to nothing": (make_dangling, "FileNotFoundError"),
     "torn meta": (lambda step: (step / "meta" / "data.json").write_text('{"meta": {'), "JSON"),
 }
 
@@ -256,7 +328,9 @@ def test_restore_falls_back_and_sets_the_damaged_step_aside(directory, caplog, n
         assert messages[0].endswith("step 1 is used instead")
         aside = directory / "unreadable" / "2"
         assert messages[1] == f"checkpoint 2 is moved to {aside}"
-        assert {p.relative_to(aside): p.stat().st_size for p in aside.rglob("*")} == damaged
+        assert os.path.lexists(aside)
+        if not aside.is_symlink():
+            assert {p.relative_to(aside): p.stat().st_size for p in aside.rglob("*")} == damaged
         assert checkpointer.steps() == [1]
         checkpointer.save(2, make_state(8), {"seed": 8})
     again = read_checkpoint(directory)
@@ -347,9 +421,36 @@ def test_a_failed_background_save_surfaces_and_names_the_last_good_one(directory
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", full)
             checkpointer.save(3, make_state(3), {"seed": 3})
-            with pytest.raises(RuntimeError, match="No space left on device") as error:
+            with pytest.raises(
+                SaveError, match=r"checkpoints: No space left on device\. The new"
+            ) as error:
                 checkpointer.wait()
         assert f"newest complete one is {directory / '2'};" in str(error.value)
         assert checkpointer.steps() == [1, 2]
         checkpointer.save(3, make_state(3), {"seed": 3})
     assert_same(read_checkpoint(directory).state, make_state(3))
+
+
+def spoil_by_a_file(directory):
+    shutil.rmtree(directory)
+    directory.write_text("x")
+    return "File exists"
+
+
+def spoil_by_a_missing_disk(directory):
+    shutil.rmtree(directory)
+    directory.symlink_to("nowhere")
+    return "File exists"
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_a_file, spoil_by_a_missing_disk])
+def test_a_directory_that_cannot_be_written_to_is_told_before_orbax_waits_for_it(directory, spoil):
+    threads = threading.active_count()
+    with Checkpointer(directory, keep=2) as checkpointer:
+        words = spoil(directory)
+        with pytest.raises(
+            SaveError, match=rf"could not be written to {directory}: .*{words}"
+        ) as error:
+            checkpointer.save(3, {"x": jnp.ones(2)}, {})
+    assert "There is no complete one; check the free space" in str(error.value)
+    assert threading.active_count() <= threads

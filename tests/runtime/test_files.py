@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files are replaced whole or not at all."""
 
+import errno
 import json
 import os
 import signal
@@ -48,6 +49,19 @@ def test_an_error_while_writing_keeps_the_old_file_alone(tmp_path, error):
         fail()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    path = tmp_path / "a.txt"
+
+    def fail():
+        with replacing(path), open("/dev/full", "w") as full:
+            full.write("new")
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'") as error:
+        fail()
+    assert error.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_readers_see_the_old_file_until_the_end(tmp_path):

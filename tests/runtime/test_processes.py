@@ -7,8 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
+import jax
 import pytest
+from jax.experimental import multihost_utils
 from support.places import ROOT
 from support.runs import (
     assert_close,
@@ -18,6 +21,8 @@ from support.runs import (
     signal_after,
     timeless_metrics,
 )
+
+from mambaout_jax.runtime.processes import in_first_process
 
 COMMAND = [
     *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/support/tiny_run.py"),
@@ -46,6 +51,30 @@ def start():
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(("index", "failed"), [(0, True), (1, True), (0, False), (1, False)])
+def test_what_fails_in_the_first_process_fails_in_all(monkeypatch, index, failed):
+    said, ran = [], []
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "broadcast_one_to_all", lambda x: said.append(bool(x)) or failed
+    )
+
+    def action():
+        ran.append(index)
+        if failed:
+            raise OSError("the disk is full")
+
+    if failed:
+        words = "the disk is full" if index == 0 else "the first process of this run stops"
+        with pytest.raises((OSError, RuntimeError)[index], match=words):
+            in_first_process(action)
+    else:
+        in_first_process(action)
+    assert ran == [0][index:]
+    assert said == [failed and index == 0]  # every process takes part
 
 
 def finish(process, code=0):
@@ -84,6 +113,46 @@ def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterru
     assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
     assert final_state(workdir) == final_state(uninterrupted[0])
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_until_the_first_is_gone_and_harms_nothing(start, tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir)
+    signal_after(first, workdir, 40, signal.SIGCONT)  # which does nothing
+    before = sorted(path.name for path in workdir.iterdir())
+    out, err = finish(start(workdir, "--config.seed=1"), 1)
+    assert out == ""
+    assert re.fullmatch(
+        rf"error: {workdir} is in use by process {first.pid} on \S+, since .*: wait until that run "
+        r"has ended, stop it, or train into another --workdir\n",
+        err,
+    )
+    assert sorted(path.name for path in workdir.iterdir()) == before
+    first.kill()
+    finish(first, -signal.SIGKILL)
+    assert (workdir / "run.lock").exists()
+    out, err = finish(start(workdir, "--config.schedule.total_steps=81"))
+    assert "resuming from" in out
+    assert not (workdir / "run.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_turns_unwritable_ends_the_run_within_seconds(start, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    signal_after(process, workdir, 40, signal.SIGSTOP)
+    (workdir / "checkpoints").rename(workdir / "elsewhere")
+    (workdir / "checkpoints").write_text("x")
+    process.send_signal(signal.SIGCONT)
+    began = time.monotonic()
+    _, err = finish(process, 1)
+    assert time.monotonic() - began < 60  # Orbax alone would wait for 300 s
+    (line,) = err.splitlines()
+    assert line.startswith(
+        f"error: a checkpoint could not be written to {workdir / 'checkpoints'}: "
+    )
+    assert not (workdir / "run.lock").exists()
 
 
 @pytest.mark.newest

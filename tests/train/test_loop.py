@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs: what they write, and that stopping and damaging them changes no result."""
 
+import hashlib
 import itertools
 import json
 import logging
@@ -150,7 +151,7 @@ def test_report_is_the_mean_of_its_updates(finished, tmp_path, caplog):
     workdir = rewind(finished[0], tmp_path / "run", 11)
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         train(config, workdir)
-    assert "log.every_steps was 8 when this run began and is 1 from here on" in caplog.text
+    assert "log.every_steps was 8 up to here and is 1 from here on" in caplog.text
     assert final_state(workdir) == final_state(finished[0])
 
     lines = [line for line in read_metrics(workdir) if "train/loss" in line]
@@ -180,11 +181,33 @@ def test_train_goes_on_over_another_mesh(finished, tmp_path, monkeypatch, caplog
     workdir = rewind(finished[0], tmp_path / "run", 11)
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         metrics = train(config, workdir)
-    assert "mesh.fsdp was 1 when this run began and is 2 from here on" in caplog.text
+    assert "mesh.fsdp was 1 up to here and is 2 from here on" in caplog.text
     assert specs == [(step, jax.P(None, "fsdp")) for step in (22, 30)]
     for name, value in finished[1].items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
     assert_close(workdir, finished[0], atol=1e-3)
+
+
+def poison_updates(monkeypatch, is_bad, name="loss", value=math.nan):
+    """Makes a sum not finite in updates of which `is_bad(step, digest of the batch)` says so."""
+    make_train_step, poison = loop.make_train_step, jax.numpy.float32(value)
+
+    def make_poisoned(*arguments):
+        update = make_train_step(*arguments)
+
+        def poisoned(state, batch):
+            step = int(jax.device_get(state.step)) + 1
+            bad = is_bad(step, digest(jax.device_get(batch["image"])))
+            state, sums = update(state, batch)
+            return state, {**sums, name: poison} if bad else sums
+
+        return poisoned
+
+    monkeypatch.setattr(loop, "make_train_step", make_poisoned)
+
+
+def digest(images):
+    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -197,18 +220,7 @@ def test_train_goes_on_over_another_mesh(finished, tmp_path, monkeypatch, caplog
 def test_train_stops_before_it_saves_what_is_not_finite(
     finished, tmp_path, monkeypatch, name, value, words
 ):
-    make_train_step, poison = loop.make_train_step, jax.numpy.float32(value)
-
-    def make_poisoned(*arguments):
-        update, steps = make_train_step(*arguments), itertools.count(12)
-
-        def poisoned(state, batch):
-            state, sums = update(state, batch)
-            return state, {**sums, name: poison} if next(steps) == 13 else sums
-
-        return poisoned
-
-    monkeypatch.setattr(loop, "make_train_step", make_poisoned)
+    poison_updates(monkeypatch, lambda step, _: step == 13, name, value)
     workdir = rewind(finished[0], tmp_path / "run", 11)
     config = get_config()
     config.checkpoint.every_steps = 1
@@ -216,8 +228,55 @@ def test_train_stops_before_it_saves_what_is_not_finite(
         train(config, workdir)
     # Step 12 was still being written when step 13 came out.
     assert f"the last good checkpoint is {workdir / 'checkpoints' / '12'}." in str(error.value)
+    assert not (workdir / "run.lock").exists()
     assert checkpoints(workdir) == [11, 12]
     assert max(line["step"] for line in read_metrics(workdir)) == 8
+
+
+def batch_digests(count):
+    config = get_config()
+    source = open_source(config.data, "train")
+    with train_batches(config, source, TrainingView(config)) as batches:
+        return [digest(batch["image"]) for batch in itertools.islice(batches, count)]
+
+
+@pytest.mark.slow
+def test_a_run_rolls_back_past_bad_data_and_a_kill_changes_nothing(
+    finished, tmp_path, monkeypatch, caplog
+):
+    config = get_config()
+    config.on_nan = "roll back"
+    digests = batch_digests(50)
+    bad, seen = {digests[13], digests[24]}, []  # of updates 14 and, after the first roll-back, 22
+
+    def is_bad(step, batch):
+        seen.append((step, digests.index(batch)))
+        return batch in bad
+
+    poison_updates(monkeypatch, is_bad)
+    workdir = rewind(finished[0], tmp_path / "run", 11)
+    metrics = train(config, workdir)
+    # The checks are at 13 and 16: by then updates 12 to 16 have been made, of which 14 was bad.
+    assert seen[:5] == [(step, step - 1) for step in range(12, 17)]
+    assert seen[5:16] == [(step, step + 2) for step in range(12, 23)]  # three batches left out
+    assert seen[16:] == [(step, step + 13) for step in range(12, 31)]  # and eleven more
+    assert metrics["step"] == 30
+    assert [message.partition(" (")[0] for message in caplog.messages if "back" in message][1:] == [
+        "the loss is nan at step 14; back to step 11, leaving out the 3 batches in between",
+        "the loss is nan at step 22; back to step 11, leaving out the 11 batches in between",
+    ]
+    lines = timeless_metrics(workdir)
+    assert [line for line in lines if "train/rollbacks" in line] == [
+        {"step": 12, "train/rollbacks": 1, "train/skipped_batches": 3},
+        {"step": 12, "train/rollbacks": 2, "train/skipped_batches": 11},
+    ]
+    assert [line["step"] for line in lines] == [8, 12, 12, 13, 16, 24, 26, 30, 30]
+
+    for step in (11, 22):  # killed before the first checkpoint after the roll-backs, and after it
+        again = rewind(workdir, tmp_path / f"from_{step}", step)
+        train(config, again)
+        assert final_state(again) == final_state(workdir)
+        assert timeless_metrics(again) == lines
 
 
 def make_folder(root, corrupt):
@@ -281,12 +340,12 @@ def test_train_leaves_no_trace_of_wrong_settings(tmp_path, setting, value, words
 
 def test_train_refuses_to_go_on_with_another_run(finished, tmp_path):
     workdir = rewind(finished[0], tmp_path / "run", 22)
-    before = (workdir / "config.json").read_bytes()
+    (workdir / "config.json").unlink()  # the checkpoint knows the settings, too
     config = get_config()
     config.seed = 1
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
         train(config, workdir)
-    assert (workdir / "config.json").read_bytes() == before
+    assert not (workdir / "config.json").exists()
     assert checkpoints(workdir) == [11, 22]
 
 

@@ -100,11 +100,37 @@ def test_record_run_writes_settings_and_environment(config, tmp_path):
     }
 
 
-def test_new_workdir_is_no_other_run(config, tmp_path, caplog):
+@pytest.fixture
+def saved(config, monkeypatch):
+    """As if the workdir held a checkpoint of a run with these settings, as JSON gives them back."""
+
+    def save():
+        settings = json.loads(json.dumps(config.to_dict()))
+        monkeypatch.setattr(record, "read_meta", lambda directory: {"settings": settings})
+
+    save()
+    return save
+
+
+def test_a_workdir_without_a_checkpoint_is_free_for_any_run(config, tmp_path, caplog):
     check_same_run(config, tmp_path / "none")
     assert not (tmp_path / "none").exists()
-    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
+    record_run(config, tmp_path, {})
+    config.seed = 1
     check_same_run(config, tmp_path)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff", b'{"seed": 5}'])
+def test_the_checkpoint_says_what_the_settings_were_whatever_the_file_says(
+    config, saved, tmp_path, content, caplog
+):
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    check_same_run(config, tmp_path)
+    config.seed = 1
+    with pytest.raises(ValueError, match="  seed: 0 there, 1 now"):
+        check_same_run(config, tmp_path)
     assert caplog.text == ""
 
 
@@ -156,8 +182,7 @@ def test_files_of_a_run_are_its_own(config, tmp_path):
         ("ema.decay", 0.9, "  ema.decay: 0.0 there, 0.9 now"),
     ],
 )
-def test_another_run_is_refused(config, tmp_path, name, value, words):
-    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
+def test_another_run_is_refused(config, saved, tmp_path, name, value, words):
     config.update_from_flattened_dict({name: value, "log.every_steps": 3})
     with pytest.raises(ValueError, match=r"holds a run with other settings") as error:
         check_same_run(config, tmp_path)
@@ -167,8 +192,7 @@ def test_another_run_is_refused(config, tmp_path, name, value, words):
     )
 
 
-def test_option_of_the_model_makes_another_run(config, tmp_path):
-    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
+def test_option_of_the_model_makes_another_run(config, saved, tmp_path):
     with config.model.options.unlocked():
         config.model.options.kernel_size = 5
     config.seed = 3
@@ -181,23 +205,23 @@ def test_option_of_the_model_makes_another_run(config, tmp_path):
     [
         ("schedule.total_steps", 100, "schedule.total_steps was None"),
         ("schedule.final_learning_rate", 0.0, "schedule.final_learning_rate was 1e-05"),
-        ("mesh.fsdp", 2, "mesh.fsdp was 1 when this run began and is 2 from here on"),
+        ("mesh.fsdp", 2, "mesh.fsdp was 1 up to here and is 2 from here on"),
         ("evaluation.batch_size", 64, "evaluation.batch_size was 256"),
         ("checkpoint.keep", 5, "checkpoint.keep was 2"),
         ("log.every_steps", 10, "log.every_steps was 50"),
+        ("on_nan", "roll back", "on_nan was 'stop'"),
         ("require_accelerator", True, "require_accelerator was False"),
         ("data.path", "/elsewhere", "data.path was ''"),
         ("data.num_workers", 4, "data.num_workers was 0"),
         ("data.max_corrupt_fraction", 0.5, "data.max_corrupt_fraction was 0.01"),
     ],
 )
-def test_settings_that_may_change_are_told(config, tmp_path, caplog, name, value, words):
-    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
+def test_settings_that_may_change_are_told(config, saved, tmp_path, caplog, name, value, words):
     config.update_from_flattened_dict({name: value})
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         check_same_run(config, tmp_path)
     (warning,) = caplog.records
     assert words in warning.getMessage()
-    record_run(config, tmp_path, {"classes.json": ["cat", "dog"]})
+    saved()
     check_same_run(config, tmp_path)
     assert len(caplog.records) == 1

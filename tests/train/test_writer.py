@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,7 +21,8 @@ from mambaout_jax.train.writer import MetricWriter, NullWriter, WandbSettings, r
 
 
 def write_steps(workdir, steps, resume_step=0, tensorboard=False):
-    with MetricWriter(workdir, resume_step=resume_step, tensorboard=tensorboard) as writer:
+    options = {"resume_step": resume_step, "lines": resume_step, "tensorboard": tensorboard}
+    with MetricWriter(workdir, **options) as writer:
         for step in steps:
             writer.write(step, {"train/loss": 1 / step, "train/rate": 0.5 * step})
 
@@ -63,9 +65,9 @@ def test_write_loses_nothing_to_a_kill(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", ["", '{"step": 9, "train/lo', '{"step": 9}\n{"st', "\0\0\0", "9\n"]
+    "torn", ["", '{"step": 9, "train/lo', '{"step": 9}\n{"st', "\0\0\0", '{"step": 9, "a\0\0']
 )
-def test_resume_reads_as_if_never_interrupted(tmp_path, torn):
+def test_resume_reads_as_if_never_interrupted(tmp_path, torn, caplog):
     write_steps(tmp_path / "whole", range(1, 13))
     write_steps(tmp_path / "resumed", range(1, 9))
     with (tmp_path / "resumed" / "metrics.jsonl").open("a") as file:
@@ -76,6 +78,7 @@ def test_resume_reads_as_if_never_interrupted(tmp_path, torn):
     assert whole.count(b"\n") == 12
     assert (tmp_path / "resumed" / "metrics.jsonl").read_bytes() == whole
     assert [path.name for path in (tmp_path / "resumed").iterdir()] == ["metrics.jsonl"]
+    assert caplog.messages == []
 
 
 def test_resume_keeps_a_complete_line_that_lacks_its_newline(tmp_path):
@@ -86,18 +89,87 @@ def test_resume_keeps_a_complete_line_that_lacks_its_newline(tmp_path):
     assert json.loads(lines[2])["step"] == 4
 
 
-def test_resume_of_a_damaged_file_names_the_line_and_changes_nothing(tmp_path):
-    text = '{"step": 1}\n{"step": 2\n{"step": 3}\n'
-    (tmp_path / "metrics.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .*repair or delete the line"):
-        MetricWriter(tmp_path, resume_step=3, tensorboard=False)
-    assert (tmp_path / "metrics.jsonl").read_text() == text
+GOOD = b'{"step": 1, "a": 1.0}\n{"step": 2, "a": null}\n{"step": 4, "a": 4.0}\n'
+ONE, OTHER = b'{"step": 1, "a": 1.0}\n', b'{"step": 2, "a": null}\n'
 
 
-def test_a_fresh_run_starts_an_empty_file(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "damage"),
+    [
+        (ONE + b'{"step": 2, "a\n' + OTHER, "line 2 is no"),
+        (ONE + b'{"step": "2", "a": 1}\n' + OTHER, "line 2 is no"),
+        (ONE + b'{"step": 2, "a": "high"}\n' + OTHER, "line 2 is no"),
+        (ONE + b'{"step": 2, "a": {}}\n' + OTHER, "line 2 is no"),
+        (ONE + b'{"step": true}\n{"step": 1.5}\n{"step": -1}\n' + OTHER, "line 2 .*are 2 others"),
+        (ONE + b'{"a": 1}\n' + OTHER, "line 2 is no"),
+        (ONE + b"[1]\n7\nnull\n\n" + OTHER, "line 2 .* numbers, nor are 3 others"),
+        (ONE + b"\xff\xfe\n" + OTHER, "line 2 is no"),
+        (ONE + b'{"step": 2, "a": 1' + b"0" * 400 + b"}\n" + OTHER, "line 2 is no"),
+        (ONE + b"[" * 100_000 + b"\n" + OTHER, "line 2 is no"),
+        (ONE + OTHER + b"garbage\n", "line 3 is no"),
+        (ONE + OTHER + b"garbage", "line 3 is no"),
+        (ONE + OTHER + b'{"step": 9, "a": \n', "line 3 is no"),
+    ],
+)
+def test_resume_sets_a_damaged_file_aside_and_keeps_its_good_lines(
+    tmp_path, content, damage, caplog
+):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl is damaged: {damage}"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl.damaged").write_text("of another time")
+    with MetricWriter(tmp_path, resume_step=3, lines=2, tensorboard=False) as writer:
+        writer.write(4, {"a": 4})
+    assert writer.lines == 3
+    assert (tmp_path / "metrics.jsonl").read_bytes() == GOOD
+    assert (tmp_path / "metrics.jsonl.damaged_2").read_bytes() == content
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == "of another time"
+    (message,) = caplog.messages
+    assert re.search(rf"jsonl is damaged: {damage}.* moved to .*damaged_2; its good", message)
+
+
+def test_a_folder_in_place_of_the_file_is_set_aside(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl" / "a").mkdir(parents=True)
+    write_steps(tmp_path, [1])
+    assert (tmp_path / "metrics.jsonl.damaged" / "a").is_dir()
+    assert "metrics.jsonl is damaged: it is no file. It is moved to" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [(None, 0), (b"", 0), (ONE, 1), (ONE + OTHER + ONE, 3), (ONE + b'{"step": 2, "a', 1)],
+)
+def test_lines_that_are_not_those_written_are_told(tmp_path, content, count, caplog):
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+    with MetricWriter(tmp_path, resume_step=2, lines=2, tensorboard=False) as writer:
+        writer.write(4, {"a": 4})
+    assert writer.lines == count + 1  # so that a later start does not tell of it again
+    assert caplog.messages == [
+        f"{tmp_path / 'metrics.jsonl'} has {count} lines up to step 2, and 2 were written: "
+        "something else has changed it. The checkpoint is sound and the run goes on; only curves "
+        "may have gaps"
+    ]
+    assert len(read_metrics(tmp_path)) == count + 1
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with MetricWriter(tmp_path, resume_step=0, tensorboard=False) as writer:
+        writer._file.close()
+        writer._file = open("/dev/full", "a")  # noqa: SIM115
+        with pytest.raises(OSError, match=r"No space left on device: .*/metrics\.jsonl"):
+            writer.write(1, {"a": 1})
+        assert writer.lines == 0
+
+
+def test_a_fresh_run_starts_an_empty_file(tmp_path, caplog):
     write_steps(tmp_path, range(1, 4))
+    assert caplog.messages == []
     write_steps(tmp_path, [1])
     assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 1.0, "train/rate": 0.5}]
+    assert caplog.messages == [
+        f"3 lines of {tmp_path / 'metrics.jsonl'} are dropped: no checkpoint holds their updates"
+    ]
 
 
 def test_read_metrics_of_nothing_names_the_directory(tmp_path):

@@ -182,16 +182,42 @@ def test_derived_tables_are_compared_and_written_where_the_naming_has_them(rng):
         from_torch(name, broken, **options)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_neither_side_shares_memory_with_the_other(variables, order):
+def test_neither_side_shares_memory_with_the_other(variables, order, dtype):
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, dtype, order=order), variables)
+    jax.tree.map(lambda leaf: leaf.setflags(write=False), variables)
     state = to_torch("mambaout_tiny", variables, **MODEL)
+    assert {(value.dtype, value.flags.writeable) for value in state.values()} == {
+        (np.dtype(dtype), True)
+    }
     state = {key: np.asarray(value, order=order) for key, value in state.items()}
     read = from_torch("mambaout_tiny", state, **MODEL)
-    before = jax.tree.map(np.copy, read)
+    before = jax.tree.map(np.copy, (read, variables))
     for value in state.values():
         value += 1  # as an optimiser of PyTorch does, in place
-    jax.tree.map(np.testing.assert_array_equal, read, before)
+    jax.tree.map(np.testing.assert_array_equal, (read, variables), before)
     assert all(leaf.flags.writeable for leaf in jax.tree.leaves(read))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_, np.complex64])
+def test_numbers_that_are_not_floating_are_refused_on_both_sides(variables, dtype):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    state["stem.conv1.bias"] = state["stem.conv1.bias"].astype(dtype)
+    name = np.dtype(dtype).name
+    with pytest.raises(ValueError, match=rf"have others: stem\.conv1\.bias \({name}\); cast"):
+        from_torch("mambaout_tiny", state, **MODEL)
+    variables["params"]["head"]["norm"]["scale"] = np.ones(16, dtype)
+    with pytest.raises(ValueError, match=rf"have others: params/head/norm/scale \({name}\); cast"):
+        to_torch("mambaout_tiny", variables, **MODEL)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model.", "backbone."])
+def test_prefixes_of_all_names_are_taken_off(variables, prefix):
+    state = to_torch("mambaout_tiny", variables, **MODEL)
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()}
+    read = from_torch("mambaout_tiny", {"model": wrapped}, **MODEL)
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
 
 
 def test_value_of_is_the_frozen_rule():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every source of weights gives the model that they were of, or says why not."""
 
+import json
 import logging
 import shutil
 import sys
@@ -18,6 +19,7 @@ from support.weight_files import (
     logits,
     random_variables,
     torch_values,
+    write_torch_file,
     write_torch_names,
 )
 
@@ -29,6 +31,7 @@ from mambaout_jax.weights import load
 from mambaout_jax.weights.convert import model_variables, to_torch
 from mambaout_jax.weights.load import (
     convert_file,
+    describe_source,
     load_pretrained,
     read_variables,
     save_variables,
@@ -54,7 +57,7 @@ def test_safetensors_of_torch_names_gives_the_same_logits(tmp_path, variables, i
     np.testing.assert_array_equal(logits(model, loaded, images), logits(source, variables, images))
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".ckpt", ".safetensors", ""])
 def test_torch_file_is_read_without_torch(tmp_path, suffix):
     before = "torch" in sys.modules  # a benchmark may have looked for it
     path = shutil.copy(FILES / "mambaout_tiny.pth", tmp_path / f"mambaout_tiny{suffix}")
@@ -84,7 +87,7 @@ def test_half_precision_file_is_widened(tmp_path, variables):
 
 
 def test_own_file_returns_bit_for_bit_and_knows_its_model(tmp_path, variables, images):
-    special = np.array([np.nan, -0.0, np.inf], np.float32)
+    special = np.array([1e-45, -0.0, 3e38], np.float32)
     variables = jax.tree.map(np.array, variables)
     variables["params"]["head"]["classifier"]["bias"] = special
     # Other collections, dtypes and layouts, too.
@@ -289,14 +292,17 @@ def test_damaged_and_unknown_files_are_named(tmp_path, torch_names):
         load_pretrained(torch_names, **MODEL)
     path = tmp_path / "mambaout_tiny.npz"
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"suffix '\.npz'.*allowed are \.safetensors, \.pth"):
+    with pytest.raises(ValueError, match=r"tiny\.npz is empty; allowed are safetensors and files"):
         load_pretrained(path, **MODEL)
 
 
 def test_torch_file_without_a_state_dict_is_told():
-    with pytest.raises(ValueError, match="not those of mambaout_tiny") as info:
+    with pytest.raises(ValueError, match=r"views\.pth: 'size' in it is a tuple, not a tensor"):
         load_pretrained(FILES / "views.pth", "mambaout_tiny", **MODEL)
-    assert "transposed" in str(info.value)
+    with pytest.raises(
+        ValueError, match=r"legacy\.pth: .*not those of mambaout_tiny.*\n.*\n.*: w\n"
+    ):
+        load_pretrained(FILES / "legacy.pth", "mambaout_tiny", **MODEL)
 
 
 @pytest.mark.parametrize("naming", [None, "timm", "official"])
@@ -310,6 +316,75 @@ def test_converted_run_loads_as_the_run_did(tmp_path, naming):
     assert_same(loaded, jax.device_get(state.ema))
     key = {None: "params/head/hidden/kernel", "timm": "head.pre_logits.fc.weight"}
     assert key.get(naming, "head.fc1.weight") in safetensors.numpy.load_file(out)
+
+
+@pytest.mark.parametrize("write", [safetensors.numpy.save_file, write_torch_file])
+def test_bfloat16_stays_through_a_conversion_and_back(tmp_path, variables, write):
+    state = to_torch("mambaout_tiny", variables, num_classes=3, **MODEL)
+    state = {key: value.astype(jnp.bfloat16) for key, value in state.items()}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        config = {"architecture": "mambaout_tiny", "model_args": MODEL}
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    if write is write_torch_file:
+        write(tmp_path / "one/pytorch_model.bin", state)
+    else:
+        write(state, tmp_path / "one/model.safetensors")
+    own, back = tmp_path / "two/model.safetensors", tmp_path / "back.safetensors"
+    convert_file(tmp_path / "one", own)
+    convert_file(tmp_path / "two", back, naming="timm")
+    assert_same(safetensors.numpy.load_file(back), state)
+    assert {leaf.dtype for leaf in state.values()} == {np.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in safetensors.numpy.load_file(own).values()} == {np.dtype(jnp.bfloat16)}
+
+
+def test_folder_of_timm_tells_name_and_options(tmp_path, variables):
+    variables = jax.tree.map(np.array, variables)
+    stem = variables["params"]["backbone"]["stem"]["conv1"]
+    stem["kernel"] = stem["kernel"][:, :, :1]
+    options = {**MODEL, "num_classes": 3, "in_chans": 1}
+    state = to_torch("mambaout_tiny", variables, **options)
+    write_torch_file(tmp_path / "pytorch_model.bin", state)
+    config = {
+        "architecture": "mambaout_tiny",
+        "model_args": {**options, "global_pool": "avg", "drop_path_rate": 0.1},
+        "pretrained_cfg": {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model, loaded = load_pretrained(tmp_path)
+    assert_same(loaded, variables)
+    assert (model.backbone.in_chans, model.head.num_classes) == (1, 3)
+    prepared = describe_source(tmp_path)
+    assert (prepared.image_size, prepared.mean, prepared.std) == (64, (0.5,), (0.25,))
+    _, fresh = load_pretrained(tmp_path, num_classes=5, reset_head=True)
+    assert fresh["params"]["head"]["classifier"]["kernel"].shape == (64, 5)
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors; allowed are"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["torch_names", "own_names", "torch_file"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.astype(np.int64), r"floating-point.*others: .*{leaf} \(int64\)"),
+        (lambda x: np.where(x == x.max(), np.nan, x), r"NaN or infinite numbers: {leaf}"),
+        (lambda x: np.where(x == x.max(), -np.inf, x), r"NaN or infinite numbers: {leaf}"),
+    ],
+)
+def test_weights_that_are_not_finite_or_not_floating_are_refused(
+    tmp_path, torch_names, own_names, kind, change, message
+):
+    path = own_names if kind == "own_names" else torch_names
+    leaf = "params/backbone/stem/conv1/bias" if kind == "own_names" else "stem.conv1.bias"
+    state = safetensors.numpy.load_file(path)
+    state[leaf] = change(state[leaf])
+    if kind == "torch_file":
+        write_torch_file(path, state, "checkpoint", "model")
+    else:
+        safetensors.numpy.save_file(state, path)
+    with pytest.raises(ValueError, match=rf"{path.name}: .*{message.format(leaf=leaf)}"):
+        load_pretrained(path, "mambaout_tiny", **MODEL)
 
 
 def test_conversion_that_does_not_read_back_is_an_error(tmp_path, monkeypatch):

@@ -97,6 +97,21 @@ def test_description_of_a_run_is_its_evaluation(tmp_path):
     assert locate(tmp_path).name == "mambaout_micro"
 
 
+@pytest.mark.parametrize("content", [b"", b'["a", "b', b'["a", "\xff"]', b"{}", b"[1, 2]"])
+def test_damaged_class_names_of_a_run_are_named_with_the_cure(tmp_path, content):
+    save_config(get_config(), tmp_path / "config.json")
+    path = tmp_path / "classes.json"
+    path.write_bytes(content)
+    words = rf"^{path} is damaged \(.*\); put back a copy, or run the command that trained this run"
+    with pytest.raises(ValueError, match=words):
+        describe_source(tmp_path)
+
+
+def test_an_address_that_nothing_can_be_read_from_is_refused():
+    with pytest.raises(ValueError, match=r"^gs://bucket/a\.safetensors is an address"):
+        locate("gs://bucket/a.safetensors")
+
+
 def test_description_of_files_is_what_is_published_for_the_model(tmp_path):
     path = own_file(tmp_path / "mambaout_tiny.safetensors")
     found = describe_source(path)

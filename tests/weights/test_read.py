@@ -4,12 +4,14 @@
 import argparse
 import os
 import pickle
+import tracemalloc
 import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.places import GOLDENS
+from support.weight_files import write_legacy_torch_file
 
 from mambaout_jax.weights.read import read_torch_file
 
@@ -65,13 +67,67 @@ def test_training_checkpoint_is_read_with_its_arguments():
     np.testing.assert_allclose(average, np.tile(RAMP.sum(0) / 10, (3, 1)), rtol=1e-6)
 
 
-def test_older_format_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"before 1\.6.*save it again with torch\.save"):
-        read_torch_file(FILES / "legacy.pth")
+def test_older_format_is_read():
+    read = read_torch_file(FILES / "legacy.pth")
+    assert list(read) == ["w"]
+    assert (read["w"].dtype, read["w"].flags.writeable) == (np.float32, False)
+    np.testing.assert_array_equal(read["w"], RAMP)
 
 
-def write(path, pickled, storages=()):
-    with zipfile.ZipFile(path, "w") as archive:
+LEGACY = (FILES / "legacy.pth").read_bytes()
+
+
+def test_older_format_has_the_storages_in_the_order_of_its_keys(tmp_path):
+    arrays = {"a": np.array([5, 6]), "b": np.array([[1, 0.5]], jnp.bfloat16), "c": np.float32([3])}
+    read = read_torch_file(write_legacy_torch_file(tmp_path / "old.pth", arrays))
+    for name, array in arrays.items():
+        assert (read[name].dtype, read[name].tolist()) == (array.dtype, array.tolist())
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (LEGACY[:-1], "damaged: EOFError: storage"),
+        (LEGACY[:60], "damaged"),
+        (LEGACY[:-56] + b"\x0d" + LEGACY[-55:], "damaged.*not the 12 values"),
+        (LEGACY.replace(b"K\x0cN", b"K\x0dN"), "damaged.*not the 13 values"),
+        (LEGACY.replace(b"K\x0cN", b"J\xff\xff\xff\x7fN"), "damaged.*not the 2147483647 values"),
+        (LEGACY.replace(b"\x88", b"\x89", 1), "big-endian"),
+        (LEGACY.replace(b"_rebuild_tensor_v2", b"_rebuild_tensor_v3"), "names torch._utils._reb"),
+    ],
+)
+def test_damaged_or_foreign_file_of_the_older_format(tmp_path, raw, message):
+    path = tmp_path / "old.pth"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"old\.pth is .*{message}"):
+        read_torch_file(path)
+
+
+def test_call_in_the_older_format_is_refused_and_not_made(tmp_path):
+    marker = tmp_path / "was_run"
+    attack = pickle.dumps({"w": Call(os.mkdir, str(marker))}, 2)
+    path = tmp_path / "attack.pth"
+    for place in range(5):  # any of the pickles
+        parts = [pickle.dumps(0x1950A86A20F9469CFC6C, 2), *[pickle.dumps({}, 2)] * 4]
+        parts[place] = attack if place else parts[0]
+        path.write_bytes(b"".join(parts))
+        if place >= 2:
+            with pytest.raises(ValueError, match=r"refused.*mkdir.*Nothing of it was run"):
+                read_torch_file(path)
+    assert not marker.exists()
+
+
+def test_numbers_of_numpy_and_containers_beside_the_weights_are_read(tmp_path):
+    best = {"best": np.float64(81.25), "seen": {1, 2}, "count": np.int32(7)}
+    assert read_torch_file(write(tmp_path / "t.pth", pickle.dumps(best, 2))) == best
+    assert read_torch_file(write(tmp_path / "t.pth", pickle.dumps(best, 4))) == best
+    other = pickle.dumps(np.datetime64("2020-01-01"), 2)
+    with pytest.raises(ValueError, match="refused: it holds numbers of numpy's type 'M8'"):
+        read_torch_file(write(tmp_path / "t.pth", other))
+
+
+def write(path, pickled, storages=(), compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/byteorder", "little")
         for key, raw in storages:
@@ -163,6 +219,37 @@ def test_tensor_beyond_its_storage_is_refused(tmp_path, offset, shape, strides):
         read_torch_file(path)
 
 
+def test_tensor_that_repeats_a_small_storage_beyond_reason_is_refused(tmp_path):
+    pickled = tensor_pickle(0, (2**38,), (0,))
+    path = write(tmp_path / "t.pth", pickled, [("0", bytes(16))])
+    with pytest.raises(ValueError, match=r"shape \(274877906944,\) and a storage of 4 values"):
+        read_torch_file(path)
+    path = write(tmp_path / "t.pth", tensor_pickle(0, (3, 4), (0, 1)), [("0", bytes(16))])
+    assert read_torch_file(path).shape == (3, 4)
+
+
+def test_sizes_are_compared_before_anything_is_unpacked(tmp_path):
+    storages, deflated = [("0", bytes(1 << 24))], zipfile.ZIP_DEFLATED
+    path = write(tmp_path / "t.pth", tensor_pickle(0, (2,), (1,)), storages, deflated)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"t\.pth is refused: its archive/\w+ is compressed"):
+        read_torch_file(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", tensor_pickle(0, (2,), (1,)))
+        archive.writestr("archive/data/0", bytes(1 << 24), deflated)
+    tracemalloc.reset_peak()
+    with pytest.raises(ValueError, match=r"t\.pth is damaged.*storage 0 has 4\.1943e\+06 of 4"):
+        read_torch_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("pickled", [b"\x80\x02r\xff\xff\xff\x7f.", b"\x80\x05\x96" + b"\xff" * 8])
+def test_pickle_that_would_reserve_memory_is_refused(tmp_path, pickled):
+    with pytest.raises(ValueError, match=r"t\.pth is (refused: its pickle|damaged)"):
+        read_torch_file(write(tmp_path / "t.pth", pickled))
+
+
 def test_short_storage_is_damage(tmp_path):
     path = write(tmp_path / "t.pth", tensor_pickle(0, (2,), (1,)), [("0", bytes(12))])
     with pytest.raises(ValueError, match=r"damaged.*storage 0 has 3 of 4 values"):
@@ -187,11 +274,7 @@ def test_flipped_byte_is_damage(tmp_path):
         read_torch_file(path)
 
 
-def test_error_page_and_other_zip_files_say_what_they_are(tmp_path):
-    page = tmp_path / "page.pth"
-    page.write_text("<html>404</html>")
-    with pytest.raises(ValueError, match=r"not a file of torch\.save; it begins with b'<htm'"):
-        read_torch_file(page)
+def test_other_zip_files_say_what_they_are(tmp_path):
     other = tmp_path / "other.pth"
     np.savez(other.with_suffix(".npz"), a=RAMP)
     other.with_suffix(".npz").rename(other)

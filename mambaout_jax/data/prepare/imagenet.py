@@ -18,11 +18,8 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rich.console import Console
@@ -48,6 +45,7 @@ from mambaout_jax.data.sets.imagenet import (
     require_data_packages,
     split_folder,
 )
+from mambaout_jax.data.workers import begin_worker
 
 SHARD_BYTES = 128 * 2**20  # of image files: seconds of work, so that little is lost by a kill
 _CONVERTED = {"train": 23, "validation": 0}  # 22 CMYK, 1 PNG
@@ -288,7 +286,7 @@ def _write_shards(
     # Spawned: a forked process would inherit locks of the threads of ArrayRecord and the progress
     # bar.
     executor = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_begin_worker
+        processes, multiprocessing.get_context("spawn"), initializer=begin_worker
     )
     try:
         futures = {
@@ -303,19 +301,6 @@ def _write_shards(
     finally:
         executor.shutdown(cancel_futures=True)
     return checks
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A pool's queue never closes when its parent is killed: the workers would wait forever.
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _write_and_check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:

@@ -21,6 +21,7 @@ from mambaout_jax.data.sets.image_files import (
     read_image,
 )
 from mambaout_jax.data.sets.imagenet import open_imagenet
+from mambaout_jax.paths import local_path
 
 SPLITS = ("train", "validation")
 MAX_REPLACEMENTS = 10
@@ -77,6 +78,7 @@ def open_source(data: Config, split: str) -> LabelledImages:
             f"data.source={data.source!r} needs the folder: set --config.data.path=DIR, where DIR "
             f"holds {chosen.wants}"
         )
+    local_path(data.path)  # refuses an address; whoever opens the path expands it
     return chosen.open(data, split, data.decoder if split == "train" else "pillow")
 
 

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run per directory: a lock file that is believed only as long as its owner lives.
+
+The file names the process that holds the lock, and that process renews the file's time. Where the
+same process numbers are seen (the same boot of the same machine, the same container) a lock whose
+process has ended is stale at once, however it ended. Elsewhere it is stale when it has not been
+renewed for `STALE_SECONDS`. All of this works on network file systems: creation is exclusive, and
+ages are measured by the clock of the file system.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+FILE_NAME = "run.lock"
+RENEWAL_SECONDS = 10.0
+STALE_SECONDS = 120.0  # NFS clients may see a file's time up to 60 seconds late
+_SETTLING_SECONDS = 0.2
+
+_LOG = logging.getLogger("mambaout_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """A process that holds a lock, or did.
+
+    Attributes:
+        host: name of the machine.
+        space: in which process numbers mean the same: the boot and the container.
+        pid: process number.
+        started: when the process began, in the system's ticks; "" where the system does not tell.
+            A number that was given away again is known by it.
+        since: when it took the lock, for people.
+        token: random, so that no two owners are equal.
+    """
+
+    host: str
+    space: str
+    pid: int
+    started: str
+    since: str
+    token: str
+
+    @classmethod
+    def here(cls) -> "Owner":
+        """This process, from now on."""
+        since, token = time.strftime("%Y-%m-%d %H:%M:%S %z"), secrets.token_hex(8)
+        pid = os.getpid()
+        return cls(socket.gethostname(), _process_space(), pid, _started(pid) or "", since, token)
+
+    def has_ended(self) -> bool | None:
+        """Whether the process has ended; None where this cannot be seen from here."""
+        if (self.host, self.space) != (socket.gethostname(), _process_space()):
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # somebody else's
+            pass
+        started = _started(self.pid)
+        return started is not None and started != self.started
+
+
+class DirectoryLock:
+    """The right to write into a directory. One process of a run holds it for all of them.
+
+    Args:
+        directory: made by `acquire` where it is missing.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory, self._path = directory, directory / FILE_NAME
+        self._owner: Owner | None = None
+        self._released = threading.Event()
+
+    def check(self) -> None:
+        """Returns where the lock is free or stale. Changes nothing.
+
+        Raises:
+            RuntimeError: another run holds it; says which, since when, and what to do.
+        """
+        self._find_stale()
+
+    def acquire(self) -> None:
+        """Takes the lock and keeps it renewed until `release`.
+
+        Raises:
+            RuntimeError: another run holds it, as for `check`.
+            OSError: the directory cannot be written to.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        while self._owner is None:
+            stale, owner = self._find_stale(), Owner.here()
+            if stale:
+                self._path.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):  # another run was quicker
+                self._create(owner)
+            # Another run may have found the same stale lock, and removed ours in its place.
+            time.sleep(_SETTLING_SECONDS if stale else 0)
+            if self._read() == owner:
+                self._owner = owner
+        threading.Thread(target=self._renew, daemon=True).start()
+
+    def release(self) -> None:
+        """Gives the lock back, if it is held."""
+        self._released.set()
+        if self._owner is not None and self._read() == self._owner:
+            self._path.unlink(missing_ok=True)
+        self._owner = None
+
+    def _find_stale(self) -> bool:
+        """Whether a stale lock is there; raises where another run holds it."""
+        try:
+            renewed = self._path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        owner = self._read()
+        ended = None if owner is None else owner.has_ended()
+        if ended:
+            return True
+        elsewhere = ""
+        if ended is None:
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                age = os.fstat(file.fileno()).st_mtime - renewed
+            if age > STALE_SECONDS:
+                return True
+            elsewhere = (
+                f". It gave a sign of life {max(age, 0):.0f} s ago; should it have been killed, "
+                f"run the command again once that is {STALE_SECONDS:.0f} s ago"
+            )
+        who = "a run whose lock file cannot be read"
+        if owner is not None:
+            who = f"process {owner.pid} on {owner.host}, since {owner.since}"
+        raise RuntimeError(
+            f"{self._directory} is in use by {who}: wait until that run has ended, stop it, or "
+            f"train into another --workdir{elsewhere}"
+        )
+
+    def _create(self, owner: Owner) -> None:
+        file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        try:
+            os.write(file, json.dumps(dataclasses.asdict(owner)).encode())
+        except OSError as error:
+            self._path.unlink()
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        finally:
+            os.close(file)
+
+    def _read(self) -> Owner | None:
+        """Who the file names; None where it is damaged or not there."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            owner = Owner(**json.loads(self._path.read_bytes()))
+            return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
+        return None
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEWAL_SECONDS):
+            if self._read() not in (self._owner, None):
+                _LOG.warning("another run has taken %s, where this one still writes", self._path)
+                return
+            with contextlib.suppress(OSError):  # the next renewal may succeed
+                os.utime(self._path)
+
+
+def _process_space() -> str:
+    """The boot of the machine and the container; "" where the system does not tell."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks since the boot; "ended" for one that only waits to be buried.
+
+    None where the system does not tell.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return "ended" if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that users build around models: shard_map, meshes, export with symbolic sizes.
+
+Traced for a tiny model of every family; run for MambaOut and for one with a scan.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from support.small import FAMILY_NAMES, small_options
+
+from mambaout_jax.models import create_model
+
+BATCH = (8, 64, 32, 3)
+# By default one of each mixer: a convolution, an attention, an SSM over a map and over a sequence.
+DEFAULT = ("mambaout_femto", "swin_tiny_patch4_window7_224", "vmamba_v9_tiny", "vim_tiny")
+every_family = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow)
+        for name in FAMILY_NAMES
+    ],
+)
+
+
+@functools.cache
+def small(name):
+    """The loss of a tiny model, and the shapes of its variables."""
+    model = create_model(name, **small_options(name))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *BATCH[1:])))
+
+    def loss(params, rest, images):
+        return (model.apply({"params": params, **rest}, images) ** 2).sum()
+
+    rest = {name: tree for name, tree in shapes.items() if name != "params"}
+    return loss, {"params": shapes["params"], "rest": rest}
+
+
+def mesh_of(kind):
+    return jax.make_mesh((8,), ("data",), axis_types=(kind,))
+
+
+def sharded(loss):
+    """Loss and gradient, each device with its part of the batch, under shard_map's defaults."""
+
+    def part(params, rest, images):
+        value, gradient = jax.value_and_grad(loss)(params, rest, images)
+        return jax.lax.psum(value, "data"), gradient  # the gradient of a replicated tree is a sum
+
+    return jax.shard_map(
+        part, mesh=mesh_of(AxisType.Auto), in_specs=(P(), P(), P("data")), out_specs=P()
+    )
+
+
+def images(*shape, **options):
+    return jax.ShapeDtypeStruct(shape, jnp.float32, **options)
+
+
+@every_family
+def test_shard_map_with_its_defaults_takes_models_and_their_gradients(name):
+    loss, shapes = small(name)
+    value, gradient = jax.eval_shape(sharded(loss), *shapes.values(), images(*BATCH))
+    assert value.shape == ()
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, shapes["params"])
+
+
+@every_family
+def test_explicit_axes_are_an_error_that_says_which_mesh_is_needed(name):
+    loss, shapes = small(name)
+    mesh = mesh_of(AxisType.Explicit)
+    spread = NamedSharding(mesh, P("data"))
+    message = r"spread over \['data'\] of a mesh whose axes are Explicit.*AxisType\.Auto"
+    with jax.set_mesh(mesh):
+        for function in (loss, jax.grad(loss)):
+            with pytest.raises(ValueError, match=message):
+                jax.eval_shape(function, *shapes.values(), images(*BATCH, sharding=spread))
+        # Nothing is spread over the axes: the mesh does not matter.
+        jax.eval_shape(loss, *shapes.values(), images(*BATCH))
+
+
+def test_parameters_on_explicit_axes_are_an_error_too():
+    loss, shapes = small("mambaout_femto")
+    mesh = mesh_of(AxisType.Explicit)
+    kernel = shapes["params"]["head"]["hidden"]["kernel"]
+    spread = kernel.update(sharding=NamedSharding(mesh, P(None, "data")))
+    head = {**shapes["params"]["head"], "hidden": {**shapes["params"]["head"]["hidden"]}}
+    head["hidden"]["kernel"] = spread
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="Explicit"):
+        jax.eval_shape(loss, {**shapes["params"], "head": head}, shapes["rest"], images(*BATCH))
+
+
+ANY_SIZE = "b, h, w, 3"
+MULTIPLES = "b, 32*h, 32*w, 3"
+UNKNOWN = {
+    "deit_tiny_patch16_224": (ANY_SIZE, r"h x w pixels are not known.*such as 16\*h"),
+    "mamba2d_small": (MULTIPLES, r"4\*h x 4\*w tokens; export with numbers for"),
+    "swin_tiny_patch4_window7_224": (MULTIPLES, r"8\*h x 8\*w tokens; export with numbers for"),
+    **dict.fromkeys(
+        ("vim_tiny", "local_vim_tiny", "plainmamba_l1"),
+        (MULTIPLES, r"2\*h x 2\*w tokens; export with numbers for"),
+    ),
+    **dict.fromkeys(
+        ("local_vmamba_tiny", "efficientvmamba_tiny"),
+        (MULTIPLES, r"8\*h x 8\*w tokens; export with numbers for"),
+    ),
+}
+
+
+@every_family
+def test_symbolic_batch_height_and_width(name):
+    loss, shapes = small(name)
+    sizes = ANY_SIZE
+    if name in UNKNOWN:
+        refused, message = UNKNOWN[name]
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(loss, *shapes.values(), images(*export.symbolic_shape(refused)))
+        sizes = "b, 64, 32, 3" if refused == MULTIPLES else MULTIPLES
+    symbolic = images(*export.symbolic_shape(sizes))
+    gradient = jax.eval_shape(jax.grad(loss), *shapes.values(), symbolic)
+    assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, shapes["params"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mambaout_femto", "vmamba_v9_tiny"])
+def test_such_programs_compute_what_plain_calls_do(name, rng):
+    loss, shapes = small(name)
+    arrays = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    own = jax.jit(jax.value_and_grad(loss))
+
+    def assert_close(found, wanted):
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4 * np.abs(other).max())
+
+    x = rng.standard_normal(BATCH, np.float32)
+    assert_close(jax.jit(sharded(loss))(*arrays.values(), x), own(*arrays.values(), x))
+
+    symbolic = images(*export.symbolic_shape(ANY_SIZE))
+    program = export.export(own)(*(jax.tree.map(jnp.asarray, x) for x in arrays.values()), symbolic)
+    for shape in ((1, 33, 47, 3), (3, 64, 32, 3)):
+        x = rng.standard_normal(shape, np.float32)
+        assert_close(program.call(*arrays.values(), x), own(*arrays.values(), x))
