@@ -2,17 +2,19 @@
 """Every setting of a run, its default and its unit, and the numbers that follow from them.
 
 An experiment file starts from `default_config()`, changes values and returns the config from
-`get_config()`. No other file of the package adds a setting or a default.
+`get_config()`. No other file of the package adds a setting or a default; what each may be is in
+`settings.RULES`.
 
 A duration has two spellings, `<name>_epochs` and `<name>_steps`: `<name>_steps` replaces the epochs
 if it is set, and `resolve` turns both into updates before anything is built.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
+
+from mambaout_jax.settings import MAX_PIXELS, RULES, check_settings, not_allowed
 
 # A locked `ConfigDict`. Its declared value type is a union of all types that a value could have,
 # which no type checker can follow.
@@ -21,34 +23,7 @@ Config = Any
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-CROP_MODES = ("center", "squash")
-CROPS = ("random_resized", "shift", "none")
-INTERPOLATIONS = ("bilinear", "bicubic")
-DECODERS = ("pillow", "opencv")
-DTYPES = ("float32", "bfloat16")
-ON_NAN = ("stop", "roll back")
-MAX_IMAGE_SIZE = 8192  # pixels, height and width of what a model sees
-MAX_PIXELS = 178_956_970  # of an image file, by default: where Pillow, too, suspects an attack
-MAX_EVALUATION_BATCH = 2**16
-
-# fmt: off
-_POSITIVE = (
-    "batch_size", "accumulate_steps", "data.num_threads", "data.prefetch_batches",
-    "data.max_pixels", "mesh.fsdp", "checkpoint.keep", "log.every_steps",
-)
-_NOT_NEGATIVE = (
-    "seed", "data.num_workers", "augment.shift_pixels", "augment.mix_group_size",
-    "augment.rand_augment_layers", "augment.rand_augment_deviation", "schedule.cooldown_epochs",
-    "augment.mixup_alpha", "augment.cutmix_alpha", "optimizer.learning_rate",
-    "optimizer.learning_rate_batch_size", "optimizer.weight_decay", "optimizer.clip_norm",
-)
-_SHARES = (
-    "data.validation_fraction", "data.max_corrupt_fraction", "augment.flip_probability",
-    "augment.rand_augment_probability", "augment.color_jitter", "augment.mix_probability",
-    "augment.cutmix_share", "augment.erase_probability",
-    "loss.label_smoothing", "ema.decay",
-)
-# fmt: on
+_MOST_UPDATES = 2**31 - 1  # they are counted in 32 bits
 
 
 def default_config() -> Config:
@@ -102,7 +77,7 @@ def _set_data(config: Config) -> None:
     config.data.max_corrupt_fraction = 0.01  # of the examples read; more than that stop the run
 
     config.augment = ConfigDict()
-    config.augment.crop = "random_resized"  # one of CROPS
+    config.augment.crop = "random_resized"  # one of `settings.CROPS`
     config.augment.scale = (0.08, 1.0)  # random_resized: area of the crop over that of the image
     config.augment.ratio = (3 / 4, 4 / 3)  # random_resized: width over height
     config.augment.shift_pixels = 4  # shift: largest translation along each axis, filled with zeros
@@ -209,8 +184,8 @@ def resolve(config: Config, num_examples: int) -> Resolved:
         num_examples: size of the training set.
 
     Raises:
-        ValueError: the batch is larger than the training set, or the warm-up is longer than the
-            run.
+        ValueError: the batch is larger than the training set, the warm-up is longer than the run,
+            or the run has more updates than 32 bits can count.
     """
     if config.batch_size > num_examples:
         raise ValueError(
@@ -223,9 +198,14 @@ def resolve(config: Config, num_examples: int) -> Resolved:
     cooldown = _steps(config.schedule, "cooldown", steps_per_epoch)
     if total < 1 or warmup > total:
         raise ValueError(
-            f"the schedule has {total} updates of which {warmup} warm up; it needs at least one "
-            "update and no more warm-up than updates: set --config.schedule.total_epochs or "
-            "--config.schedule.warmup_epochs (or their _steps)"
+            f"the schedule has {total:,} updates of which {warmup:,} warm up; it needs at least "
+            "one update and no more warm-up than updates: change "
+            f"{_duration(config.schedule, 'total')} or {_duration(config.schedule, 'warmup')}"
+        )
+    if total + cooldown > _MOST_UPDATES:
+        raise ValueError(
+            f"the schedule has {total + cooldown:,} updates; it may have {_MOST_UPDATES:,}: lower "
+            f"{_duration(config.schedule, 'total')} or {_duration(config.schedule, 'cooldown')}"
         )
     reference = config.optimizer.learning_rate_batch_size
     scale = config.batch_size / reference if reference else 1.0
@@ -247,6 +227,12 @@ def _steps(section: Config, name: str, steps_per_epoch: int) -> int:
     return int(steps) if steps is not None else round(section[f"{name}_epochs"] * steps_per_epoch)
 
 
+def _duration(schedule: Config, name: str) -> str:
+    """The setting that decides a duration, with its value."""
+    key = f"{name}_epochs" if schedule[f"{name}_steps"] is None else f"{name}_steps"
+    return f"schedule.{key}={schedule[key]}"
+
+
 def validate(config: Config, device_count: int) -> None:
     """Checks values and how they fit together, before anything is built.
 
@@ -258,38 +244,7 @@ def validate(config: Config, device_count: int) -> None:
         ValueError: a setting is wrong; the message has its value, what is allowed and what to set
             instead.
     """
-    _one_of(config, "on_nan", ON_NAN)
-    _one_of(config, "model.dtype", DTYPES)
-    _one_of(config, "data.channels", (1, 3))
-    _one_of(config, "data.crop_mode", CROP_MODES)
-    _one_of(config, "data.interpolation", INTERPOLATIONS)
-    _one_of(config, "data.decoder", DECODERS)
-    _one_of(config, "augment.crop", CROPS)
-    for name in _POSITIVE:
-        _within(config, name, 1, math.inf)
-    for name in _NOT_NEGATIVE:
-        _within(config, name, 0, math.inf)
-    for name in _SHARES:
-        _within(config, name, 0, 1)
-    _within(config, "augment.rand_augment_magnitude", 0, 10)
-    _within(config, "data.image_size", 1, MAX_IMAGE_SIZE)
-    for name in ("scale", "ratio"):
-        pair = config.augment[name]
-        if (
-            len(pair) != 2
-            or not all(isinstance(x, int | float) for x in pair)
-            or not (0 < pair[0] <= pair[1])
-        ):
-            raise ValueError(
-                f"augment.{name}={pair!r} must be two numbers above 0, the smaller one first"
-            )
-    for name in ("data.crop_fraction", "optimizer.layer_decay"):
-        if not 0 < _value(config, name) <= 1:
-            raise ValueError(
-                f"{name}={_value(config, name)} is out of range; it must be above 0 and at most 1"
-            )
-    if config.model.drop_path is not None:
-        _within(config, "model.drop_path", 0, 1)
+    check_settings(config)
     for name in ("mean", "std"):
         value = config.data[name]
         if len(value) != config.data.channels:
@@ -297,6 +252,11 @@ def validate(config: Config, device_count: int) -> None:
                 f"data.{name}={value} has {len(value)} values for data.channels="
                 f"{config.data.channels}; give one value per channel"
             )
+    if config.augment.crop == "shift" and config.augment.shift_pixels >= config.data.image_size:
+        raise ValueError(
+            f"augment.shift_pixels={config.augment.shift_pixels} can move the whole image of "
+            f"data.image_size={config.data.image_size} out of sight; it must be below that"
+        )
     _validate_batch(config, device_count)
     validate_evaluation_batch(config, device_count)
 
@@ -313,8 +273,8 @@ def _validate_batch(config: Config, device_count: int) -> None:
         up = down + unit
         raise ValueError(
             f"batch_size={config.batch_size} does not divide into {device_count} devices x "
-            f"{config.accumulate_steps} micro-batches; set --config.batch_size to "
-            f"{f'{down} or ' if down else ''}{up}"
+            f"{config.accumulate_steps} micro-batches (accumulate_steps); set --config.batch_size "
+            f"to {f'{down} or ' if down else ''}{up}"
         )
     micro = config.batch_size // config.accumulate_steps
     group = config.augment.mix_group_size
@@ -331,30 +291,12 @@ def validate_evaluation_batch(config: Config, device_count: int) -> None:
     Raises:
         ValueError: it does not, or is out of range; names what to set instead.
     """
-    _within(config, "evaluation.batch_size", 1, MAX_EVALUATION_BATCH)
+    size = config.evaluation.batch_size
+    if not RULES["evaluation.batch_size"].accepts(size):
+        raise ValueError(not_allowed("evaluation.batch_size", repr(size)))
     if config.evaluation.batch_size % device_count:
         up = -(-config.evaluation.batch_size // device_count) * device_count
         raise ValueError(
             f"evaluation.batch_size={config.evaluation.batch_size} does not divide into "
             f"{device_count} devices; set --config.evaluation.batch_size={up}"
         )
-
-
-def _value(config: Config, name: str):
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
-def _one_of(config: Config, name: str, allowed: tuple) -> None:
-    value = _value(config, name)
-    if value not in allowed:
-        words = ", ".join(map(repr, allowed))
-        raise ValueError(f"{name}={value!r} is not known; allowed are {words}")
-
-
-def _within(config: Config, name: str, low: float, high: float) -> None:
-    value = _value(config, name)
-    if not low <= value <= high:
-        limit = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name}={value} is out of range; it must be {limit}")

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading config files (`experiments/*.py`), settings from the command line, saved settings."""
 
+import contextlib
+import inspect
 import json
+import re
 import runpy
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from mambaout_jax.config import Config, default_config
 from mambaout_jax.paths import local_path
+from mambaout_jax.settings import RULES, check_settings, not_allowed
 
 
 def read_config(file: str) -> Config:
@@ -22,7 +27,9 @@ def read_config(file: str) -> Config:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is an address, has no `get_config`, or sets something that is not a setting.
+        ValueError: it is an address, has no `get_config`, fails, or does not return a config; names
+            the line.
+        OSError, RuntimeError: what it asked for itself is not there, such as pretrained weights.
     """
     path, argument = split_argument(file)
     path = str(local_path(path))
@@ -30,16 +37,47 @@ def read_config(file: str) -> Config:
         raise FileNotFoundError(
             f"there is no config file {path}; a clone of the project has them in experiments/"
         )
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
+    with _explained(path):
+        get_config = runpy.run_path(path).get("get_config")
+    if not callable(get_config):
         raise ValueError(
             f"{path} has no get_config(); see experiments/quickstart.py for what a config file is"
         )
+    given = () if argument is None else (argument,)
     try:
-        return get_config() if argument is None else get_config(argument)
-    except AttributeError as error:  # its message ends with a list of all settings
-        first, _, _ = str(error).partition(" Other fields present")
-        raise ValueError(f"{path}: {first}") from error
+        inspect.signature(get_config).bind(*given)
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: get_config{inspect.signature(get_config)} cannot be called with "
+            f"{f'the argument {argument!r}' if given else 'no argument'}; give "
+            f"{f'--config {path}' if given else f'--config {path}:ARG'}"
+        ) from error
+    with _explained(path):
+        config = get_config(*given)
+        check_settings(config)
+    return config
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """What goes wrong in a config file becomes a sentence with the line where it did."""
+    try:
+        yield
+    except OSError:  # of weights or data that the file asks for
+        raise
+    except (Exception, SystemExit) as error:
+        text, _, listing = str(error).partition(" Other fields present")  # of all settings
+        if listing:
+            hint = re.search(r"Did you mean .*\?", listing)
+            text = text.strip("'") + (f" {hint[0]}" if hint else "")
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+        if isinstance(error, SyntaxError) and error.filename == path:
+            line, text = error.lineno, error.msg
+        if not isinstance(error, ValueError | AttributeError):
+            text = f"{type(error).__name__}: {text}"
+        kind = RuntimeError if type(error) is RuntimeError else ValueError  # a failed download
+        raise kind(f"{path}, line {line}: {text}" if line else f"{path}: {text}") from error
 
 
 def split_argument(file: str) -> tuple[str, str | None]:
@@ -52,10 +90,13 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     """The config with settings from the command line, such as "--config.batch_size=128".
 
     Raises:
-        ValueError: there is no such setting, or its value has the wrong type.
+        ValueError: there is no such setting, or its value is not allowed.
     """
+    given = [argument for argument in overrides if not _clears(argument)]
+    for argument in given:
+        _check_name(argument)
     values = flags.FlagValues()
-    argv = ["mambaout", *overrides]
+    argv = ["mambaout", *given]
     try:
         config_flags.DEFINE_config_dict(
             "config", config, lock_config=True, flag_values=values, sys_argv=argv
@@ -65,10 +106,49 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         hint = str(error).strip("'\"").replace("\\'", "'").replace("\\n", ". ").replace("\n", ". ")
         raise ValueError(f"there is no setting {hint}") from error
     except flags.Error as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(_explain_value(str(error))) from error
     if rest:
         raise ValueError(f"unexpected argument {rest[0]!r}; settings look like --config.key=value")
-    return values["config"].value
+    config = values["config"].value
+    config.update_from_flattened_dict(
+        {_name(argument): None for argument in overrides if _clears(argument)}
+    )
+    check_settings(config)
+    return config
+
+
+def _name(argument: str) -> str:
+    return argument.partition("=")[0].removeprefix("--config.")
+
+
+def _clears(argument: str) -> bool:
+    """Whether it says None of a setting that may be None; a flag cannot."""
+    name, _, value = argument.partition("=")
+    rule = RULES.get(_name(name))
+    return value == "None" and rule is not None and rule.accepts(None)
+
+
+def _check_name(argument: str) -> None:
+    """Refuses what looks like a setting and names none, or a part of one."""
+    if not argument.startswith("--config."):
+        return
+    name = _name(argument)
+    if not re.fullmatch(r"\w+(\.\w+)*", name):
+        raise ValueError(
+            f"{argument!r} does not name a setting; they look like --config.key=value, and are "
+            "given as a whole: --config.data.mean='(0.5,)'"
+        )
+    inside = [key for key in RULES if key.startswith(f"{name}.")]
+    if inside:
+        raise ValueError(f"{name} is a section; set what is in it, such as --config.{inside[0]}=…")
+
+
+def _explain_value(text: str) -> str:
+    """A sentence for what absl says of a value that has the wrong type."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
+    if found and found[1] in RULES:
+        return not_allowed(found[1], found[2])
+    return text
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -99,8 +179,11 @@ def load_config(path: Path) -> Config:
     config = default_config()
     config.model.options.unlock()
     try:
+        if not isinstance(saved, dict):
+            raise ValueError("it holds no settings by name")
         config.update(_tuples(saved))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        check_settings(config)
+    except (AttributeError, LookupError, TypeError, ArithmeticError, ValueError) as error:
         raise ValueError(f"{path} does not fit this version's settings: {error}") from error
     return config.lock()
 

@@ -3,7 +3,8 @@
 
 import dataclasses
 
-from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, MAX_IMAGE_SIZE, Config
+from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, Config
+from mambaout_jax.settings import MAX_IMAGE_SIZE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file imports only from rooms above its own, or from its own.
 ROOMS = (
+    {"settings"},
     {"config", "imagenet_classes", "kernels", "metrics", "paths", "runtime"},
     {"config_file", "preprocessing"},
     {"layers", "published"},
@@ -37,14 +38,15 @@ LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # Rooms that may see only these, whatever stands above them.
 ONLY = {
     "kernels": {"kernels"},
-    "config": set(),
+    "settings": set(),
+    "config": {"settings"},
     "imagenet_classes": set(),
     "paths": set(),
-    "config_file": {"config", "paths"},
-    "preprocessing": {"config", "imagenet_classes"},
+    "config_file": {"config", "paths", "settings"},
+    "preprocessing": {"config", "imagenet_classes", "settings"},
     "runtime": {"runtime"},
     "metrics": set(),
-    "data": {"config", "data", "imagenet_classes", "paths", "preprocessing"},
+    "data": {"config", "data", "imagenet_classes", "paths", "preprocessing", "settings"},
 }
 
 # Imported inside functions: optional or slow, and not everybody's.

@@ -251,3 +251,8 @@ def test_the_tree_names_what_is_there():
         if not path.name.startswith("__")
     }
     assert package == there
+
+
+@pytest.mark.parametrize(("file", "test"), re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", TEXT))
+def test_tests_of_promises_exist(file, test):
+    assert f"\ndef {test}(" in (ROOT / file).read_text()

@@ -30,13 +30,14 @@ from mambaout_jax.benchmarks.timing import (
     summary,
 )
 from mambaout_jax.benchmarks.torch_peer import find_torch
-from mambaout_jax.config import DECODERS, default_config
+from mambaout_jax.config import default_config
 from mambaout_jax.data.loader import train_batches
 from mambaout_jax.data.sets.image_files import decode_image
 from mambaout_jax.data.sets.listing import images_below, split_folder
 from mambaout_jax.data.sets.sources import open_source
 from mambaout_jax.data.views import opencv
 from mambaout_jax.data.views.crops import TrainingView
+from mambaout_jax.settings import DECODERS
 
 RECIPES = ("crop+flip", "rand-augment")
 QUICK = {"images": 64, "rounds": 2}  # arguments of `run` for a trial

@@ -4,6 +4,8 @@
 import argparse
 from pathlib import Path
 
+from mambaout_jax.cli.destination import add_force_argument, check_output
+
 SUMMARY = "draw what runs have measured, or the blocks that are compared"
 
 EXAMPLES = """
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="PNG", help="file to write (default: QUESTION.png)"
     )
+    add_force_argument(parser, "a PNG")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -42,6 +45,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.question == "blocks" and workdirs:
         arguments.parser.error(f"blocks takes no WORKDIR, and got {len(workdirs)}")
     out = arguments.out or Path(f"{arguments.question}.png")
+    check_output(arguments, out, ".png")
     if arguments.question == "curves":
         _draw_curves(workdirs, out)
     else:

@@ -8,10 +8,11 @@ is not given keeps the default there.
 import argparse
 import functools
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from mambaout_jax.cli.destination import add_force_argument, check_output
 
 SUMMARY = "measure speed against a named peer"
 
@@ -35,6 +36,7 @@ kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and 
 
 Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
 
+_SUFFIXES = {"scan": (".json", ".csv", ".png")}  # of what `save` writes, where not JSON alone
 _ON_DEVICE = ("conv", "scan", "throughput")  # `input` measures the host
 
 
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write the numbers there, row by row"
     )
+    add_force_argument(parser, "the files of --out")
     add = parser.add_argument
     rounds = add(
         "--rounds", type=int, metavar="COUNT", help="how often each contender has its turn"
@@ -69,8 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Measures, prints a table and saves the numbers; returns the exit code."""
     options = _options(arguments)
-    if arguments.out:
-        _check_output(arguments.out, arguments.parser)
+    if arguments.force and not arguments.out:
+        arguments.parser.error("--force goes with --out: nothing else is written")
+    for suffix in _SUFFIXES.get(arguments.question, (".json",)) if arguments.out else ():
+        path = arguments.out if suffix == ".json" else arguments.out.with_suffix(suffix)
+        check_output(arguments, path, suffix)
     benchmark = importlib.import_module(f"mambaout_jax.benchmarks.{arguments.question}")
     if arguments.quick:
         options = benchmark.QUICK | options
@@ -104,15 +110,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             arguments.parser.error(f"{question} takes no {action.option_strings[0]}{reason}")
         options[action.dest] = value
     return options
-
-
-def _check_output(out: Path, parser: argparse.ArgumentParser) -> None:
-    """Refuses a file that could not be written: a benchmark is too long to fail at its end."""
-    if out.suffix != ".json" or out.is_dir():
-        parser.error(f"--out {out} must be a file, FILE.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-        raise PermissionError(f"--out: the folder {out.parent} is not writable; choose another")
 
 
 def _add_conv_arguments(add: Add) -> list[argparse.Action]:

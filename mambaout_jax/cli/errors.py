@@ -3,31 +3,77 @@
 
 import argparse
 import difflib
+import dis
 import os
 import re
 import sys
+from pathlib import Path
 
-# Errors whose message alone tells the user what to do. Any other is a bug and keeps its traceback.
-EXPECTED = (ValueError, TypeError, OSError, RuntimeError, FloatingPointError, ImportError)
+from mambaout_jax.runtime.streams import complain, is_broken
+
+FAULT = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # as shells say it: 128 and the number of the signal, here SIGINT
+UNREAD = 141  # likewise, SIGPIPE
 
 _WRONG_USAGE = (
     ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError
 )  # fmt: skip
+# Of these the message of another library, or of the system, is for the user too: a full disk, too
+# little memory, no such device, a package that is not installed.
+_TELLING = (OSError, RuntimeError, ImportError)
+_PACKAGE = Path(__file__).parent.parent
 
 
 def report(error: Exception) -> int:
     """Prints an error as one line on the standard error and returns the exit code.
 
+    What this package raises explains itself. Any other exception was not foreseen and is reported
+    as a fault of the program.
+
     Returns:
-        2 if the command was wrong (a value, a path), 1 if it failed.
+        2 if the command was wrong (a value, a path), 1 if it failed, 70 if the program is at fault,
+        141 if its output was no longer read, of which nothing is printed.
 
     Raises:
         Exception: `error` itself, where the environment variable MAMBAOUT_TRACEBACK is set.
     """
+    if isinstance(error, BrokenPipeError) and is_broken(sys.stdout):
+        return UNREAD
     if os.environ.get("MAMBAOUT_TRACEBACK"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, OSError) and is_broken(sys.stdout):
+        complain(f"error: standard output cannot be written to: {error.strerror}")
+        return 1
+    if isinstance(error, MemoryError):
+        complain("error: there is not enough memory; try smaller batches, images or models")
+        return 1
+    if not _explains_itself(error):
+        complain(
+            f"error: this is a fault of mambaout, not of your command: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}; MAMBAOUT_TRACEBACK=1 before the same command shows "
+            "where it arose: please report that"
+        )
+        return FAULT
+    complain(f"error: {error}")
     return 2 if isinstance(error, _WRONG_USAGE) else 1
+
+
+def _explains_itself(error: Exception) -> bool:
+    """Whether a message was written for the user: by a `raise` of this package, or of its kind."""
+    if isinstance(error, _TELLING) and not isinstance(error, RecursionError):
+        return True
+    if type(error).__module__.startswith("mambaout_jax."):
+        return True
+    if type(error.__cause__).__name__ == "_RemoteTraceback":  # of another process of this program
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    code = trace.tb_frame.f_code
+    ours = Path(code.co_filename).is_relative_to(_PACKAGE)
+    return ours and dis.opname[code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

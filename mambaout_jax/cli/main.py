@@ -11,8 +11,9 @@ from types import ModuleType
 
 from mambaout_jax import __version__
 from mambaout_jax.cli import analyse, bench, convert, evaluate, models, predict, prepare, train
-from mambaout_jax.cli.errors import EXPECTED, option_names, reject_unknown, report
+from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
 from mambaout_jax.paths import local_path
+from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
 VERBS = (train, evaluate, predict, models, convert, prepare, analyse, bench)
 
@@ -31,18 +32,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; None: those of this process.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped on request and resumable.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 70 a fault of this program, 75 stopped on
+        request and resumable, 130 interrupted, 141 the output is no longer read.
     """
+    open_missing_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments, rest = build_parser().parse_known_args(argv)
-    reject_unknown(arguments.parser, rest)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
+        arguments, rest = build_parser().parse_known_args(argv)
+        reject_unknown(arguments.parser, rest)
+        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
         _expand_paths(arguments)
-        return arguments.run(arguments, rest)
-    except EXPECTED as error:
+        code = arguments.run(arguments, rest)
+        sys.stdout.flush()  # what cannot be written is to be told here, not while Python ends
+        return code
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except Exception as error:
         return report(error)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if is_broken(stream):
+                discard(stream)
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:

@@ -7,12 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from mambaout_jax.cli.destination import add_force_argument, check_output
 from mambaout_jax.cli.distributed import (
     add_distributed_argument,
     is_first_process,
     join_processes,
 )
 from mambaout_jax.cli.errors import report
+from mambaout_jax.runtime.streams import complain, say
 
 SUMMARY = "train a model, or resume a run"
 
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PNG",
         help="draw the first batch as the model will see it, and stop",
     )
+    add_force_argument(parser, "the PNG of --show-batch")
     add_distributed_argument(parser)
 
 
@@ -61,6 +64,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from mambaout_jax.runtime.lock import DirectoryLock
 
     began = time.perf_counter()
+    if arguments.force and not arguments.show_batch:
+        arguments.parser.error("--force goes with --show-batch: a run is resumed, never replaced")
+    if arguments.show_batch:
+        check_output(arguments, arguments.show_batch, ".png")
     file, _ = split_argument(arguments.config)
     workdir = arguments.workdir or Path("runs") / Path(file).stem
     if not (arguments.dry_run or arguments.show_batch):
@@ -88,7 +95,7 @@ def _train(config, workdir: Path, began: float) -> int:
     try:
         metrics = train(config, workdir)
     except Preempted as preempted:
-        print(preempted, file=sys.stderr)
+        complain(str(preempted))
         return EXIT_CODE
     except SaveError as error:
         code = report(error)
@@ -97,5 +104,5 @@ def _train(config, workdir: Path, began: float) -> int:
         os._exit(code)  # else Python waits for Orbax's threads, which may hang for five minutes
     if is_first_process():
         seconds = time.perf_counter() - began
-        print(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
+        say(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
     return 0

@@ -42,6 +42,7 @@ from mambaout_jax.models import (
     vim,
     vmamba,
 )
+from mambaout_jax.settings import refused, rule_of_field, shown
 
 # fmt: off
 FAMILIES: tuple[ModuleType, ...] = (
@@ -180,6 +181,15 @@ def _block_options(family: ModuleType) -> Any:
     return types.get("block")
 
 
+def _type_of(option: str, family: ModuleType) -> Any:
+    """The annotated type of an option of a family."""
+    for holder in (family.BACKBONE, _block_options(family), family.HEAD):
+        for field in dataclasses.fields(holder) if holder else ():
+            if field.name == option:
+                return field.type
+    return None
+
+
 def _split_options(
     name: str, family: ModuleType, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -197,6 +207,9 @@ def _split_options(
                 f"Fields of its backbone: {sorted(rooms[0] | rooms[1])}; of its head: "
                 f"{sorted(rooms[2])}"
             )
+        rule = rule_of_field(option, _type_of(option, family))
+        if rule and not rule.accepts(options[option]):
+            raise ValueError(f"{name}: {refused(option, shown(options[option]), rule)}")
     backbone, blocks, head = (
         {option: value for option, value in options.items() if option in room} for room in rooms
     )

@@ -118,6 +118,11 @@ class GatedCNNBlock(nn.Module):
         dim = x.shape[-1]
         hidden = int(options.expansion_ratio * dim)
         mixed = int(options.conv_ratio * dim)
+        if mixed < 1:
+            raise ValueError(
+                f"conv_ratio={options.conv_ratio} of {dim} channels leaves none to mix; it must be "
+                f"at least 1 / {dim}"
+            )
         rest = hidden - mixed
         act = activation(options.activation)
 

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 
 from mambaout_jax.config import Config, Resolved, resolve, validate
 from mambaout_jax.data.sets.sources import Source, open_source
-from mambaout_jax.models import model_options
+from mambaout_jax.models import find_variant, model_options
 from mambaout_jax.runtime.mesh import make_mesh
 from mambaout_jax.tasks import find_task
 from mambaout_jax.tasks.task import Task
 from mambaout_jax.weights.load import describe_source
+from mambaout_jax.weights.locate import locate
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -54,6 +55,7 @@ def set_up(config: Config) -> Setup:
         )
     validate(config, jax.device_count())
     kind = find_task(config.task)
+    _check_model_name(config.model.name)
     train = open_source(config.data, "train")
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
@@ -70,6 +72,20 @@ def set_up(config: Config) -> Setup:
     )
 
 
+def check_pretrained(config: Config) -> None:
+    """Refuses a `model.pretrained` that names no weights; nothing is downloaded or read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `locate`, with the name of the setting.
+    """
+    if not config.model.pretrained:
+        return
+    try:
+        locate(config.model.pretrained, config.model.name)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"model.pretrained={config.model.pretrained!r}: {error}") from error
+
+
 def pretrained_variables(setup: Setup) -> dict[str, Any]:
     """The weights that `config.model.pretrained` names, for the model of this run.
 
@@ -77,9 +93,10 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
         Nested dict of host arrays.
 
     Raises:
-        As `Task.load`.
+        As `check_pretrained` and `Task.load`.
     """
     config = setup.config
+    check_pretrained(config)
     source = config.model.pretrained
     _, variables = setup.task.load(
         source,
@@ -96,6 +113,13 @@ def pretrained_variables(setup: Setup) -> dict[str, Any]:
                 "images call for another", name, config.data[name], source, theirs, name
             )  # fmt: skip
     return variables
+
+
+def _check_model_name(name: str) -> None:
+    try:
+        find_variant(name)
+    except ValueError as error:
+        raise ValueError(f"model.name: {error}") from error
 
 
 def _check_image_size(image_size: int, stride: int) -> None:

@@ -32,7 +32,13 @@ from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.preemption import Preempted, PreemptionGuard
 from mambaout_jax.train.progress import Progress
 from mambaout_jax.train.reader import Reader
-from mambaout_jax.train.record import CHECKPOINTS, SETTINGS, check_same_run, record_run
+from mambaout_jax.train.record import (
+    CHECKPOINTS,
+    SETTINGS,
+    check_nothing_foreign,
+    check_same_run,
+    record_run,
+)
 from mambaout_jax.train.rollback import Skipped, roll_back
 from mambaout_jax.train.state import TrainState, make_initialiser
 from mambaout_jax.train.step import make_train_step
@@ -53,6 +59,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     Raises:
         ValueError: a setting is wrong, or the workdir is an address or holds a run with other
             settings.
+        FileExistsError: the workdir holds files of another origin under the names of a run's.
         FileNotFoundError, RuntimeError: the pretrained weights are not there or cannot be read.
         FloatingPointError: the loss or its gradient became NaN or infinite; names the update and
             the last good checkpoint.
@@ -64,6 +71,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     """
     workdir = local_path(workdir).absolute()
     setup = set_up(config)
+    check_nothing_foreign(workdir, setup.task.record())
+    check_same_run(config, workdir)
+    weights = _starting_weights(setup, workdir)  # which may be refused: before anything is made
     schedule = make_schedule(config.schedule, setup.resolved)
     rules = setup.task.parameter_rules(config.model.name)
     optimizer = make_optimizer(config.optimizer, schedule, rules)
@@ -73,7 +83,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
         setup=setup,
         workdir=workdir,
         schedule=schedule,
-        init=lambda: _first_state(setup, init, shardings),
+        init=lambda: _first_state(setup, init, shardings, weights),
         abstract=abstract,
         update=make_train_step(setup.model, setup.task, optimizer, config, setup.mesh, shardings),
         evaluator=Evaluator(setup.model, setup.task, config, setup.mesh),
@@ -240,15 +250,26 @@ def _resume(
     return {"step": max(start, resolved.total_steps), **metrics}
 
 
+def _starting_weights(setup: Setup, workdir: Path) -> dict[str, Any] | None:
+    """Those that the config names, where there is nothing to resume."""
+    if not setup.config.model.pretrained or any((workdir / CHECKPOINTS).glob("*")):
+        return None
+    return pretrained_variables(setup)
+
+
 def _first_state(
-    setup: Setup, init: Callable[[jax.Array], TrainState], shardings: TrainState
+    setup: Setup,
+    init: Callable[[jax.Array], TrainState],
+    shardings: TrainState,
+    weights: dict[str, Any] | None,
 ) -> TrainState:
     """Freshly initialised, or with the pretrained weights that the config names."""
     config = setup.config
     state = init(jax.random.key(config.seed))
     if not config.model.pretrained:
         return state
-    return place(state.started_from(pretrained_variables(setup)), shardings)
+    weights = pretrained_variables(setup) if weights is None else weights
+    return place(state.started_from(weights), shardings)
 
 
 def _check_same_data(now: dict[str, Any], before: dict[str, Any], workdir: Path) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mambaout_jax.analysis.cost import activation_bytes, count
 from mambaout_jax.config import Config
 from mambaout_jax.data.loader import train_batches
-from mambaout_jax.tasks.setup import set_up
+from mambaout_jax.tasks.setup import check_pretrained, set_up
 from mambaout_jax.train.optimizer import make_optimizer, make_schedule
 from mambaout_jax.train.state import make_initialiser
 from mambaout_jax.train.step import step_keys
@@ -22,8 +22,10 @@ def describe(config: Config) -> str:
 
     Raises:
         ValueError: a setting is wrong.
+        FileNotFoundError: `model.pretrained` names no weights.
     """
     setup = set_up(config)
+    check_pretrained(config)
     resolved, mesh = setup.resolved, setup.mesh
     schedule = make_schedule(config.schedule, resolved)
     rules = setup.task.parameter_rules(config.model.name)

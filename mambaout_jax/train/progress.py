@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mambaout_jax.runtime.streams import say
 from mambaout_jax.train.writer import Scalar
 
 _BAR_WIDTH = 40  # characters
@@ -71,8 +72,7 @@ class Progress:
         return self
 
     def __exit__(self, *_):
-        if self._live is not None:
-            self._live.stop()
+        self._stop()
 
     def data_wait(self, seconds: float) -> None:
         """Counts time the loop has waited for a batch."""
@@ -122,11 +122,20 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
-        if self._live is None:
-            if not self._quiet:
-                print(text, flush=True)
-        else:
-            self._live.console.print(Text(text), soft_wrap=True)
+        if self._live is not None:
+            try:
+                self._live.console.print(Text(text), soft_wrap=True)
+                return
+            except OSError:  # the terminal is gone; the run goes on
+                self._stop()
+        if not self._quiet:
+            say(text)
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.stop()  # standard output is its own no longer
 
     def _begin_interval(self, step: int) -> None:
         self._since = self._clock()

@@ -3,6 +3,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from mambaout_jax import __version__
 from mambaout_jax.config import Config
-from mambaout_jax.config_file import changed_settings, save_config
+from mambaout_jax.config_file import changed_settings, load_config, save_config
 from mambaout_jax.runtime.checkpoint import read_meta
 from mambaout_jax.runtime.files import write_json
 
@@ -56,6 +57,30 @@ def check_same_run(config: Config, workdir: Path) -> None:
         raise ValueError(
             f"{workdir} holds a run with other settings:\n" + "\n".join(lines) + "\n"
             "train into another --workdir, or set these back to resume that run"
+        )
+
+
+def check_nothing_foreign(workdir: Path, meaning: Mapping[str, Any]) -> None:
+    """Refuses a folder where files that are not of a run have the names that this run will write.
+
+    Args:
+        meaning: as for `record_run`.
+
+    Raises:
+        FileExistsError: it is such a folder; names the files.
+    """
+    if any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*")):
+        return
+    try:
+        load_config(workdir / "config.json")
+        return
+    except (FileNotFoundError, ValueError):
+        names = ("config.json", *meaning, "environment.json", "metrics.jsonl")
+    there = [name for name in names if os.path.lexists(workdir / name)]
+    if there:
+        raise FileExistsError(
+            f"{workdir} holds {', '.join(there)}, but no training run; nothing is replaced: train "
+            "into another --workdir, or move the files away"
         )
 
 

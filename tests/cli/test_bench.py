@@ -7,7 +7,7 @@ import inspect
 import pytest
 from support.command_line import error_line, usage_error
 
-from mambaout_jax.benchmarks import conv, scan
+from mambaout_jax.benchmarks import scan
 from mambaout_jax.cli.main import build_parser
 
 QUESTIONS = ("conv", "scan", "throughput", "input")
@@ -22,20 +22,16 @@ def test_options_are_parameters_of_the_benchmark(question):
     assert names | {"keep"} <= inspect.signature(benchmark.run).parameters.keys()
 
 
-def test_bench_fails_before_it_measures(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(conv, "run", None)
+@pytest.mark.parametrize("suffix", [".csv", ".png"])
+def test_scan_replaces_no_table_or_picture_of_somebody_else(capsys, tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(scan, "run", None)
-    file = tmp_path / "file"
-    file.write_text("")
-    for question in ("conv", "scan"):
-        command = ["bench", question, "--out"]
-        for wrong in (tmp_path / "a.csv", tmp_path):
-            assert "must be a file, FILE.json" in usage_error(capsys, *command, str(wrong))
-        assert "File exists" in error_line(capsys, *command, str(file / "a.json"), code=1)
-    monkeypatch.setattr("os.access", lambda *_: False)
-    error = error_line(capsys, "bench", "conv", "--out", str(tmp_path / "a.json"), code=1)
-    assert f"the folder {tmp_path} is not writable" in error
-    assert list(tmp_path.iterdir()) == [file]
+    (tmp_path / f"a{suffix}").write_text("mine")
+    error = error_line(capsys, "bench", "scan", "--out", str(tmp_path / "a.json"))
+    assert f"a{suffix} exists; name another file, or replace it with --force" in error
+
+
+def test_force_is_for_a_file(capsys):
+    assert "--force goes with --out" in usage_error(capsys, "bench", "conv", "--force")
 
 
 @pytest.mark.parametrize(

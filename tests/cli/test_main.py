@@ -11,6 +11,7 @@ import pytest
 from support.command_line import usage_error
 
 from mambaout_jax import __version__
+from mambaout_jax.__main__ import _interrupt
 from mambaout_jax.cli.main import VERBS, build_parser, main
 
 NAMES = ("train", "evaluate", "predict", "models", "convert", "prepare", "analyse", "bench")
@@ -139,3 +140,16 @@ def test_missing_arguments_are_named(capsys, arguments, words):
 
 def test_description_of_a_verb_is_its_summary(capsys):
     assert "\nConvert weights between PyTorch's names and ours.\n" in help_text(capsys, "convert")
+
+
+def test_interruption_of_an_import_ends_the_program(monkeypatch, capsys):
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt(2, sys._getframe())
+    assert codes == []
+    code = compile("interrupt()", "<frozen importlib._bootstrap>", "exec")
+    with pytest.raises(KeyboardInterrupt):  # as `os._exit` returns here
+        exec(code, {"interrupt": lambda: _interrupt(2, sys._getframe())})
+    assert codes[0] == 130
+    assert capsys.readouterr().err.startswith("interrupted\n")

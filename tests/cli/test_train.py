@@ -3,12 +3,15 @@
 
 import json
 import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import tiny_run
-from support.command_line import error_line
+from support.command_line import error_line, usage_error
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.runtime.checkpoint import SaveError
@@ -16,6 +19,8 @@ from mambaout_jax.runtime.lock import DirectoryLock
 from mambaout_jax.train import loop
 from mambaout_jax.train.preemption import Preempted
 from mambaout_jax.train.preview import describe
+from mambaout_jax.train.writer import read_metrics
+from mambaout_jax.weights.load import save_variables
 
 TINY = tiny_run.__file__
 
@@ -27,10 +32,18 @@ TINY = tiny_run.__file__
         ("optimizer.learning_rat=1", 'Did you mean "learning_rate" instead of "learning_rat"?'),
         ("optimiser.learning_rate=1", 'Did you mean "optimizer" instead of "optimiser"?'),
         ("nothing.like.it=1", "there is no setting nothing"),
-        ("batch_size=many", "--config.batch_size=many: invalid literal for int()"),
-        ("batch_size=1.5", "--config.batch_size=1.5: invalid literal for int()"),
-        ("optimizer.learning_rate=fast", "could not convert string to float: 'fast'"),
+        ("batch_size=many", "batch_size=many is not allowed; it must be a whole number from 1"),
+        ("batch_size=1.5", "batch_size=1.5 is not allowed; it must be a whole number from 1"),
+        (
+            "optimizer.learning_rate=fast",
+            "learning_rate=fast is not allowed; it must be a number from 0",
+        ),
         ("model.name=mambaout_mikro", "did you mean mambaout_micro"),
+        ("checkpoint.every_epochs=0", "checkpoint.every_epochs=0.0 is not allowed; it must be a n"),
+        ("schedule.cooldown_steps=-12", "schedule.cooldown_steps=-12 is not allowed; it must be"),
+        ("schedule.total_epochs=inf", "schedule.total_epochs=inf is not allowed; it must be a num"),
+        ("seed=9223372036854775808", "seed=9223372036854775808 is not allowed; it must be a who"),
+        ("augment.shift_pixels=64", "augment.shift_pixels=64 can move the whole image of"),
         ("data.source=folder", "set --config.data.path=DIR"),
         ("batch_size=12", "does not divide into 8 devices x 1 micro-batches"),
     ],
@@ -39,6 +52,26 @@ def test_wrong_setting_is_one_line(capsys, tmp_path, monkeypatch, setting, words
     monkeypatch.chdir(tmp_path)
     assert words in error_line(capsys, "train", "--config", TINY, f"--config.{setting}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]], ids=str)
+def test_weights_that_are_not_there_are_one_line_and_leave_no_trace(
+    capsys, tmp_path, monkeypatch, more
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config", TINY, "--config.model.pretrained=nonsense", *more]
+    words = "model.pretrained='nonsense': there are no weights 'nonsense'"
+    assert words in error_line(capsys, *command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_leave_no_trace(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mambaout_micro.safetensors"
+    save_variables({"params": {"backbone": {"stem": np.zeros(3, np.float32)}}}, path)
+    assert main(["train", "--config", TINY, f"--config.model.pretrained={path}"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stray_word_is_one_line(capsys):
@@ -74,6 +107,11 @@ def test_dry_run_prints_the_recipe_and_leaves_no_trace(capsys, tmp_path, monkeyp
     assert out == describe(config) + "\n"
     assert "effective batch    64 = 8 devices x 8 examples x 1 micro-batches" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_force_is_for_a_picture(capsys):
+    words = "--force goes with --show-batch: a run is resumed, never replaced"
+    assert words in usage_error(capsys, "train", "--config", TINY, "--force")
 
 
 def test_preempted_run_has_code_75(capsys, monkeypatch):
@@ -150,3 +188,21 @@ def test_train_goes_to_runs_by_default_and_evaluate_reads_it(capsys, tmp_path, m
 
     assert main(["evaluate", "--workdir", str(workdir), "--config.evaluation.batch_size=360"]) == 0
     assert capsys.readouterr().out.strip() == printed.split("  (")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["| true", ">&- 2>&-"])
+def test_training_goes_on_where_nobody_reads(tmp_path, output):
+    settings = "--config.schedule.total_steps=9 --config.log.every_steps=1"
+    command = f'"{sys.executable}" -m mambaout_jax train --config "{TINY}" --workdir run {settings}'
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {output}"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    warnings = [] if "2>" in output else ["standard output cannot be written to"]
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == len(warnings)
+    assert all(words in result.stderr for words in warnings)
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 9
+    assert (tmp_path / "run" / "checkpoints" / "9").is_dir()

@@ -13,7 +13,7 @@ from PIL import Image
 from support.places import GOLDENS
 from support.timm_operations import from_timm
 
-from mambaout_jax.config import IMAGENET_MEAN, INTERPOLATIONS, default_config
+from mambaout_jax.config import IMAGENET_MEAN, default_config
 from mambaout_jax.data.views import crops, opencv
 from mambaout_jax.data.views.crops import (
     EvaluationView,
@@ -25,6 +25,7 @@ from mambaout_jax.data.views.crops import (
 )
 from mambaout_jax.data.views.rand_augment import NAMES
 from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.settings import INTERPOLATIONS
 
 
 def noise(rng, width, height, mode="RGB"):

@@ -281,7 +281,7 @@ def test_workers_need_shared_memory(monkeypatch, tmp_path):
         train_batches(config, Counted(24))
     # Two workers with three batches each of twelve images with a label and a mark.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 3 * 12 * (256 + 5)))
-    monkeypatch.setattr(loader.grain.IterDataset, "mp_prefetch", lambda dataset, _: dataset)
+    monkeypatch.setattr(loader.grain.IterDataset, "mp_prefetch", lambda dataset, _, **__: dataset)
     train_batches(config, Counted(24)).close()
 
 

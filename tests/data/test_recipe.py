@@ -88,7 +88,7 @@ def test_parameters_that_decay_are_timms(model):
     variables = model_variables(create_model(model), config.data.image_size)
     mask = decay_mask(variables["params"], parameter_rules(config.model.name).decay)
     marked = jax.tree.map(
-        lambda leaf, decays: np.broadcast_to(np.bool_(decays), leaf.shape),
+        lambda leaf, decays: np.broadcast_to(np.float32(decays), leaf.shape),
         variables["params"], mask,
     )  # fmt: skip
     state = to_torch(model, {"params": marked}, naming="timm")
@@ -158,25 +158,6 @@ def test_groups_of_another_size_make_other_updates(whole):
     batches, _, want = whole
     _, got = updates("pod", 1, batches, group_size=8)
     assert abs(float(got[0]["loss"]) / float(want[0]["loss"]) - 1) > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("data.decoder", "turbo", r"='turbo' is not known; allowed are 'pillow', 'opencv'"),
-        ("augment.rand_augment_layers", -1, r"=-1 is out of range; it must be at least 0"),
-        ("augment.rand_augment_magnitude", 11.0, r"=11.0 .* from 0 to 10"),
-        ("augment.rand_augment_deviation", -0.5, r"=-0.5 .* at least 0"),
-        ("augment.rand_augment_probability", 1.5, r"=1.5 .* from 0 to 1"),
-        ("augment.color_jitter", 1.5, r"=1.5 .* from 0 to 1"),
-        ("schedule.cooldown_epochs", -1.0, r"=-1.0 .* at least 0"),
-    ],
-)
-def test_wrong_settings_are_named(name, value, message):
-    config = recipe("mambaout_tiny")
-    config.update_from_flattened_dict({name: value})
-    with pytest.raises(ValueError, match=name + message):
-        validate(config, 8)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -147,7 +147,7 @@ def test_curves_of_several_runs_are_one_picture(photo_run, tmp_path, capsys):
     out = tmp_path / "curves.png"
     assert main(["analyse", "curves", str(workdir), "--out", str(out)]) == 0
     assert out.is_file()
-    assert main(["analyse", "curves", str(tmp_path), "--out", str(out)]) == 2
+    assert main(["analyse", "curves", str(tmp_path), "--out", str(tmp_path / "b.png")]) == 2
     assert "give the working directory of a training run" in capsys.readouterr().err
 
 

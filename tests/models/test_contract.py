@@ -311,3 +311,22 @@ def test_names_of_models_and_weights_are_unique():
         assert key.startswith(weights.model)
         assert weights.naming in namings(weights.model)
         assert math.isfinite(weights.image_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "words"),
+    [
+        ("mambaout_micro", "depths", "abc", "each a whole number from 1 to 65,536"),
+        ("mambaout_micro", "depths", (1, -1), "each a whole number from 1"),
+        ("mambaout_micro", "dims", 5, "it must be a tuple of numbers"),
+        ("mambaout_micro", "kernel_size", 7.5, "a whole number from 1"),
+        ("mambaout_micro", "expansion_ratio", float("nan"), "a number from 0 to 1,000,000"),
+        ("mambaout_micro", "routes", 5, "None, or text"),
+        ("mambaout_micro", "causal", "no", "True or False"),
+        ("deit_tiny_patch16_224", "depth", 0, "a whole number from 1"),
+        ("fasternet_t1", "hidden", None, "a whole number from 1"),
+    ],
+)
+def test_options_of_a_wrong_kind_are_named(name, option, value, words):
+    with pytest.raises(ValueError, match=rf"^{name}: {option}=.* is not allowed; .*{words}"):
+        create_model(name, **{option: value})

@@ -178,6 +178,11 @@ def test_wrong_options_are_named():
         create_model("mambaout_tiny", kernel_sizes=5)
     with pytest.raises(ValueError, match="did you mean mambaout_tiny"):
         create_model("mambaout_tinny")
+    model = create_model("mambaout_tiny", **SMALL, conv_ratio=0)
+    with pytest.raises(
+        ValueError, match=r"conv_ratio=0 of \d+ channels leaves none to mix; it must"
+    ):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     with pytest.raises(ValueError, match=r"conv_ratio=3\.0 is larger than expansion_ratio"):
         create_model("mambaout_tiny", **SMALL, conv_ratio=3.0)
     with pytest.raises(ValueError, match=r"depths=\(1, 2\) and dims=\(8, 16, 24\) must have one"):

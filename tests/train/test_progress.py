@@ -157,3 +157,16 @@ def test_quiet_measures_and_shows_nothing(capsys):
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
     assert speed["images_per_second"] == pytest.approx(256)
+
+
+def test_run_goes_on_when_the_terminal_is_gone(monkeypatch, capsys):
+    clock, console = Clock(), make_console()
+
+    def hang_up(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with make(clock, live=True, console=console) as progress:
+        monkeypatch.setattr(console, "print", hang_up)
+        progress.message("step 1")
+        progress.message("step 2")
+    assert capsys.readouterr().out == "step 1\nstep 2\n"

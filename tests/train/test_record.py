@@ -16,7 +16,12 @@ from mambaout_jax import __version__
 from mambaout_jax.config import default_config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.train import record
-from mambaout_jax.train.record import check_same_run, git_revision, record_run
+from mambaout_jax.train.record import (
+    check_nothing_foreign,
+    check_same_run,
+    git_revision,
+    record_run,
+)
 
 
 @pytest.fixture
@@ -127,6 +132,34 @@ def test_the_checkpoint_says_what_the_settings_were_whatever_the_file_says(
     with pytest.raises(ValueError, match="  seed: 0 there, 1 now"):
         check_same_run(config, tmp_path)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("classes.json", '["mine"]'),
+        ("environment.json", "{}"),
+        ("metrics.jsonl", '{"step": 1}'),
+        ("config.json", '{"compilerOptions": {}}'),
+        ("config.json", "no json"),
+    ],
+)
+def test_files_of_another_origin_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FileExistsError, match=f"holds {name}, but no training run; nothing is rep"):
+        check_nothing_foreign(tmp_path, {"classes.json": ["cat"]})
+    assert (tmp_path / name).read_text() == text
+
+
+def test_files_of_a_run_are_its_own(config, tmp_path):
+    check_nothing_foreign(tmp_path / "none", {"classes.json": ["cat"]})
+    check_nothing_foreign(tmp_path, {"classes.json": ["cat"]})
+    (tmp_path / "notes.txt").write_text("mine")
+    record_run(config, tmp_path, {"classes.json": ["cat"]})
+    check_nothing_foreign(tmp_path, {"classes.json": ["cat"]})
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    check_nothing_foreign(tmp_path, {"classes.json": ["cat"]})
 
 
 @pytest.mark.parametrize(

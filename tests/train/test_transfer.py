@@ -181,6 +181,6 @@ def test_recipe_is_folder_with_three_settings_changed():
 def test_layer_decay_out_of_range_is_an_error(untrained, photos, caplog):
     with (
         caplog.at_level(logging.ERROR),
-        pytest.raises(ValueError, match=r"layer_decay=0\.0 is out"),
+        pytest.raises(ValueError, match=r"layer_decay=0\.0 is not allowed"),
     ):
         describe(recipe(untrained, photos, *steps(1), "--config.optimizer.layer_decay=0"))

@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from mambaout_jax.config import MAX_PIXELS
 from mambaout_jax.data.views import opencv
+from mambaout_jax.settings import MAX_PIXELS
 
 Decoded = Image.Image | UInt8[np.ndarray, "H W C"]
 

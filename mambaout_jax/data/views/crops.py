@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
-from mambaout_jax.config import INTERPOLATIONS, Config
+from mambaout_jax.config import Config
 from mambaout_jax.data.sets.image_files import Decoded
 from mambaout_jax.data.views import opencv, rand_augment
 from mambaout_jax.preprocessing import Preprocessing
+from mambaout_jax.settings import INTERPOLATIONS
 
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
