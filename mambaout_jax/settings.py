@@ -35,7 +35,7 @@ _WIDEST = 2**16  # channels of a layer, and whatever else a model counts
 _EPOCHS = 1_000_000
 _RATE = 1_000_000
 # Fields of models that count from 0, or of which there may be none; all other counts begin at 1.
-_FROM_ZERO = ("out_blocks", "conv_blocks", "mlp_ratio")
+_FROM_ZERO = ("out_blocks", "conv_blocks", "mlp_ratio", "merging")
 _NEAR_ONE = 0.999999  # float32 tells 1 from a decay up to here
 _LONGEST_TEXT = 4096  # of a path, on Linux
 _SHOWN = 200  # characters of a wrong value

@@ -8,6 +8,7 @@ something of speed, are marked `optimised`.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+# A trace makes millions of small objects that live as long as it does: looking through them again
+# and again for garbage is a sixth of the tests' time.
+gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ.get("MAMBAOUT_CHECK_SHAPES"):  # a third of the time of tracing; CI sets it
     install_import_hook("mambaout_jax", "typechecker.check")

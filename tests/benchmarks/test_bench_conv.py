@@ -93,7 +93,7 @@ def test_a_peer_is_raced_only_where_it_computes_the_same(monkeypatch, factor):
 def test_verb_measures_prints_and_writes(result, capsys, monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(conv, "run", lambda **arguments: given.update(arguments) or result)
-    out = tmp_path / "new" / "conv.json"
+    out = tmp_path / "conv.json"
     command = ["bench", "conv", "--quick", "--rounds=3", "--dtype=bfloat16", "--out", str(out)]
     assert main(command) == 0
     keep = given.pop("keep")

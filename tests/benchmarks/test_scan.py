@@ -141,7 +141,7 @@ def test_table_prints_times_ratios_and_reasons(result, capsys):
 def test_verb_writes_json_csv_and_png(result, capsys, monkeypatch, tmp_path):
     given = {}
     monkeypatch.setattr(scan, "run", lambda **arguments: given.update(arguments) or result)
-    out = tmp_path / "new" / "scan_cpu.json"
+    out = tmp_path / "scan_cpu.json"
     command = ["bench", "scan", "--widths", "8", "16", "--lengths", "16", "--mixers", "conv"]
     command += ["--state-size=1", "--device=cpu", "--budget-seconds=2.5", "--memory-limit=9"]
     assert main([*command, "--quick", "--out", str(out)]) == 0

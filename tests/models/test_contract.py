@@ -35,6 +35,18 @@ from mambaout_jax.weights.load import load_pretrained, save_variables
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
 
 
+# A convolution, an attention and an SSM; what others add has no derivatives of its own.
+OF_EACH_MIXER = ("mambaout_femto", "swin_tiny_patch4_window7_224", "vim_tiny")
+of_each_mixer = pytest.mark.parametrize("name", OF_EACH_MIXER)
+of_each_mixer_by_default = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OF_EACH_MIXER else pytest.mark.slow)
+        for name in FAMILY_NAMES
+    ],
+)
+
+
 def small(name, **options):
     return create_model(name, **{**small_options(name), **options})
 
@@ -177,19 +189,13 @@ def scalar(name, rest, images, **options):
     return loss
 
 
-@every_family
+@of_each_mixer_by_default
 def test_plain_models_have_hessian_vector_products(name):
     variables = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes_of(name))
     params = variables.pop("params")
     loss = scalar(name, variables, jnp.ones((2, *IMAGE[1:])), plain=True)
     product = jax.eval_shape(lambda p: jax.jvp(jax.grad(loss), (p,), (p,))[1], params)
     assert jax.tree.map(jnp.shape, product) == jax.tree.map(jnp.shape, params)
-
-
-# A convolution, an attention and an SSM; what others add has no derivatives of its own.
-of_each_mixer = pytest.mark.parametrize(
-    "name", ["mambaout_femto", "swin_tiny_patch4_window7_224", "vim_tiny"]
-)
 
 
 @of_each_mixer

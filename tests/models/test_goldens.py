@@ -24,7 +24,6 @@ DEFAULT = {
     "deit/deit_tiny_patch16_224",
     "fasternet/fasternet_t1",
     "swin/swin_tiny_patch4_window7_224",
-    "efficientvmamba/efficientvmamba_tiny",
 }
 TOLERANCE = 5e-5  # of the standard deviation of what is compared
 

@@ -146,6 +146,7 @@ def test_train_of_a_finished_run_only_evaluates(finished, tmp_path, monkeypatch)
     assert handlers != [signal.getsignal(signal.SIGTERM)]
 
 
+@pytest.mark.slow
 def test_report_is_the_mean_of_its_updates(finished, tmp_path, caplog):
     config = get_config()
     config.log.every_steps = 1
