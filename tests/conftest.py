@@ -20,8 +20,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 if version("jaxlib").startswith("0.10."):
     # Its MLIR emitters take nearly half of a compilation's time, the older ones compute the same.
-    # Later versions are quick without, and end the process at a flag they do not know. CI runs the
-    # slow tests with what users have.
+    # Later versions have the first alone, are quick with them, and end the process at a flag that
+    # they do not know. Set XLA_FLAGS, if only to nothing, to test what users of 0.10 have.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # By the first process, for its workers too. A folder set from outside is used again by the next
