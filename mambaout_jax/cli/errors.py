@@ -4,12 +4,13 @@
 import argparse
 import difflib
 import dis
+import errno
 import os
 import re
 import sys
 from pathlib import Path
 
-from mambaout_jax.runtime.streams import complain, is_broken
+from mambaout_jax.runtime.streams import complain, is_broken, is_full
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # as shells say it: 128 and the number of the signal, here SIGINT
@@ -41,7 +42,9 @@ def report(error: Exception) -> int:
         return UNREAD
     if os.environ.get("MAMBAOUT_TRACEBACK"):
         raise error
-    if isinstance(error, OSError) and is_broken(sys.stdout):
+    if isinstance(error, OSError) and (
+        is_broken(sys.stdout) or (_may_be_of_a_stream(error) and is_full(sys.stdout))
+    ):
         complain(f"error: standard output cannot be written to: {error.strerror}")
         return 1
     if isinstance(error, MemoryError):
@@ -56,6 +59,11 @@ def report(error: Exception) -> int:
         return FAULT
     complain(f"error: {error}")
     return 2 if isinstance(error, _WRONG_USAGE) else 1
+
+
+def _may_be_of_a_stream(error: OSError) -> bool:
+    """Whether the device is full and no file is named, as where something is printed."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _explains_itself(error: Exception) -> bool:

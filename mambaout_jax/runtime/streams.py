@@ -58,6 +58,19 @@ def is_broken(stream: TextIO) -> bool:
         return True
 
 
+def is_full(stream: TextIO) -> bool:
+    """Whether nothing more can be written; prints an empty line where it can.
+
+    What did not fit into the stream's buffer may be gone after an error, so that `is_broken` finds
+    nothing to write.
+    """
+    try:
+        print(file=stream, flush=True)
+    except OSError:
+        return True
+    return False
+
+
 def discard(stream: TextIO) -> None:
     """Sends all that is, was or will be printed on a stream to the null device.
 

@@ -144,6 +144,7 @@ def test_weights_without_a_run_need_data(tmp_path):
 def test_settings_choose_and_prepare_the_data_of_an_evaluation(photo_run, tmp_path, capsys):
     workdir, _, photos = photo_run
     command = ["evaluate", "--workdir", str(workdir), "--figures", str(tmp_path / "figures")]
+    command.append("--force")  # the same figures again
     assert main(command) == 0
     as_trained = capsys.readouterr().out.split("\n")[0]
     there = shutil.copytree(photos, tmp_path / "copied")

@@ -178,7 +178,7 @@ def test_selective_scan_matches_oracle_at_any_shape(implementation, examples):
 @pytest.mark.parametrize("implementation", EVERY)
 def test_selective_scan_equals_the_reference_implementation(implementation):
     cases = []
-    for index in range(5):
+    for index in (1,) if "pallas" in implementation else range(5):  # interpreted: a minute for each
         golden, softplus = read_golden(index)
         arrays = {name: golden[name] for name in ("u", "delta", "A", "B", "C", *OPTIONAL[:3])}
         arrays = {name: array for name, array in arrays.items() if array is not None}
