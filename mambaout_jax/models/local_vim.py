@@ -28,6 +28,7 @@ from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.mamba import PathMamba
 from mambaout_jax.mixers.routes import directions_of
 from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE
+from mambaout_jax.models.vim import without_middle
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
@@ -122,7 +123,8 @@ class LocalVim(Columnar):
                 x = rotate(x, *tables)
             x = block(self.directions[i], *options, name=f"block_{i:02d}")(x, train)
             if i in self.map_blocks:
-                maps.append(self._patches_of(x).reshape(-1, *size, self.dim))
+                patches = without_middle(x) if self.token else x
+                maps.append(patches.reshape(-1, *size, self.dim))
         return Features(tuple(maps), x[:, x.shape[1] // 2] if self.token else None)
 
     def _rotations(self, size: tuple[int, int]) -> tuple[ArrayLike, ArrayLike]:
@@ -132,12 +134,6 @@ class LocalVim(Columnar):
             for table in rotation_tables(self.dim, self.grid)
         )
         return cosines, sines
-
-    def _patches_of(self, x: Float[Array, "B _ C"]) -> Float[Array, "B L C"]:
-        if not self.token:
-            return x
-        middle = x.shape[1] // 2
-        return jnp.concatenate((x[:, :middle], x[:, middle + 1 :]), axis=1)
 
 
 class LocalVimHead(PooledHead):

@@ -88,15 +88,19 @@ class Vim(Columnar):
         size = patch_grid(height, width, self.patch_size)
         block = self.block_class(VimBlock)
         x = self.with_positions(self.patches(images), size)
-        middle = x.shape[1] // 2
         maps = []
         for i, rate in enumerate(self.block_rates):
             options = (size, self.state_size, self.scan_implementation, rate, self.layer_dtype)
             x = block(*options, name=f"block_{i:02d}")(x, train)
             if i in self.map_blocks:
-                patches = jnp.concatenate((x[:, :middle], x[:, middle + 1 :]), axis=1)
-                maps.append(patches.reshape(-1, *size, self.dim))
-        return Features(tuple(maps), x[:, middle])
+                maps.append(without_middle(x).reshape(-1, *size, self.dim))
+        return Features(tuple(maps), x[:, x.shape[1] // 2])
+
+
+def without_middle(x: Float[Array, "B _ C"]) -> Float[Array, "B L C"]:
+    """The patches of a sequence with a class token in its middle."""
+    middle = x.shape[1] // 2
+    return jnp.concatenate((x[:, :middle], x[:, middle + 1 :]), axis=1)
 
 
 BACKBONE = Vim
