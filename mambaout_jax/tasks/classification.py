@@ -8,6 +8,7 @@ classes are right and between which the model has to choose.
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.tasks.augment import augment_batch, normalise
 from mambaout_jax.tasks.task import Batch, Partial, Prediction, Sums, Task, add_up, concatenate
 from mambaout_jax.weights.load import load_pretrained
+
+_LOG = logging.getLogger("mambaout_jax")
 
 _MOST_MISTAKES = 64  # in one picture
 _FIGURES = ("confusion_matrix.png", "per_class.csv", "mistakes.png")
@@ -89,8 +92,13 @@ class Classification(Task):
     ) -> tuple["Classification", nn.Module, dict[str, Any]]:
         model, variables = load_pretrained(source, name, **options)
         names, count = preprocessing.class_names, model.head.num_classes
-        if names is None or len(names) != count:
-            names = _unnamed(count)
+        if names is not None and len(names) != count:
+            _LOG.warning(
+                "%s names %d classes, and the model has %d: they are called by their numbers",
+                source, len(names), count,
+            )  # fmt: skip
+            names = None
+        names = _unnamed(count) if names is None else names
         config = default_config()
         preprocessing.write_to(config.data)
         return cls(config, names), model, variables

@@ -2,6 +2,7 @@
 """Runs as processes of their own: killed, stopped, and two that train as one."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -110,6 +111,21 @@ def test_killed_and_damaged_run_ends_as_if_nothing_had_happened(start, uninterru
     out, err = finish(start(workdir))
     assert re.search(rf"WARNING: checkpoint {newest} in .* cannot be read", err)
     assert f"resuming from {workdir / 'checkpoints' / str(newest - 40)}\n" in out
+    assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
+    assert final_state(workdir) == final_state(uninterrupted[0])
+    assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_change_nothing(start, uninterrupted, tmp_path):
+    workdir, moments = tmp_path / "run", random.Random(0)
+    for kill in range(1, 21):
+        process = start(workdir, "--config.checkpoint.every_steps=12")
+        signal_after(process, workdir, 12 * kill, signal.SIGCONT)  # which does nothing
+        time.sleep(0.3 * moments.random())  # of updates, evaluations, saves
+        process.kill()
+        finish(process, -signal.SIGKILL)
+    out, _ = finish(start(workdir, "--config.checkpoint.every_steps=12"))
     assert out.strip().split("\n")[-1].split("  (")[0] == uninterrupted[1]
     assert final_state(workdir) == final_state(uninterrupted[0])
     assert timeless_metrics(workdir) == timeless_metrics(uninterrupted[0])
