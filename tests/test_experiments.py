@@ -13,13 +13,70 @@ from pathlib import Path
 import pytest
 
 from mambaout_jax.config import resolve, validate
-from mambaout_jax.models import list_models
+from mambaout_jax.config_file import read_config
+from mambaout_jax.data.sets.imagenet import SPLIT_SIZES
+from mambaout_jax.models import find_variant, list_models, parameter_rules
+from mambaout_jax.train.optimizer import decay_mask
 from mambaout_jax.train.writer import read_metrics
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("**/*.py"))
 RECIPES = [path for path in FILES if "\ndef get_config(" in path.read_text(encoding="utf-8")]
 QUICKSTART = ROOT / "experiments" / "quickstart.py"
+IMAGENET = ROOT / "experiments" / "imagenet"
+
+# As published: batch, peak rate, weight decay, epochs, epochs of warm-up, drop path.
+# fmt: off
+PUBLISHED = {
+    "vim": {
+        "vim_tiny": (1024, 1e-3, 0.1, 300, 5, 0.0),
+        "vim_small": (512, 1e-3, 0.05, 300, 5, 0.05),
+    },
+    "vmamba": {
+        "vmamba_v9_tiny": (1024, 1e-3, 0.05, 300, 20, 0.2),
+        "vmamba_v9_small": (1024, 1e-3, 0.05, 300, 20, 0.3),
+        "vmamba_v9_base": (1024, 1e-3, 0.05, 300, 20, 0.6),
+        "vmamba_v0_tiny": (1024, 1e-3, 0.05, 300, 20, 0.2),
+        "vmamba_v0_small": (1024, 1e-3, 0.05, 300, 20, 0.3),
+        "vmamba_v0_base": (1024, 1e-3, 0.05, 300, 20, 0.5),
+    },
+    "local_vim": {
+        "local_vim_tiny": (1024, 1e-3, 0.04, 300, 20, 0.1),
+        "local_vim_tiny_middle_cls_token": (1024, 1e-3, 0.04, 300, 20, 0.1),
+        "local_vim_small": (1024, 1e-3, 0.04, 300, 20, 0.1),
+        "local_vim_small_searched": (1024, 1e-3, 0.04, 300, 20, 0.1),
+    },
+    "local_vmamba": {
+        "local_vmamba_tiny": (1024, 1e-3, 0.04, 300, 20, 0.2),
+        "local_vmamba_small": (1024, 1e-3, 0.04, 300, 20, 0.2),
+    },
+    "plainmamba": {
+        "plainmamba_l1": (2048, 2e-3, 0.05, 300, 15, 0.2),
+        "plainmamba_l2": (2048, 2e-3, 0.05, 300, 20, 0.2),
+        "plainmamba_l3": (1024, 1e-3, 0.05, 300, 20, 0.4),
+    },
+    "efficientvmamba": {
+        "efficientvmamba_tiny": (2048, 2e-3, 0.04, 300, 20, 0.1),
+        "efficientvmamba_small": (2048, 2e-3, 0.04, 300, 20, 0.1),
+        "efficientvmamba_base": (1024, 2e-3, 0.04, 300, 20, 0.1),
+    },
+    "mamband": {
+        "mamba2d_small": (1024, 1e-3, 0.1, 300, 10, 0.1),
+        "mamba2d_base": (1024, 1e-3, 0.1, 300, 10, 0.1),
+    },
+}
+# fmt: on
+# Parameters of the SSM that the published optimisers, by name and number of axes, do not exempt.
+DECAYING = {
+    "vim": {"A_log"},
+    "vmamba": {"A_log", "dt_proj/bias"},
+    "local_vim": {"A_log"},
+    "local_vmamba": {"A_log", "dt_proj/bias"},
+    "plainmamba": set(),
+    "efficientvmamba": {"A_log", "dt_proj/bias"},
+    "mamband": set(),
+}
+PUBLISHED_MODELS = [(file, model) for file, models in PUBLISHED.items() for model in models]
 
 
 def docstring(path):
@@ -69,6 +126,49 @@ def test_quickstart_is_what_its_docstring_says():
     assert (resolved.steps_per_epoch, resolved.total_steps, resolved.warmup_steps) == (22, 660, 66)
     assert (resolved.evaluate_every, resolved.checkpoint_every) == (110, 110)
     assert (resolved.learning_rate, config.augment.flip_probability) == (4e-3, 0)
+
+
+@pytest.mark.parametrize(("file", "model"), PUBLISHED_MODELS)
+def test_imagenet_recipe_is_the_published_one(file, model):
+    config = read_config(f"{IMAGENET / file}.py:{model}")
+    config.data.path = "imagenet"
+    validate(config, 8)
+    resolved = resolve(config, SPLIT_SIZES["train"])
+    default = find_variant(model)[1].drop_path
+    drop_path = default if config.model.drop_path is None else config.model.drop_path
+    assert config.model.name == model
+    assert PUBLISHED[file][model] == (
+        config.batch_size,
+        pytest.approx(resolved.learning_rate),
+        config.optimizer.weight_decay,
+        resolved.total_steps / resolved.steps_per_epoch,
+        resolved.warmup_steps / resolved.steps_per_epoch,
+        drop_path,
+    )
+    augment = config.augment
+    assert (augment.rand_augment_magnitude, augment.rand_augment_deviation) == (9, 0.5)
+    assert (augment.erase_probability, augment.erase_after_mixing) == (0.25, False)
+    assert (augment.cutmix_alpha, config.loss.label_smoothing) == (1.0, 0.1)
+    assert config.data.crop_fraction == 0.875
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_imagenet_recipe_decays_what_the_published_code_does(file):
+    config = read_config(f"{IMAGENET / file}.py")
+    rules = (*config.optimizer.decay_rules, *parameter_rules(config.model.name).decay)
+    mask = decay_mask({"A_log": 0, "D": 0, "dt_proj": {"bias": 0}}, rules)
+    A_log, bias = ("A_log" in DECAYING[file], "dt_proj/bias" in DECAYING[file])
+    assert mask == {"A_log": A_log, "D": False, "dt_proj": {"bias": bias}}
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_imagenet_recipe_has_its_familys_models_and_refuses_others(file):
+    models = list(PUBLISHED[file])
+    assert find_variant(models[0])[0].VARIANTS.keys() == set(models)
+    assert read_config(f"{IMAGENET / file}.py").model.name in models
+    message = f"'mambaout_tiny' is not a model of this recipe; models are {', '.join(models)};"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_config(f"{IMAGENET / file}.py:mambaout_tiny")
 
 
 @pytest.mark.optimised
