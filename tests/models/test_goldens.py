@@ -30,7 +30,8 @@ TOLERANCE = 5e-5  # of the standard deviation of what is compared
 
 def golden(path):
     name = f"{path.parent.name}/{path.stem}"
-    return pytest.param(path, id=name, marks=() if name in DEFAULT else pytest.mark.goldens)
+    full_size = (pytest.mark.goldens, pytest.mark.optimised)
+    return pytest.param(path, id=name, marks=() if name in DEFAULT else full_size)
 
 
 PATHS = [golden(path) for path in MODELS]
