@@ -13,7 +13,7 @@ from mambaout_jax.data.sets.identity import identity
 from mambaout_jax.data.sets.sources import Source, open_source
 from mambaout_jax.evaluation.evaluator import Evaluator, check_finite, format_metrics
 from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.runtime.checkpoint import read_checkpoint
+from mambaout_jax.runtime.checkpoint import read_meta
 from mambaout_jax.runtime.files import check_destination
 from mambaout_jax.runtime.mesh import make_mesh, place, replicated
 from mambaout_jax.tasks import find_task
@@ -143,7 +143,8 @@ def _was_trained_on(workdir: Path, data: Config) -> bool:
         now = identity(open_source(data, "train"))
     except ValueError:  # there is nothing to train on
         return False
-    return now == read_checkpoint(workdir / "checkpoints").meta.get("data")
+    meta = read_meta(workdir / "checkpoints")
+    return meta is not None and now == meta.get("data")
 
 
 def _check_figures(folder: Path, names: tuple[str, ...], force: bool) -> None:

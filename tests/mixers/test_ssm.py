@@ -112,6 +112,17 @@ def test_ssm_in_bfloat16_stays_near_float32(rng):
     assert error < 0.02
 
 
+def test_gradients_keep_no_states_of_single_tokens():
+    B, H, W, D, N = 2, 28, 28, 32, 16
+    x = jax.ShapeDtypeStruct((B, H, W, D), jnp.float32)
+    module = MapSSM(paths_of("cross"), N, 3)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    gradient = jax.grad(lambda variables, x: module.apply(variables, x).sum(), argnums=(0, 1))
+    program = jax.jit(gradient).lower(variables, x).compile()
+    every_state = 4 * B * H * W * D * N * 4  # bytes, on the four paths
+    assert program.memory_analysis().temp_size_in_bytes < every_state / 2
+
+
 def test_all_paths_are_one_scan():
     x = jax.ShapeDtypeStruct((1, 4, 6, 8), jnp.float32)
     module = MapSSM(paths_of("cross"), 2, 3, implementation="sequential")

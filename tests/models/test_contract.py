@@ -5,6 +5,7 @@ Shapes, names and costs are traced, so that a family adds about a second; number
 reference are in test_goldens.py.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -80,6 +81,48 @@ def test_maps_are_as_said_before_initialisation_in_the_dtype_of_the_computation(
         for stage, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
             assert stage.shape == (shape[0], shape[1] // stride, shape[2] // stride, channels)
             assert stage.dtype == dtype
+
+
+def families_with(field):
+    """The families whose backbones have a field."""
+    return [
+        name
+        for name in FAMILY_NAMES
+        if field in {f.name for f in dataclasses.fields(find_variant(name)[0].BACKBONE)}
+    ]
+
+
+@pytest.mark.parametrize("name", families_with("out_blocks"))
+def test_plain_backbones_give_a_map_of_each_block_asked_for(name):
+    options = {**small_options(name), "depth": 3}
+    if "directions" in options:
+        options["directions"] *= 3
+    del options["num_classes"]
+    backbone = create_backbone(name, **options, out_blocks=(0, 2))
+    _, variables = jax.eval_shape(backbone.init_with_output, jax.random.key(0), image(*IMAGE))
+    maps = jax.eval_shape(backbone.apply, variables, image(*IMAGE))
+    assert len(maps) == len(backbone.channels) == len(backbone.strides) == 2
+    for found, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
+        assert found.shape == (1, IMAGE[1] // stride, IMAGE[2] // stride, channels)
+    for blocks in ((), (2, 0), (3,), (0, 0)):
+        wrong = create_backbone(name, **options, out_blocks=blocks)
+        with pytest.raises(ValueError, match=r"must be blocks from 0 to 2, in rising order"):
+            jax.eval_shape(wrong.apply, variables, image(*IMAGE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families_with("scan_implementation"))
+def test_all_scan_implementations_compute_the_same(name, rng):
+    images = rng.standard_normal((2, *IMAGE[1:]), np.float32)
+    variables = randomised(small(name), images)
+    logits = [
+        jax.jit(small(name, scan_implementation=word).apply)(variables, images)
+        for word in ("sequential", "associative", "chunked")
+    ]
+    for other in logits[1:]:
+        np.testing.assert_allclose(other, logits[0], rtol=1e-4, atol=1e-4 * np.abs(logits[0]).max())
+    with pytest.raises(ValueError, match="implementation='none' is not known"):
+        jax.eval_shape(small(name, scan_implementation="none").apply, variables, images)
 
 
 @every_family
