@@ -7,7 +7,7 @@ import logging
 import os
 import select
 import sys
-from typing import TextIO
+from typing import Any
 
 _LOG = logging.getLogger("mambaout_jax")
 
@@ -45,7 +45,7 @@ def complain(text: str) -> None:
         discard(sys.stderr)
 
 
-def is_broken(stream: TextIO) -> bool:
+def is_broken(stream: Any) -> bool:
     """Whether what was printed last cannot be written, or nobody is left to read a pipe."""
     try:
         stream.flush()
@@ -58,7 +58,7 @@ def is_broken(stream: TextIO) -> bool:
         return True
 
 
-def is_full(stream: TextIO) -> bool:
+def is_full(stream: Any) -> bool:
     """Whether nothing more can be written; prints an empty line where it can.
 
     What did not fit into the stream's buffer may be gone after an error, so that `is_broken` finds
@@ -71,7 +71,7 @@ def is_full(stream: TextIO) -> bool:
     return False
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: Any) -> None:
     """Sends all that is, was or will be printed on a stream to the null device.
 
     The rest in its buffer would else fail again when Python ends.

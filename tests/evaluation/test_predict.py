@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -92,6 +93,12 @@ def test_unreadable_images_are_passed_over_and_told(photo_run, tmp_path, capsys)
     assert capsys.readouterr().out == ""
     with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
         list(predict_files(make_predictor(workdir), [tmp_path]))
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """`Means` is no whole task, as annotations say of it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 class Means:

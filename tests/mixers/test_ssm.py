@@ -113,7 +113,7 @@ def test_ssm_in_bfloat16_stays_near_float32(rng):
 
 
 def test_gradients_keep_no_states_of_single_tokens():
-    B, H, W, D, N = 2, 28, 28, 32, 16
+    B, H, W, D, N = 2, 28, 28, 32, 64
     x = jax.ShapeDtypeStruct((B, H, W, D), jnp.float32)
     module = MapSSM(paths_of("cross"), N, 3)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)

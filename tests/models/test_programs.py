@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax import export
@@ -113,7 +114,8 @@ UNKNOWN = {
 
 
 @every_family
-def test_symbolic_batch_height_and_width(name):
+def test_symbolic_batch_height_and_width(name, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a symbol is no int
     loss, shapes = small(name)
     sizes = ANY_SIZE
     if name in UNKNOWN:
@@ -128,7 +130,8 @@ def test_symbolic_batch_height_and_width(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mambaout_femto", "vmamba_v9_tiny"])
-def test_such_programs_compute_what_plain_calls_do(name, rng):
+def test_such_programs_compute_what_plain_calls_do(name, rng, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     loss, shapes = small(name)
     arrays = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
     own = jax.jit(jax.value_and_grad(loss))
