@@ -150,7 +150,7 @@ def test_settings_choose_and_prepare_the_data_of_an_evaluation(photo_run, tmp_pa
     there = shutil.copytree(photos, tmp_path / "copied")
     assert main([*command, f"--config.data.path={there}"]) == 0
     assert capsys.readouterr().out.split("\n")[0] == as_trained
-    darker = ["--config.data.mean=(3.0, 3.0, 3.0)", "--config.data.std=(0.1, 0.1, 0.1)"]
+    darker = ["--config.data.mean=(1.0, 1.0, 1.0)", "--config.data.std=(0.1, 0.1, 0.1)"]
     assert main([*command, *darker]) == 0
     assert capsys.readouterr().out.split("\n")[0] != as_trained
 

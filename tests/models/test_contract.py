@@ -121,7 +121,7 @@ def test_all_scan_implementations_compute_the_same(name, rng):
     ]
     for other in logits[1:]:
         np.testing.assert_allclose(other, logits[0], rtol=1e-4, atol=1e-4 * np.abs(logits[0]).max())
-    with pytest.raises(ValueError, match="implementation='none' is not known"):
+    with pytest.raises(ValueError, match="has no implementation='none'"):
         jax.eval_shape(small(name, scan_implementation="none").apply, variables, images)
 
 
