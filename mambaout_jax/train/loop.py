@@ -72,7 +72,6 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
     workdir = local_path(workdir).absolute()
     setup = set_up(config)
     check_nothing_foreign(workdir, setup.task.record())
-    check_same_run(config, workdir)
     weights = _starting_weights(setup, workdir)  # which may be refused: before anything is made
     schedule = make_schedule(config.schedule, setup.resolved)
     rules = setup.task.parameter_rules(config.model.name)
