@@ -107,19 +107,19 @@ def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray, "M N"]:
 
 
 def rotation_tables(
-    channels: int, grid: tuple[int, int]
+    channels: int, grid: tuple[int, int], side: int
 ) -> tuple[Float[np.ndarray, "L C"], Float[np.ndarray, "L C"]]:
     """Cosines and sines that `rotate` turns a grid of tokens by, row by row (EVA-02's "2D RoPE").
 
     The first half of the channels turns by the row, the second by the column; neighbours 2i and
-    2i + 1 of a half turn by its number times 10000^(-4i/C).
+    2i + 1 of a half turn by its number times 10000^(-4i/C). On any grid rows and columns are
+    numbered from 0 to below `side`, that of the grid at the published size.
     """
     half = channels // 2
     rates = 10000.0 ** (-np.arange(0, half, 2, dtype=np.float32) / half)
-    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
-    angles = np.concatenate(
-        [np.repeat(x[:, None].astype(np.float32) * rates, 2, axis=1) for x in (rows, columns)], 1
-    )
+    tokens = np.divmod(np.arange(grid[0] * grid[1]), grid[1])  # rows and columns
+    places = [x.astype(np.float32) / size * side for x, size in zip(tokens, grid, strict=True)]
+    angles = np.concatenate([np.repeat(x[:, None] * rates, 2, axis=1) for x in places], 1)
     return np.cos(angles), np.sin(angles)
 
 

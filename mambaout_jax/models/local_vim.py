@@ -32,6 +32,7 @@ from mambaout_jax.models.vim import without_middle
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
+_SIDE = 14  # of the map of patches at the published size, which rotations are scaled to
 
 # Directions of each block: those of LocalVim-T's search, and the ones before it.
 SEARCHED = (
@@ -131,7 +132,7 @@ class LocalVim(Columnar):
         """Those of the grid of positions; others are interpolated, as in LocalVim's code."""
         cosines, sines = (
             jnp.asarray(self.resize_positions(table[None], self.grid, size))[0]
-            for table in rotation_tables(self.dim, self.grid)
+            for table in rotation_tables(self.dim, self.grid, _SIDE)
         )
         return cosines, sines
 
@@ -193,5 +194,5 @@ def torch_buffers(backbone: Backbone, naming: str) -> dict[str, np.ndarray]:
     """The tables that PyTorch's model saves beside its parameters: cosines and sines."""
     if backbone.class_token is not None:
         return {}
-    cosines, sines = rotation_tables(backbone.dim, backbone.grid)
+    cosines, sines = rotation_tables(backbone.dim, backbone.grid, _SIDE)
     return {"rope.freqs_cos": cosines, "rope.freqs_sin": sines}

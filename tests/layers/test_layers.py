@@ -162,17 +162,19 @@ def test_positions_without_antialias_equal_pytorchs_and_a_token_stays_in_the_mid
             np.testing.assert_allclose(got[0, :, 0], wanted, atol=1e-5)
 
 
-def test_rotation_turns_pairs_of_channels_by_row_and_column(rng):
+@pytest.mark.parametrize("scale", [1, 3])
+def test_rotation_turns_pairs_of_channels_by_row_and_column(rng, scale):
     x = rng.standard_normal((2, 6, 8), np.float32)  # a map of 2 rows and 3 columns
     expected = np.empty_like(x)
     for token in range(6):
-        for half, position in enumerate(divmod(token, 3)):
+        places = (token // 3 / 2 * 6 * scale, token % 3 / 3 * 6 * scale)  # from 0 to the side
+        for half, position in enumerate(places):
             for pair in range(2):
                 angle = position * 10000.0 ** (-2 * pair / 4)
                 i = 4 * half + 2 * pair
                 turned = (x[:, token, i] + 1j * x[:, token, i + 1]) * np.exp(1j * angle)
                 expected[:, token, i], expected[:, token, i + 1] = turned.real, turned.imag
-    got = rotate(jnp.asarray(x), *rotation_tables(8, (2, 3)))
+    got = rotate(jnp.asarray(x), *rotation_tables(8, (2, 3), side=6 * scale))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
