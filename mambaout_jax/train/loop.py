@@ -143,13 +143,14 @@ def _resume(
     setup, workdir = run.setup, run.workdir
     config, resolved = setup.config, setup.resolved
     is_main = jax.process_index() == 0
+    data = identity(setup.train)  # all names are hashed: once, not at every save
     restored = checkpointer.restore(run.abstract)
     meta = {"interval": {}, "replaced": 0, "skipped": [], "metric_lines": 0}
     if restored is None:
         start, state = 0, run.init()
     else:
         start, state, meta = restored.step, restored.state, restored.meta
-        _check_same_data(identity(setup.train), meta["data"], workdir)
+        _check_same_data(data, meta["data"], workdir)
     interval = Interval(**meta["interval"])
     skipped[:] = [x for x in skipped or starmap(Skipped, meta["skipped"]) if x.step <= start]
     if is_main:
@@ -230,7 +231,7 @@ def _resume(
             if save:
                 meta = {
                     SETTINGS: config.to_dict(),
-                    "data": identity(setup.train),
+                    "data": data,
                     "interval": dataclasses.asdict(interval),
                     "metric_lines": writer.lines,
                     "replaced": reader.replaced,
