@@ -247,7 +247,7 @@ def _stated_macs(kind: type[nn.Module]) -> Callable[..., int] | None:
     return own or next((_FLAX_MACS[base] for base in kind.__mro__ if base in _FLAX_MACS), None)
 
 
-def _conv_macs(module: nn.Conv, inputs: tuple[Any, ...], output: Any) -> int:
+def _conv_macs(module: nn.Conv | nn.ConvLocal, inputs: tuple[Any, ...], output: Any) -> int:
     kernel = (module.kernel_size,) if isinstance(module.kernel_size, int) else module.kernel_size
     return output.size * math.prod(kernel) * inputs[0].shape[-1] // module.feature_group_count
 

@@ -11,7 +11,7 @@ Nothing is skipped and nothing is filled in: a name too many, a name too few or 
 is an error that lists all of them. PyTorch itself is not needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -24,7 +24,7 @@ from mambaout_jax.backbone import Backbone, Classifier
 from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_model, find_variant
 from mambaout_jax.weights.files import listed
-from mambaout_jax.weights.state_dicts import find_state_dict
+from mambaout_jax.weights.state_dicts import find_state_dict, without_prefixes
 from mambaout_jax.weights.torch_names import Path, Rules, Tensor, torch_name, torch_tensors
 
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
@@ -52,10 +52,10 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
 
 def from_torch_as_saved(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """As `from_torch`, but arrays (not tensors of PyTorch) keep their dtypes, such as bfloat16."""
-    state_dict = find_state_dict(state_dict, ema=False)
     model = create_model(name, **options)
     shapes = _shapes(name, model, options)
-    naming = _detect_naming(name, state_dict, shapes)
+    forms = without_prefixes(find_state_dict(state_dict, ema=False))
+    state_dict, naming = _detect_naming(name, forms, shapes)
     tensors = _tensors(name, naming, shapes)
     derived = _derived(name, naming, model.backbone, tensors)
     for other in namings(name):  # older files of a naming may hold tables that it no longer has
@@ -128,6 +128,21 @@ def torch_shape(name: str, state_dict: Mapping[str, Any], path: Path) -> tuple[i
     return ()
 
 
+def unwrap(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """A state dict under the model's names, without those of the wrappers around the model.
+
+    Args:
+        name: one of `list_models()`.
+        state_dict: names to arrays.
+        **options: options of `create_model`.
+    """
+    forms = without_prefixes(state_dict)
+    if len(forms) == 1:
+        return forms[0]
+    shapes = _shapes(name, create_model(name, **options), options)
+    return _detect_naming(name, forms, shapes)[0]
+
+
 def model_variables(model: Classifier | Backbone, image_size: int | tuple[int, int]) -> Any:
     """Shapes and dtypes of the variables of a classifier or backbone, without computing any.
 
@@ -176,14 +191,16 @@ def _rules(name: str, naming: str) -> Rules:
     return rules[naming]
 
 
-def _detect_naming(name: str, state_dict: Mapping[str, Any], shapes: Mapping[Path, Any]) -> str:
-    """The naming that shares most names with the state dict."""
-
-    def shared(naming: str) -> int:
-        named = (torch_name(path, _rules(name, naming)) for path in shapes)
-        return sum(tensor is not None and tensor[0] in state_dict for tensor in named)
-
-    return max(namings(name), key=shared)
+def _detect_naming(
+    name: str, forms: Sequence[dict[str, Any]], shapes: Iterable[Path]
+) -> tuple[dict[str, Any], str]:
+    """The form of a state dict and the naming that share most names."""
+    named = {
+        naming: [tensor[0] for path in shapes if (tensor := torch_name(path, rules)) is not None]
+        for naming, rules in namings(name).items()
+    }
+    pairs = ((form, naming) for form in forms for naming in named)
+    return max(pairs, key=lambda pair: sum(key in pair[0] for key in named[pair[1]]))
 
 
 def _buffers(name: str, naming: str, backbone: Backbone) -> dict[str, np.ndarray]:

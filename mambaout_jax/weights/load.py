@@ -41,6 +41,7 @@ from mambaout_jax.weights.convert import (
     from_torch_as_saved,
     to_torch,
     torch_shape,
+    unwrap,
     widen,
 )
 from mambaout_jax.weights.files import check_finite, read_safetensors, read_tensors, unflatten
@@ -198,6 +199,8 @@ def _load(
     options = {**found.options, **options}
     num_classes = options.pop("num_classes", None)
     tensors = _read(source, found.fetch(), ema)
+    if _named_in_torch(tensors):
+        tensors = unwrap(found.name, tensors, **options)
     trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
     of_weights = {**options, "image_size": trained}
     flat = _to_variables(source, found.name, tensors, of_weights)

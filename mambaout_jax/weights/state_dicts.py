@@ -2,7 +2,8 @@
 """Finds the state dict in what training scripts save, and takes off the names of its wrappers.
 
 Scripts save their state dict inside a dict of other things, sometimes twice, and `DataParallel`,
-`torch.compile`, Lightning and scripts of detection put a prefix before every name.
+`torch.compile`, Lightning and scripts of detection put a prefix before every name. Whether a prefix
+is a wrapper's only the model's own names can tell: those of PlainMamba begin with "backbone.".
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ _COUNTER = "n_averaged"  # beside the averaged weights of torch.optim.swa_utils
 
 
 def find_state_dict(checkpoint: Any, ema: bool) -> dict[str, Any]:
-    """The state dict in a checkpoint, its names without prefixes that all of them have.
+    """The state dict in a checkpoint, under the names that it has there.
 
     Args:
         checkpoint: what a file holds.
@@ -47,14 +48,19 @@ def find_state_dict(checkpoint: Any, ema: bool) -> dict[str, Any]:
                 f"{key!r} in it is a {type(value).__name__}, not a tensor; the state dict may "
                 f"stand under another name than {', '.join(_RAW)}: save it alone"
             )
-    return _without_prefixes(found)
+    return dict(found)
 
 
-def _without_prefixes(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    names = dict(state_dict)
-    while prefix := next((p for p in _PREFIXES if _is_common(p, names)), None):
-        names = {key.removeprefix(prefix): x for key, x in names.items() if key != _COUNTER}
-    return names
+def without_prefixes(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The state dict with fewer and fewer prefixes of wrappers, the last as it is.
+
+    A prefix that not all names have is not a wrapper's.
+    """
+    forms = [dict(state_dict)]
+    while prefix := next((p for p in _PREFIXES if _is_common(p, forms[0])), None):
+        names = {key.removeprefix(prefix): x for key, x in forms[0].items() if key != _COUNTER}
+        forms.insert(0, names)
+    return forms
 
 
 def _is_common(prefix: str, names: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from goldens.fill import value_of
 
 from mambaout_jax.models import create_model
-from mambaout_jax.weights.convert import from_torch, model_variables, to_torch
+from mambaout_jax.weights.convert import from_torch, model_variables, namings, to_torch
 
 MODEL = {"depths": (1, 1), "dims": (8, 16), "num_classes": 3}
 
@@ -217,6 +217,19 @@ def test_prefixes_of_all_names_are_taken_off(variables, prefix):
     state = to_torch("mambaout_tiny", variables, **MODEL)
     wrapped = {f"{prefix}{key}": value for key, value in state.items()}
     read = from_torch("mambaout_tiny", {"model": wrapped}, **MODEL)
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.backbone."])
+@pytest.mark.parametrize("name", ["plainmamba_l1", "mamba2d_small"])
+def test_prefix_that_belongs_to_the_names_of_a_model_stays(rng, name, prefix):
+    options = {"depth": 1, "dim": 8, "image_size": 32, "num_classes": 0}
+    shapes = model_variables(create_model(name, **options), 32)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    state = to_torch(name, variables, naming=next(iter(namings(name))), **options)
+    assert all(key.startswith("backbone.") for key in state)
+    wrapped = {f"{prefix}{key}": value for key, value in state.items()}
+    read = from_torch(name, wrapped, **options)
     jax.tree.map(np.testing.assert_array_equal, read, variables)
 
 

@@ -96,3 +96,16 @@ def test_converted_file_keeps_its_position_table(tmp_path, monkeypatch, naming):
     assert "tensors equal bit for bit" in convert_file(path, out, naming=naming)
     _, loaded = load_pretrained(out, "deit_tiny_patch16_224")
     assert_same(loaded, variables)
+
+
+def test_backbone_of_a_wrapped_detector_is_read_under_names_that_begin_alike(tmp_path, rng):
+    small = {"dim": 8, "depth": 1}
+    options = {**small, "num_classes": 0, "image_size": 48}
+    shapes = model_variables(create_model("plainmamba_l1", **options), 48)
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+    state = to_torch("plainmamba_l1", variables, "official", **options)
+    path = tmp_path / "plainmamba_l1.safetensors"
+    safetensors.numpy.save_file({f"module.{key}": value for key, value in state.items()}, path)
+    model, loaded = load_pretrained(path, **small)
+    assert (model.head.num_classes, model.backbone.grid) == (0, (3, 3))
+    assert_same(loaded, variables)

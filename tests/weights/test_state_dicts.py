@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from mambaout_jax.weights.state_dicts import find_state_dict
+from mambaout_jax.weights.state_dicts import find_state_dict, without_prefixes
 
 A, B = np.zeros(1), np.ones(2)
 STATE = {"stem.weight": A, "head.bias": B}
@@ -18,12 +18,6 @@ STATE = {"stem.weight": A, "head.bias": B}
         lambda x: {"model": x, "model_ema": None},
         lambda x: {"checkpoint": {"model": x}, "optimizer": {}},
         lambda x: {"model_ema": x, "lr": 0.1},
-        lambda x: {"state_dict": {f"model.{key}": y for key, y in x.items()}, "callbacks": {}},
-        lambda x: {f"module.{key}": y for key, y in x.items()},
-        lambda x: {f"_orig_mod.module.{key}": y for key, y in x.items()},
-        lambda x: {f"module._orig_mod.{key}": y for key, y in x.items()},
-        lambda x: {f"module.backbone.{key}": y for key, y in x.items()},
-        lambda x: {"n_averaged": np.int64(3), **{f"module.{key}": y for key, y in x.items()}},
     ],
 )
 @pytest.mark.parametrize("ema", [True, False])
@@ -41,9 +35,25 @@ def test_averaged_weights_are_taken_if_wanted(raw, averaged):
     assert find_state_dict(both, ema=False)["x"] is A
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    ["model.", "module.", "_orig_mod.module.", "module._orig_mod.", "module.backbone."],
+)
+def test_prefixes_are_taken_off_one_by_one(prefix):
+    forms = without_prefixes({f"{prefix}{key}": value for key, value in STATE.items()})
+    assert len(forms) == 1 + prefix.count(".")
+    assert forms[0] == STATE
+    assert all(key.startswith(prefix) for key in forms[-1])
+
+
+def test_counter_of_averaged_weights_goes_with_their_prefix():
+    state = {"n_averaged": np.int64(3), **{f"module.{key}": x for key, x in STATE.items()}}
+    assert without_prefixes(state) == [STATE, state]
+
+
 def test_prefix_that_not_all_names_have_stays():
     some = {"model.x": A, "head.y": B}
-    assert find_state_dict(some, ema=True) == some
+    assert without_prefixes(some) == [some]
 
 
 def test_dict_that_holds_itself_ends():
