@@ -5,6 +5,7 @@ import argparse
 import difflib
 import dis
 import errno
+import math
 import os
 import re
 import sys
@@ -119,4 +120,19 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """The type of an argument that measures something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not a finite number above 0.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
     return number
