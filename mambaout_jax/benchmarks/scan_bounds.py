@@ -39,6 +39,7 @@ from mambaout_jax.benchmarks.timing import (
     plan_turns,
     report_progress,
 )
+from mambaout_jax.runtime.compiler_options import to_run_fast
 
 _CHUNK = 64  # tokens from one saved state to the next
 _STATE_BYTES = 4
@@ -121,9 +122,10 @@ def measure_rates(rounds: int, memory: int) -> Amounts | None:
     report_progress("exponentials, multiply-adds and bytes per second")
     items = _ITEMS_PER_CORE * (os.cpu_count() or 1)
     x = jnp.linspace(0, 1, items)
+    jit = functools.partial(jax.jit, compiler_options=to_run_fast("cpu"))
     calls = {
-        "exponentials": functools.partial(jax.jit(_exponentials), x),
-        "multiply_adds": functools.partial(jax.jit(_multiply_adds), x, 0.5, 0.25),
+        "exponentials": functools.partial(jit(_exponentials), x),
+        "multiply_adds": functools.partial(jit(_multiply_adds), x, 0.5, 0.25),
         "bytes": _copy_call(),
     }
     work = Amounts(_EXPONENTIALS * items, _CHAINS * _STEPS * items, 2 * _COPIED)
