@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mambaout_jax.runtime.streams import complain, is_broken, is_full
@@ -60,6 +61,28 @@ def report(error: Exception) -> int:
         return FAULT
     complain(f"error: {error}")
     return 2 if isinstance(error, _WRONG_USAGE) else 1
+
+
+def run_training(train: Callable[[], None]) -> int:
+    """Runs what trains and returns the exit code: 0, or 75 where it was asked to stop and saved.
+
+    Where a checkpoint could not be written the program ends at once: Python would wait for threads
+    of Orbax, which may hang for five minutes.
+    """
+    from mambaout_jax.runtime.checkpoint import SaveError
+    from mambaout_jax.train.preemption import EXIT_CODE, Preempted
+
+    try:
+        train()
+    except Preempted as preempted:
+        complain(str(preempted))
+        return EXIT_CODE
+    except SaveError as error:
+        code = report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return 0
 
 
 def _may_be_of_a_stream(error: OSError) -> bool:
