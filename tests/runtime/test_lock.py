@@ -83,8 +83,13 @@ def test_a_dead_process_holds_nothing_on_its_own_host(tmp_path, ended):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
 def test_a_process_number_that_was_given_away_again_is_not_believed(tmp_path):
-    leave(tmp_path, pid=os.getppid())  # alive, but it did not begin when this process did
-    DirectoryLock(tmp_path).check()
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        leave(tmp_path, pid=process.pid)  # alive, but it did not begin when this process did
+        DirectoryLock(tmp_path).check()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
