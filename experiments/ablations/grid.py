@@ -8,8 +8,8 @@
         "conv+ssm bidirectional" --seeds 3 --out runs/cue
 
 Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at the end <out>.png,
-<out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on with
-the next cell. README.md in this folder tells the protocol and what was found.
+<out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on
+with the next cell. README.md in this folder tells the protocol and what was found.
 
 Hardware: two CPU cores; "small" takes some 15 minutes, "full" hours. "tiny" only shows that
 everything runs.

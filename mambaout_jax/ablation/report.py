@@ -220,8 +220,8 @@ def _gain_table(found: Sequence[Gain]) -> tuple[tuple[str, ...], list[tuple[str,
 def _depth_words(result: Mapping[str, Any]) -> str:
     plan = result["settings"]["depth_study"][0]
     return (
-        f"How deep must the convolution be? {plan}, {result['settings']['width']} channels at every "
-        "depth, MACs not matched."
+        f"How deep must the convolution be? {plan}, {result['settings']['width']} channels at "
+        "every depth, MACs not matched."
     )
 
 
