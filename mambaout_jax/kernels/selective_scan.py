@@ -266,9 +266,10 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
     def rebuild_token(slot, carry, first):
         h, before, dC = carry
         t, u_t, delta_t, B_t, _, dy_t = inputs(first + slot)
-        before = lax.dynamic_update_index_in_dim(before, h, slot, axis=0)
         decay, drive = _coefficients(u_t, delta_t, A, B_t)
         h = decay * h + drive
+        # Written as it is made: keeping the state before the step for it would copy it first.
+        before = lax.dynamic_update_index_in_dim(before, h, slot + 1, axis=0)
         return h, before, _write(dC, t, _sum_channels(h, dy_t))
 
     def differentiate_token(slot, carry, first, before):
@@ -290,6 +291,7 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         first, h = xs
         count = jnp.minimum(length, L - first)
         rebuild = functools.partial(rebuild_token, first=first)
+        before = lax.dynamic_update_index_in_dim(before, h, 0, axis=0)
         _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
 
         def differentiate(i, carry):
@@ -299,9 +301,9 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
 
     # dA has one sum per image, so that a batch which is spread over devices stays where it is.
     dA, du, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
-    # The states before the steps of a chunk. All chunks use one buffer: zeroing a new one for each
-    # costs as much as the recurrence itself.
-    before = jnp.zeros((length, *dh.shape), dh.dtype)
+    # The states before the steps of a chunk, and the last. All chunks use one buffer: zeroing a new
+    # one for each costs as much as the recurrence itself.
+    before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
     carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
     (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)

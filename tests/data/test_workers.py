@@ -24,7 +24,8 @@ if __name__ == "__main__":
     config.data.num_workers = 2
     with train_batches(config, open_source(config.data, "train"), TrainingView(config)) as batches:
         next(batches)
-        workers = [process.pid for process in multiprocessing.active_children()]
+        while len(workers := [x.pid for x in multiprocessing.active_children()]) < 2:
+            time.sleep(0.01)  # the second may still be starting
         print(*workers, flush=True)
         if sys.argv[1] == "wait":
             time.sleep(60)

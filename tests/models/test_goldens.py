@@ -19,6 +19,8 @@ from mambaout_jax.backbone import subtree
 from mambaout_jax.models import create_model, find_variant, list_models
 from mambaout_jax.weights.convert import from_torch, namings, to_torch
 
+pytestmark = pytest.mark.long
+
 DEFAULT = {
     "mambaout/test_mambaout",
     "deit/deit_tiny_patch16_224",

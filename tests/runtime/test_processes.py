@@ -25,6 +25,8 @@ from support.runs import (
 
 from mambaout_jax.runtime.processes import in_first_process
 
+pytestmark = pytest.mark.long
+
 COMMAND = [
     *(sys.executable, "-m", "mambaout_jax", "train", "--config", "tests/support/tiny_run.py"),
     *("--config.schedule.total_steps=300", "--config.checkpoint.every_steps=40"),

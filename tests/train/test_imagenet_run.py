@@ -32,6 +32,8 @@ from mambaout_jax.imagenet_classes import SYNSETS
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.long
+
 RECIPE = f"{ROOT / 'experiments' / 'imagenet' / 'mambaout.py'}:mambaout_femto"
 ROUTES = ("folders", "prepared", "tfds")
 TRAINING, VALIDATION = 4 * 49, 4 * 3  # images
