@@ -9,6 +9,7 @@ from mambaout_jax.ablation.presets import Preset
 from mambaout_jax.analysis.cost import count
 
 SEES_THE_ANSWER = "not applicable: sees the answer"
+_TOLERANCE = 0.01  # of MACs
 
 
 def can_run(mixer: str, task: TokenTask) -> bool:
@@ -23,17 +24,14 @@ def build_model(mixer: str, task: TokenTask, preset: Preset) -> TokenModel:
     their MACs agree.
 
     Raises:
-        ValueError: the mixer is dearer even with the fewest channels.
+        ValueError: no number of channels fits, as where attention is dearer with the fewest.
     """
     target = max(
         macs(arranged(name, task, preset), task)
         for name, kind in MIXERS.items()
         if "ssm" in kind.token_mixer and can_run(name, task)
     )
-    model = _narrowed(arranged(mixer, task, preset), task, preset, target)
-    cost = macs(model, task)
-    per_channel = macs(model.clone(hidden=model.hidden + 1), task) - cost
-    return model.clone(hidden=model.hidden + round((target - cost) / per_channel))
+    return _fitted(arranged(mixer, task, preset), task, preset, target)
 
 
 def arranged(mixer: str, task: TokenTask, preset: Preset, depth: int | None = None) -> TokenModel:
@@ -72,17 +70,26 @@ def macs(model: TokenModel, task: TokenTask) -> int:
     return count(model, (*task.grid, task.features)).macs
 
 
-def _narrowed(model: TokenModel, task: TokenTask, preset: Preset, target: int) -> TokenModel:
-    """With as many channels as the target allows, a multiple of the heads."""
+def _fitted(model: TokenModel, task: TokenTask, preset: Preset, target: int) -> TokenModel:
+    """With as many channels as the target allows, a multiple of the heads, and the gate that fits.
+
+    A gate is a whole number of channels, which in many blocks are more than 1 % of the MACs: then
+    a few channels less fit better.
+    """
     widths = range(preset.width, 0, -preset.heads)
     for width in widths:
         narrower = model.clone(width=width, hidden=int(preset.expansion * width))
-        if macs(narrower, task) <= target:
-            return narrower
+        cost = macs(narrower, task)
+        if cost > target:
+            continue
+        per_channel = macs(narrower.clone(hidden=narrower.hidden + 1), task) - cost
+        channels = round((target - cost) / per_channel)
+        if abs(cost + channels * per_channel - target) <= _TOLERANCE * target:
+            return narrower.clone(hidden=narrower.hidden + channels)
     raise ValueError(
-        f"{model.kind} has {macs(model.clone(width=widths[-1]), task):,} MACs in {task.name} of "
-        f"{task.length} tokens even with {widths[-1]} channels, and the SSM {target:,}; leave it "
-        "out of the mixers"
+        f"{model.kind} cannot have the {target:,} MACs of the SSM in {task.name} of {task.length} "
+        f"tokens: with {widths[-1]} channels it has {macs(model.clone(width=widths[-1]), task):,}; "
+        "leave it out of the mixers"
     )
 
 

