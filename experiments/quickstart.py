@@ -9,9 +9,10 @@ there. This file is also a config:
 
     mambaout train --config experiments/quickstart.py --config.seed=1
     mambaout train --config experiments/quickstart.py:conv+ssm --workdir runs/ssm
+    mambaout compare --config experiments/quickstart.py --mixers conv+ssm,conv
 
 The second command adds an SSM after every convolution and changes nothing else: the paper's
-question, asked about digits.
+question, asked about digits. The third asks it with three seeds, at equal cost.
 
 Result: see README.md.
 """

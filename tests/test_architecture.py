@@ -51,7 +51,7 @@ ONLY = {
 
 # Imported inside functions: optional or slow, and not everybody's.
 LAZY = {"array_record", "cv2", "mamba_ssm", "matplotlib", "sklearn", "tensorboardX",
-        "tensorflow_datasets", "timm", "torch", "wandb"}  # fmt: skip
+        "tensorflow_datasets", "timm", "torch", "transformers", "wandb"}  # fmt: skip
 
 MAX_FILE, MAX_KERNEL_FILE = 400, 500
 MAX_FUNCTION, MAX_LOOP = 60, 150

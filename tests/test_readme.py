@@ -72,9 +72,10 @@ def extra_arguments(arguments):
     """What makes the commands as they stand quick: fewer updates, small models and images."""
     if arguments[0] == "prepare":
         return ["--partial"]
-    if arguments[0] != "train":
+    if arguments[0] not in ("train", "compare"):
         return []
-    extra = ["--config.schedule.total_steps=2", "--config.schedule.warmup_steps=1"]
+    extra = ["--seeds=1"] if arguments[0] == "compare" else []
+    extra += ["--config.schedule.total_steps=2", "--config.schedule.warmup_steps=1"]
     if any("imagenet/" in argument for argument in arguments):
         extra += ["--config.data.image_size=32", "--config.batch_size=32",
                   "--config.data.num_threads=2", "--config.accumulate_steps=1",

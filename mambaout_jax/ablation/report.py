@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mambaout_jax.ablation.findings import table
 from mambaout_jax.ablation.statistics import Paired, holm, mean_and_error, paired
 
 # By (long, autoregressive): does the SSM help? The paper's Hypothesis 1 is about short tasks of
@@ -293,5 +294,4 @@ def _percent(mean: float, error: float) -> str:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = (header, ("---",) * len(header), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(table(header, rows))

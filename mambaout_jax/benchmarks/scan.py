@@ -5,8 +5,10 @@ Token mixers of equal width D, described in `scan_mixers`, map the same tokens. 
 the sequence grows, so that calls have about as many tokens at all lengths. "pallas" takes part on
 GPUs and TPUs, for which it is written, and elsewhere if it is named.
 
-In addition, the three portable scans run alone, without projections, at four fixed shapes, `BARS`:
-the chunked scan is compared with the other two there.
+In addition, the three portable scans run alone, without projections, at five fixed shapes, `BARS`:
+the chunked scan is compared there with the other two and, on CPUs, with what the machine can do
+(`scan_bounds`). A peer takes part where its packages are installed: `scan_block_peer` on CPUs,
+`scan_peer` on GPUs.
 """
 
 import csv
@@ -17,6 +19,8 @@ from typing import Any
 
 import jax
 
+from mambaout_jax.benchmarks.scan_block_peer import block_peer
+from mambaout_jax.benchmarks.scan_bounds import describe_bound, describe_rates, measure_rates
 from mambaout_jax.benchmarks.scan_mixers import (
     ATTENTIONS,
     MIXERS,
@@ -41,7 +45,13 @@ from mambaout_jax.mixers.ssm import STATE_SIZE
 
 WIDTHS = (96, 192, 384, 576)  # the four stages of MambaOut-Tiny and -Small
 LENGTHS = (49, 196, 784, 3136, 12544, 65536)  # maps with sides of 7, 14, 28, 56, 112 and 256 tokens
-BARS = ((8, 196, 384, 16), (2, 3136, 96, 16), (8, 196, 384, 1), (2, 3136, 96, 1))  # B, L, D, N
+BARS = (  # B, L, D, N, G
+    (2, 3136, 96, 16, 1),
+    (8, 196, 384, 16, 1),
+    (16, 256, 16, 16, 1),  # as narrow as small studies have them
+    (2, 3136, 4 * 192, 1, 4),  # the first two stages of vmamba_v9_tiny, all directions at once
+    (2, 784, 4 * 384, 1, 4),
+)
 
 # Arguments of `run` for a trial.
 QUICK = {"widths": WIDTHS[:1], "lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
@@ -60,7 +70,7 @@ def run(
     rounds: int = 5,
     budget_seconds: float = 20.0,
     memory_limit: int | None = None,
-    bars: Sequence[tuple[int, int, int, int]] = BARS,
+    bars: Sequence[tuple[int, ...]] = BARS,
     device: str | None = None,
     keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
@@ -80,7 +90,7 @@ def run(
         rounds: how many turns each mixer has; the numbers reported are medians over them.
         budget_seconds: time that the calls of one mixer at one length and pass may take together.
         memory_limit: bytes that a call may take; None: what is free, see `timing.free_memory`.
-        bars: shapes (B, L, D, N) for the scans alone.
+        bars: shapes (B, L, D, N, G) for the scans alone.
         device: "cpu", "gpu" or "tpu"; None: JAX's default.
         keep: called after every width and length with the result so far.
 
@@ -88,7 +98,8 @@ def run(
         A dict ready for JSON: `environment`; `settings`; `rows`, one per mixer, width, length and
         pass, with the keys that `timing.race` describes, tokens per second, and the time over that
         of the convolution (median over rounds); `crossovers`, see `find_crossovers`; `bars`, the
-        rows of the scans alone; on GPUs `peer`, see `scan_peer.cuda_peer`.
+        rows of the scans alone, see `scan_mixers.measure_scans`; on CPUs, with bars, `rates`, see
+        `scan_bounds.measure_rates`; `peer`, see `scan_peer.collect`, None on TPUs.
 
     Raises:
         ValueError: a mixer is unknown, the device is not there, a list is empty, a number is below
@@ -104,8 +115,7 @@ def run(
     result = _begin(jax_device, settings)
     with jax.default_device(jax_device):
         _measure(result, widths, sorted(lengths), bars, settings, keep)
-        if jax_device.platform == "gpu":
-            result["peer"] = cuda_peer(jax_device, rounds)
+        result["peer"] = _compare_with_peer(jax_device, rounds)
     return result
 
 
@@ -179,7 +189,7 @@ def print_table(result: dict[str, Any]) -> None:
         pair = "D={width} {pass}: {attention} than {scan}".format(**found)
         length = "L {relation} {length:,.0f}".format(**found)
         print(f"{pair:<58}{length:<14}6D = {6 * found['width']:,}")
-    _print_bars(result["bars"])
+    _print_bars(result["bars"], result["rates"])
     if result["peer"] is not None:
         print_peer(result["peer"])
 
@@ -203,6 +213,7 @@ def _begin(jax_device: Any, settings: Settings) -> dict[str, Any]:
         "settings": settings._asdict() | {"limits": settings.limits._asdict()},
         "rows": [],
         "crossovers": [],
+        "rates": None,
         "bars": [],
         "peer": None,
     }
@@ -212,7 +223,7 @@ def _measure(
     result: dict[str, Any],
     widths: Sequence[int],
     lengths: Sequence[int],
-    bars: Sequence[tuple[int, int, int, int]],
+    bars: Sequence[tuple[int, ...]],
     settings: Settings,
     keep: Callable[[dict[str, Any]], object],
 ) -> None:
@@ -224,9 +235,19 @@ def _measure(
             result["rows"] += measure_mixers(parameters[width], width, length, settings, previous)
             result["crossovers"] = find_crossovers(result["rows"])
             keep(result)
+    wanted = bars and result["environment"]["platform"] == "cpu"
+    rates = measure_rates(settings.rounds, settings.limits.memory) if wanted else None
+    result["rates"] = rates and rates._asdict()
     for bar in bars:
-        result["bars"] += measure_scans(bar, settings)
+        result["bars"] += measure_scans(bar, settings, rates)
         keep(result)
+
+
+def _compare_with_peer(jax_device: Any, rounds: int) -> dict[str, Any] | None:
+    """What `scan_peer.collect` returns; None on platforms without a peer."""
+    if jax_device.platform == "cpu":
+        return block_peer(rounds)
+    return cuda_peer(jax_device, rounds) if jax_device.platform == "gpu" else None
 
 
 def _check(settings: Settings, widths: Sequence[int], lengths: Sequence[int]) -> None:
@@ -280,13 +301,16 @@ def _memory_cell(row: dict[str, Any]) -> str:
     return row["status"] if row["temp_bytes"] is None else f"{row['temp_bytes'] / 2**20:,.2f}"
 
 
-def _print_bars(bars: list[dict[str, Any]]) -> None:
-    print("\nThe scan alone: ms per call (over chunked), temporary MiB (over chunked)")
+def _print_bars(bars: list[dict[str, Any]], rates: dict[str, float] | None) -> None:
+    print("\nThe scan alone, softplus and skip inside: ms per call (over chunked), temporary MiB")
+    print("(over chunked), and the bound of the chunked scan (share of it that is reached)")
+    print(describe_rates(rates))
     for row in bars:
-        shape = "B={batch} L={length} D={width} N={state_size}".format(**row)
+        shape = "B={batch} L={length} D={width} N={state_size} G={groups}".format(**row)
         ratio = row["memory_over_chunked"]
         memory = _memory_cell(row) + ("" if ratio is None else f" ({ratio:.1f}x)")
         milliseconds = _times_cell(row, "time_over_chunked")
-        print(f"{shape:<26}{row['pass']:<18}{row['mixer']:<13}{milliseconds:>18}{memory:>18}")
+        line = f"{shape:<30}{row['pass']:<18}{row['mixer']:<13}{milliseconds:>18}{memory:>18}"
+        print(f"{line}  {describe_bound(row)}".rstrip())
         if row["note"]:
             print(f"  {row['status']}, {row['note']}")

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from mambaout_jax.benchmarks.scan_bounds import Amounts, bound_milliseconds
 from mambaout_jax.benchmarks.timing import (
     Contender,
     Limits,
@@ -116,38 +117,40 @@ def measure_mixers(
     return rows
 
 
-def measure_scans(shape: tuple[int, int, int, int], settings: Settings) -> list[dict[str, Any]]:
-    """Measures the three portable scans alone; returns their rows.
+def measure_scans(
+    shape: tuple[int, ...], settings: Settings, rates: Amounts | None = None
+) -> list[dict[str, Any]]:
+    """Measures the three portable scans alone, with softplus and skip; returns their rows.
 
-    A row has time and temporary memory, also relative to the chunked scan. The time limit is not
-    applied: a shape without its peers would say nothing.
+    A row has time and temporary memory, also relative to the chunked scan. That of the chunked scan
+    has `bound` too: the least milliseconds of each kind of work, see
+    `scan_bounds.bound_milliseconds`; and `of_bound`, the longest of them over its time. The time
+    limit is not applied: a shape without its peers would say nothing.
 
     Args:
-        shape: (B, L, D, N).
+        shape: (B, L, D, N, G).
         settings: settings of the benchmark.
+        rates: what the machine does per second; None: unknown, there are no bounds.
     """
-    batch, length, width, states = shape
-    keys = jax.random.split(jax.random.key(2), 5)
-    u, dy = (jax.random.normal(key, (batch, length, width), settings.dtype) for key in keys[:2])
-    B, C = (jax.random.normal(key, (batch, length, states), settings.dtype) for key in keys[2:4])
-    delta = jax.random.uniform(keys[4], u.shape, settings.dtype, 0.001, 0.1)
-    A = -jnp.broadcast_to(jnp.arange(1.0, states + 1)[None], (width, states))
+    inputs, dy = _scan_inputs(shape, settings.dtype)
+    bounds = {} if rates is None else bound_milliseconds(shape, dy.dtype.itemsize, rates)
     settings = settings._replace(limits=settings.limits._replace(seconds=math.inf))
     rows = []
     for pass_name in PASSES:
         contenders = {}
         for name in PORTABLE_SCANS:
-            scan: Any = functools.partial(selective_scan, implementation=name)
-            function = _pass(pass_name, scan)
-            contenders[name] = Contender(function, ((u, delta, A, B, C), dy))
-        title = "scan B={} L={} D={} N={} ".format(*shape) + pass_name
+            scan: Any = functools.partial(selective_scan, delta_softplus=True, implementation=name)
+            contenders[name] = Contender(_pass(pass_name, scan), (inputs, dy))
+        title = "scan B={} L={} D={} N={} G={} ".format(*shape) + pass_name
         result = _race(contenders, title, settings)
         chunked = result.rows["chunked"]["temp_bytes"]
         for name, measured in result.rows.items():
-            row = _identity(name, shape, pass_name) | measured
+            row = _identity(name, shape[:4], pass_name) | {"groups": shape[4]} | measured
             row["time_over_chunked"] = _time_over(result, name, "chunked")
-            own = row["temp_bytes"]
+            own, median = row["temp_bytes"], row["median_ms"]
             row["memory_over_chunked"] = own / chunked if own and chunked else None
+            row["bound"] = bound = bounds.get(pass_name) if name == "chunked" else None
+            row["of_bound"] = max(bound.values()) / median if bound and median else None
             rows.append(row)
     return rows
 
@@ -182,6 +185,17 @@ def _mixer(name: str, width: int, settings: Settings) -> nn.Module:
 
 def _heads(width: int) -> int:
     return max(1, width // _HEAD_WIDTH)
+
+
+def _scan_inputs(shape: tuple[int, ...], dtype: str) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """u, delta (before softplus), A, B, C and D of a scan, as models have them, and dy."""
+    batch, length, width, states, groups = shape
+    keys = jax.random.split(jax.random.key(2), 5)
+    u, dy = (jax.random.normal(key, (batch, length, width), dtype) for key in keys[:2])
+    B, C = (jax.random.normal(key, (batch, length, groups, states), dtype) for key in keys[2:4])
+    delta = jnp.log(jnp.expm1(jax.random.uniform(keys[4], u.shape, jnp.float32, 0.001, 0.1)))
+    A = -jnp.broadcast_to(jnp.arange(1.0, states + 1)[None], (width, states))
+    return (u, delta.astype(dtype), A, B, C, jnp.ones(width)), dy
 
 
 def _pass(name: str, function: Callable[..., Array]) -> Callable[..., Any]:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scan against the CUDA kernel of mamba_ssm, and against the limits of an H100.
+"""The scan against the CUDA kernel of mamba_ssm, and against the limits of an H100; and how the
+comparison with any peer is collected and printed.
 
-Not run so far: it needs an NVIDIA GPU, PyTorch and mamba_ssm built with its CUDA kernels.
+The CUDA kernel was not run so far: it needs an NVIDIA GPU, PyTorch and mamba_ssm built with its
+kernels.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mambaout_jax.benchmarks.scan_bounds import count_work
 from mambaout_jax.benchmarks.timing import first_line, interleaved_milliseconds, speedup, summary
 from mambaout_jax.kernels.selective_scan import selective_scan
 
@@ -22,38 +26,26 @@ _CALLS = 20  # per turn, with one wait at its end, so that launches overlap on b
 _BYTES = 3.0e12  # measured with a copy
 _EXPONENTIALS = 4.18e12  # 16 per clock and SM
 _INSTRUCTIONS = 33.5e12  # float32, 128 per clock and SM
-_CHUNK = 64  # tokens from one saved float32 state to the next
 
 
 def bound_microseconds(B: int, L: int, D: int, N: int) -> dict[str, dict[str, float]]:
     """The least time of a fused scan on an H100: bfloat16 arrays, float32 state, softplus inside.
 
-    Work per token and channel, of which there are E = B·L·D:
-
-                  bytes                     exponentials   instructions
-        forward   6:  u, delta, y           N + 2          4N + 10
-        backward  10: u, delta, dy, du, dδ  N + 4          17N + 30
-
-    and bytes for B, C (4·B·L·N), in the backward pass for their float32 gradients (8·B·L·N), and
-    for one state per 64 tokens (4·E·N/64), written in the forward pass and read in the backward
-    pass.
+    Exponentials and bytes are those of `scan_bounds.count_work`. Instead of its multiply-adds the
+    instructions of a kernel count, with conversions and sums over channels: per token and channel
+    4N + 10 in the forward pass and 17N + 30 in the backward pass.
 
     Returns:
         By pass, "forward" and "backward": the microseconds of each of the three, and the longest of
         them as `bound`.
     """
-    E = B * L * D
-    states = 4 * E * N / _CHUNK
-    work = {
-        "forward": (6 * E + 4 * B * L * N + states, (N + 2) * E, (4 * N + 10) * E),
-        "backward": (10 * E + 12 * B * L * N + states, (N + 4) * E, (17 * N + 30) * E),
-    }
-    rates = {"bytes": _BYTES, "exponentials": _EXPONENTIALS, "instructions": _INSTRUCTIONS}
+    instructions = {"forward": 4 * N + 10, "backward": 17 * N + 30}
     bounds = {}
-    for name, amounts in work.items():
+    for name, work in count_work((B, L, D, N, 1), itemsize=2).items():
         times = {
-            kind: amount / rate * 1e6
-            for (kind, rate), amount in zip(rates.items(), amounts, strict=True)
+            "bytes": work.bytes / _BYTES * 1e6,
+            "exponentials": work.exponentials / _EXPONENTIALS * 1e6,
+            "instructions": B * L * D * instructions[name] / _INSTRUCTIONS * 1e6,
         }
         bounds[name] = times | {"bound": max(times.values())}
     return bounds
@@ -67,44 +59,66 @@ def cuda_peer(device: Any, rounds: int) -> dict[str, Any]:
         rounds: how many turns each has.
 
     Returns:
-        `note`, empty or the reason why nothing (more) was measured, and `rows`, one per shape of
-        `SHAPES` and pass. A row has the milliseconds of both, the ratio peer / ours (median, min
-        and max over rounds; ours is faster above 1), the fraction of the H100's bound that ours
-        reaches (None on other GPUs), and the largest difference of y, relative to the largest
-        value.
+        What `collect` returns, with one row per shape of `SHAPES` and pass; `of_bound` is the
+        fraction of the H100's bound that ours reaches, None on other GPUs.
     """
-    rows = []
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-        from mamba_ssm.ops.selective_scan_interface import (  # pyright: ignore[reportMissingImports]
-            selective_scan_fn,
-        )
+    title = "The bare scan in bfloat16 against mamba_ssm's CUDA kernel"
+    return collect(title, "mamba_ssm", _compare_all(device, rounds))
 
-        for shape in SHAPES:
-            rows += _compare(torch, selective_scan_fn, shape, device, rounds)
+
+def collect(title: str, peer: str, rows: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """The result of a comparison with a package that may be missing or fail.
+
+    Args:
+        title: what is compared with what.
+        peer: the package.
+        rows: measures as it is iterated. A row has the `shape`, by letter; the `pass`; the
+            `milliseconds` of ours and of the peer, in this order; `ratio`, peer / ours (median, min
+            and max over rounds; ours is faster above 1); `of_bound`, a fraction or None; and
+            `difference`, the largest difference of y, relative to the largest value.
+
+    Returns:
+        `title`, with the versions of PyTorch and the peer; `note`, empty or the reason why nothing
+        (more) was measured; `rows`.
+    """
+    measured, note = [], ""
+    try:
+        for row in rows:
+            measured.append(row)
     except ImportError as error:
-        return {"note": f"no comparison with mamba_ssm: {first_line(error)}", "rows": rows}
-    except Exception as error:  # from its kernels or ours; the other results must not be lost
-        return {"note": f"comparison with mamba_ssm failed: {first_line(error)}", "rows": rows}
-    return {"note": "", "rows": rows}
+        note = f"no comparison with {peer}: {first_line(error)}"
+    except Exception as error:  # from the peer or from ours; the other results must not be lost
+        note = f"comparison with {peer} failed: {first_line(error)}"
+    versions = " and ".join(f"{name} {_version(name)}" for name in ("torch", peer))
+    return {"title": f"{title}, {versions}", "note": note, "rows": measured}
 
 
 def print_peer(peer: dict[str, Any]) -> None:
-    """Prints the result of `cuda_peer`."""
-    print("\nThe bare scan in bfloat16 against mamba_ssm's CUDA kernel")
+    """Prints the result of `collect`."""
+    print(f"\n{peer['title']}")
     for row in peer["rows"]:
-        ours, theirs = (row["milliseconds"][name]["median"] for name in ("pallas", "mamba_ssm"))
+        times = "  ".join(f"{k} {v['median']:.3f} ms" for k, v in row["milliseconds"].items())
         ratio = "{median:.2f}x ({min:.2f}-{max:.2f})".format(**row["ratio"])
         share = "" if row["of_bound"] is None else f"{row['of_bound']:.0%} of the H100's bound"
-        shape = "B={} L={} D={} N={}".format(*row["shape"])
-        print(f"{shape:<28}{row['pass']:<18}{ours:>8.3f}{theirs:>8.3f} ms  {ratio:<20}{share}")
+        shape = " ".join(f"{letter}={size}" for letter, size in row["shape"].items())
+        print(f"{shape:<28}{row['pass']:<18}{times}  {ratio}  {share}".rstrip())
     if peer["note"]:
         print(peer["note"])
 
 
+def _compare_all(device: Any, rounds: int) -> Iterator[dict[str, Any]]:
+    import torch  # pyright: ignore[reportMissingImports]
+    from mamba_ssm.ops.selective_scan_interface import (  # pyright: ignore[reportMissingImports]
+        selective_scan_fn,
+    )
+
+    for shape in SHAPES:
+        yield from _compare(torch, selective_scan_fn, shape, device, rounds)
+
+
 def _compare(
     torch: Any, peer: Callable, shape: tuple[int, ...], device: Any, rounds: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     B, L, D, N = shape
     generator = np.random.default_rng(0)
     sizes = {"u": (B, L, D), "delta": (B, L, D), "B": (B, L, N), "C": (B, L, N), "dy": (B, L, D)}
@@ -140,7 +154,6 @@ def _compare(
     limit = {"forward": bounds["forward"]["bound"]}
     limit["forward+backward"] = limit["forward"] + bounds["backward"]["bound"]
     h100 = "H100" in device.device_kind
-    rows = []
     for name, ours_call, peer_call in (
         ("forward", forward, peer_forward),
         ("forward+backward", both, peer_both),
@@ -152,16 +165,21 @@ def _compare(
         times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
         times = {key: [value / _CALLS for value in values] for key, values in times.items()}
         medians = {key: summary(values) for key, values in times.items()}
-        row = {
-            "shape": list(shape),
+        yield {
+            "shape": dict(zip("BLDN", shape, strict=True)),
             "pass": name,
             "milliseconds": medians,
             "ratio": speedup(times["mamba_ssm"], times["pallas"]),
             "of_bound": limit[name] / 1e3 / medians["pallas"]["median"] if h100 else None,
             "difference": float(difference),
         }
-        rows.append(row)
-    return rows
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _turn(call: Callable[[], Any], wait: Callable[[Any], Any]) -> Callable[[], None]:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+
+from mambaout_jax.runtime.compiler_options import to_run_fast
 
 _TURN_SECONDS = 0.02  # length of a turn of quick calls: many times the cost of reading the clock
 _MAX_CALLS = 50  # per turn
@@ -279,7 +282,9 @@ def _failure(error: Exception) -> dict[str, str]:
 
 def _compile(contender: Contender, row: dict[str, Any]) -> Callable[[], Any]:
     start = time.perf_counter()
-    compiled = jax.jit(contender.function).lower(*contender.arguments).compile()
+    options = to_run_fast(jnp.zeros(()).device.platform)  # as models are compiled
+    jitted = jax.jit(contender.function, compiler_options=options)
+    compiled = jitted.lower(*contender.arguments).compile()
     row["compile_seconds"] = time.perf_counter() - start
     memory = compiled.memory_analysis()
     if memory is None:

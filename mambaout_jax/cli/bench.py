@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaout_jax.cli.destination import add_force_argument, check_output
+from mambaout_jax.cli.errors import positive, positive_number
 
 SUMMARY = "measure speed against a named peer"
 
@@ -30,8 +31,9 @@ examples:
   mambaout bench input --images-per-second 20000
   mambaout bench input --data imagenet/train --out experiments/results/input.json
 
-Beside FILE.json scan writes FILE.csv and FILE.png. On a GPU it also compares with mamba_ssm's CUDA
-kernel, where PyTorch and mamba_ssm are installed. throughput needs PyTorch and timm.
+Beside FILE.json scan writes FILE.csv and FILE.png. It also compares with a peer, where PyTorch and
+the peer are installed: on a CPU the Mamba mixer of transformers, on a GPU mamba_ssm's CUDA kernel.
+throughput needs PyTorch and timm.
 """
 
 Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_force_argument(parser, "the files of --out")
     add = parser.add_argument
     rounds = add(
-        "--rounds", type=int, metavar="COUNT", help="how often each contender has its turn"
+        "--rounds", type=positive, metavar="COUNT", help="how often each contender has its turn"
     )
     device = add("--device", choices=("cpu", "gpu", "tpu"), help="what to measure (JAX's default)")
     dtype = add("--dtype", choices=("float32", "bfloat16"), help="precision (float32)")
@@ -124,8 +126,8 @@ def _add_conv_arguments(add: Add) -> list[argparse.Action]:
 
 def _add_scan_arguments(add: Add) -> list[argparse.Action]:
     return [
-        add("--widths", type=int, nargs="+", metavar="D", help="channels (96 ... 576)"),
-        add("--lengths", type=int, nargs="+", metavar="L", help="tokens (49 ... 65536)"),
+        add("--widths", type=positive, nargs="+", metavar="D", help="channels (96 ... 576)"),
+        add("--lengths", type=positive, nargs="+", metavar="L", help="tokens (49 ... 65536)"),
         add(
             "--mixers",
             nargs="+",
@@ -133,16 +135,16 @@ def _add_scan_arguments(add: Add) -> list[argparse.Action]:
             help="conv, sequential, associative, chunked, pallas, attention, causal_attention (all "
             "the platform has)",
         ),
-        add("--state-size", type=int, metavar="N", help="states of the SSM per channel (16)"),
+        add("--state-size", type=positive, metavar="N", help="states of the SSM per channel (16)"),
         add(
             "--budget-seconds",
-            type=float,
+            type=positive_number,
             metavar="S",
             help="time for the calls of one mixer at one length and pass (20)",
         ),
         add(
             "--memory-limit",
-            type=int,
+            type=positive,
             metavar="BYTES",
             help="memory that a call may take (what is free on the device; two thirds of that if "
             "it is the machine's RAM)",
@@ -158,8 +160,8 @@ def _add_throughput_arguments(add: Add) -> list[argparse.Action]:
             metavar="NAME",
             help="timm's names of the models (all MambaOut, and yardsticks)",
         ),
-        add("--batch-size", type=int, metavar="B", help="images per call (8)"),
-        add("--image-size", type=int, metavar="PIXELS", help="height and width (224)"),
+        add("--batch-size", type=positive, metavar="B", help="images per call (8)"),
+        add("--image-size", type=positive, metavar="PIXELS", help="height and width (224)"),
         add(
             "--compiled",
             action=argparse.BooleanOptionalAction,
@@ -177,13 +179,13 @@ def _add_input_arguments(add: Add) -> list[argparse.Action]:
         ),
         add(
             "--images",
-            type=int,
+            type=positive,
             metavar="COUNT",
             help="images that each contender makes per turn (512)",
         ),
         add(
             "--images-per-second",
-            type=float,
+            type=positive_number,
             metavar="R",
             help="what a training run wants; the cores for it are counted (10000)",
         ),

@@ -5,9 +5,11 @@ import argparse
 import difflib
 import dis
 import errno
+import math
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mambaout_jax.runtime.streams import complain, is_broken, is_full
@@ -59,6 +61,28 @@ def report(error: Exception) -> int:
         return FAULT
     complain(f"error: {error}")
     return 2 if isinstance(error, _WRONG_USAGE) else 1
+
+
+def run_training(train: Callable[[], None]) -> int:
+    """Runs what trains and returns the exit code: 0, or 75 where it was asked to stop and saved.
+
+    Where a checkpoint could not be written the program ends at once: Python would wait for threads
+    of Orbax, which may hang for five minutes.
+    """
+    from mambaout_jax.runtime.checkpoint import SaveError
+    from mambaout_jax.train.preemption import EXIT_CODE, Preempted
+
+    try:
+        train()
+    except Preempted as preempted:
+        complain(str(preempted))
+        return EXIT_CODE
+    except SaveError as error:
+        code = report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return 0
 
 
 def _may_be_of_a_stream(error: OSError) -> bool:
@@ -119,4 +143,19 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """The type of an argument that measures something.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not a finite number above 0.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
     return number

@@ -10,12 +10,22 @@ from pathlib import Path
 from types import ModuleType
 
 from mambaout_jax import __version__
-from mambaout_jax.cli import analyse, bench, convert, evaluate, models, predict, prepare, train
+from mambaout_jax.cli import (
+    analyse,
+    bench,
+    compare,
+    convert,
+    evaluate,
+    models,
+    predict,
+    prepare,
+    train,
+)
 from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
 from mambaout_jax.paths import local_path
 from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
-VERBS = (train, evaluate, predict, models, convert, prepare, analyse, bench)
+VERBS = (train, evaluate, compare, predict, models, convert, prepare, analyse, bench)
 
 _SETTINGS_HELP = """
 Any setting of the config file can be set from the command line:

@@ -2,8 +2,6 @@
 """`mambaout train`: train a model as a config file says, or resume a run."""
 
 import argparse
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
-from mambaout_jax.cli.errors import report
-from mambaout_jax.runtime.streams import complain, say
+from mambaout_jax.cli.errors import run_training
+from mambaout_jax.runtime.streams import say
 
 SUMMARY = "train a model, or resume a run"
 
@@ -83,26 +81,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         show_batch(config, arguments.show_batch)
         print(arguments.show_batch)
         return 0
-    return _train(config, workdir, began)
+    return run_training(lambda: _train(config, workdir, began))
 
 
-def _train(config, workdir: Path, began: float) -> int:
+def _train(config, workdir: Path, began: float) -> None:
     from mambaout_jax.evaluation.evaluator import format_metrics
-    from mambaout_jax.runtime.checkpoint import SaveError
     from mambaout_jax.train.loop import train
-    from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
-    try:
-        metrics = train(config, workdir)
-    except Preempted as preempted:
-        complain(str(preempted))
-        return EXIT_CODE
-    except SaveError as error:
-        code = report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # else Python waits for Orbax's threads, which may hang for five minutes
+    metrics = train(config, workdir)
     if is_first_process():
         seconds = time.perf_counter() - began
         say(f"{format_metrics(metrics)}  ({seconds:.0f} s, {workdir})")
-    return 0

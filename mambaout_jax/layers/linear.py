@@ -84,6 +84,8 @@ class SplitDense(nn.Module):
 class JoinDense(nn.Module):
     """`Dense` of inputs that belong side by side. The parameters are those of one `Dense`.
 
+    Inputs without channels add nothing.
+
     Attributes:
         features: channels that come out.
         dtype: dtype of the computation, None to promote.
@@ -98,7 +100,7 @@ class JoinDense(nn.Module):
         kernel = self.param("kernel", normal_init, (width, self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         *inputs, kernel, bias = nn.dtypes.promote_dtype(*parts, kernel, bias, dtype=self.dtype)
-        tokens = tuple(part.reshape(-1, part.shape[-1]) for part in inputs)
+        tokens = tuple(part.reshape(-1, part.shape[-1]) for part in inputs if part.shape[-1])
         y = join_matmul(tokens, kernel) + bias[None]
         return y.reshape(*inputs[0].shape[:-1], self.features)
 

@@ -90,6 +90,16 @@ def find_variant(name: str) -> tuple[ModuleType, Variant]:
     raise ValueError(f"no model is called {name!r}; {hint}")
 
 
+def takes_option(name: str, option: str) -> bool:
+    """Whether `create_model(name)` takes an option beside the named ones.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    family, _ = find_variant(name)
+    return option not in _RESERVED and _type_of(option, family) is not None
+
+
 def parameter_rules(name: str) -> ParameterRules:
     """The family's rules for decay and layers.
 

@@ -142,7 +142,7 @@ class DirectoryLock:
             who = f"process {owner.pid} on {owner.host}, since {owner.since}"
         raise RuntimeError(
             f"{self._directory} is in use by {who}: wait until that run has ended, stop it, or "
-            f"train into another --workdir{elsewhere}"
+            f"train into another directory{elsewhere}"
         )
 
     def _create(self, owner: Owner) -> None:

@@ -31,7 +31,16 @@ from mambaout_jax.metrics.hits import hit_sums
 from mambaout_jax.models import create_model
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.tasks.augment import augment_batch, normalise
-from mambaout_jax.tasks.task import Batch, Partial, Prediction, Sums, Task, add_up, concatenate
+from mambaout_jax.tasks.task import (
+    Batch,
+    Partial,
+    Prediction,
+    Score,
+    Sums,
+    Task,
+    add_up,
+    concatenate,
+)
 from mambaout_jax.weights.load import load_pretrained
 
 _LOG = logging.getLogger("mambaout_jax")
@@ -105,6 +114,9 @@ class Classification(Task):
 
     def describe(self) -> str:
         return f"{self.num_classes} classes"
+
+    def score(self) -> Score:
+        return Score("top1", "points")
 
     def record(self) -> dict[str, Any]:
         return {"classes.json": list(self.class_names)}

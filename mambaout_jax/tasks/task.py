@@ -41,6 +41,20 @@ class Prediction(NamedTuple):
     findings: tuple[dict[str, Any], ...]
 
 
+class Score(NamedTuple):
+    """The metric by which the models of a task are compared.
+
+    Attributes:
+        name: a key of `Objective.metrics`.
+        unit: of differences, such as "points"; "" where they have none.
+        higher_is_better: False for losses and errors.
+    """
+
+    name: str
+    unit: str = ""
+    higher_is_better: bool = True
+
+
 @runtime_checkable
 class Objective(Protocol):
     """What the training step and the loop over a set ask of a task."""
@@ -134,6 +148,10 @@ class Task(Objective, Protocol):
 
     def describe(self) -> str:
         """A few words for the dry run, such as "10 classes"."""
+        ...
+
+    def score(self) -> Score:
+        """The metric by which models are compared."""
         ...
 
     def record(self) -> dict[str, Any]:

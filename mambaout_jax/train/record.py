@@ -30,9 +30,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 # A run may change these when it resumes: they decide neither the model, nor the order of the data,
 # nor what one update does.
-_FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "on_nan",
-         "require_accelerator", "data.path", "data.num_threads", "data.num_workers",
-         "data.prefetch_batches", "data.max_corrupt_fraction")  # fmt: skip
+FREE = ("schedule.", "mesh.", "evaluation.", "checkpoint.", "log.", "on_nan",
+        "require_accelerator", "data.path", "data.num_threads", "data.num_workers",
+        "data.prefetch_batches", "data.max_corrupt_fraction")  # fmt: skip
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
@@ -49,9 +49,9 @@ def check_same_run(config: Config, workdir: Path) -> None:
         return
     changed = changed_settings(ConfigDict(meta[SETTINGS]), config)
     for name, (old, new) in changed.items():
-        if name.startswith(_FREE):
+        if name.startswith(FREE):
             _LOG.warning("%s was %r up to here and is %r from here on", name, old, new)
-    fixed = {name: values for name, values in changed.items() if not name.startswith(_FREE)}
+    fixed = {name: values for name, values in changed.items() if not name.startswith(FREE)}
     if fixed:
         lines = [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in fixed.items()]
         raise ValueError(
@@ -80,7 +80,7 @@ def check_nothing_foreign(workdir: Path, meaning: Mapping[str, Any]) -> None:
     if there:
         raise FileExistsError(
             f"{workdir} holds {', '.join(there)}, but no training run; nothing is replaced: train "
-            "into another --workdir, or move the files away"
+            "into another directory, or move the files away"
         )
 
 

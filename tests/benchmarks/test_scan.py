@@ -9,16 +9,22 @@ import pytest
 from PIL import Image
 
 from mambaout_jax.benchmarks import scan
+from mambaout_jax.benchmarks.scan_bounds import Amounts
 from mambaout_jax.benchmarks.scan_mixers import PASSES
 from mambaout_jax.cli.main import main
+from mambaout_jax.models.vmamba import VARIANTS, VMamba
 
 pytestmark = pytest.mark.long
 
 TINY = {"widths": (8,), "lengths": (64, 16), "tokens_per_call": 64, "state_size": 1, "rounds": 2}
 MIXERS = ("conv", "sequential", "attention")
-BAR = {"mixer": "associative", "batch": 1, "length": 16, "width": 8, "state_size": 1}
+BAR = {"mixer": "associative", "batch": 1, "length": 16, "width": 8, "state_size": 1, "groups": 4}
 BAR |= {"pass": "forward", "status": "measured", "note": "", "temp_bytes": 3 * 2**20}
 BAR |= {"median_ms": 1.5, "time_over_chunked": 2.5, "memory_over_chunked": 3.25}
+BAR |= {"bound": None, "of_bound": None}
+BOUND = {"exponentials": 0.93, "multiply_adds": 0.4, "bytes": 0.6}
+CHUNKED = BAR | {"mixer": "chunked", "bound": BOUND, "of_bound": 0.62, "memory_over_chunked": 1.0}
+PEER = {"title": "Ours against theirs", "note": "no comparison", "rows": []}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +35,11 @@ def kept():
 
 @pytest.fixture(scope="module")
 def result(kept):
-    return scan.run(
-        **TINY, mixers=MIXERS, bars=(), keep=lambda partial: kept.append(len(partial["rows"]))
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "block_peer", lambda rounds: PEER | {"rounds": rounds})
+        return scan.run(
+            **TINY, mixers=MIXERS, bars=(), keep=lambda partial: kept.append(len(partial["rows"]))
+        )
 
 
 def row(mixer, length, median, pass_name="forward", status="measured", width=8):
@@ -53,7 +61,8 @@ def test_result_has_a_row_per_mixer_length_and_pass(result):
         assert row["compile_seconds"] > 0
     assert result["environment"]["platform"] == "cpu"
     assert result["settings"]["limits"]["memory"] > 2**20
-    assert result["peer"] is None
+    assert result["peer"] == PEER | {"rounds": 2}
+    assert result["rates"] is None  # there are no bars
     assert result["crossovers"] == scan.find_crossovers(result["rows"])
     assert [found["pass"] for found in result["crossovers"]] == list(PASSES)
 
@@ -62,9 +71,12 @@ def test_default_mixers_are_those_of_the_platform(monkeypatch):
     measured = []
     monkeypatch.setattr(scan, "make_parameters", lambda width, settings: settings.mixers)
     monkeypatch.setattr(scan, "measure_mixers", lambda *given: measured.append(given) or [])
-    monkeypatch.setattr(scan, "measure_scans", lambda shape, settings: [shape])
+    monkeypatch.setattr(scan, "measure_scans", lambda shape, settings, rates: [(shape, rates)])
+    monkeypatch.setattr(scan, "measure_rates", lambda rounds, memory: Amounts(rounds, memory, 3.0))
+    monkeypatch.setattr(scan, "block_peer", lambda rounds: PEER)
     result = scan.run(widths=(8, 16), lengths=(64, 16), budget_seconds=7, memory_limit=5)
-    assert result["bars"] == list(scan.BARS)
+    assert result["bars"] == [(shape, (5, 5, 3.0)) for shape in scan.BARS]
+    assert result["rates"] == {"exponentials": 5, "multiply_adds": 5, "bytes": 3.0}
     assert [given[1:3] for given in measured] == [(8, 16), (8, 64), (16, 16), (16, 64)]
     mixers = ("conv", "sequential", "associative", "chunked", "attention", "causal_attention")
     assert {given[0] for given in measured} == {mixers}
@@ -74,6 +86,15 @@ def test_default_mixers_are_those_of_the_platform(monkeypatch):
     assert previous[1] is not previous[2]
     assert result["settings"]["tokens_per_call"] == 6272
     assert result["settings"]["limits"] == {"memory": 5, "seconds": 7}
+
+
+def test_bars_with_groups_are_the_first_stages_of_vmamba():
+    dims = VARIANTS["vmamba_v9_tiny"].backbone["dims"]
+    stages = [
+        (2, (224 // stride) ** 2, 4 * VMamba.expand * dims[i], VMamba.state_size, 4)
+        for i, stride in enumerate((4, 8))
+    ]
+    assert [bar for bar in scan.BARS if bar[-1] > 1] == stages
 
 
 def test_crossover_lies_between_lengths_in_proportion_of_logarithms():
@@ -118,7 +139,8 @@ def test_table_prints_times_ratios_and_reasons(result, capsys):
     missing = {"status": "too large", "note": "needs 9 bytes, and 1 may be used"}
     missing |= {"median_ms": None, "over_conv": None}
     rows = [*result["rows"][:-1], result["rows"][-1] | missing]
-    scan.print_table(result | {"rows": rows, "bars": [BAR]})
+    rates = {"exponentials": 2.1e9, "multiply_adds": 4.56e10, "bytes": 1.2e10}
+    scan.print_table(result | {"rows": rows, "rates": rates, "bars": [BAR, CHUNKED]})
     lines = capsys.readouterr().out.splitlines()
     first = lines.index("D=8 N=1, forward: ms per call (over conv)")
     assert lines[first + 1].split() == ["L", "batch", *MIXERS]
@@ -134,8 +156,18 @@ def test_table_prints_times_ratios_and_reasons(result, capsys):
     length = "L {relation} {length:,.0f}".format(**found)
     words = f"D=8 forward: attention than sequential {length} 6D = 48"
     assert words.split() in [line.split() for line in lines]
-    bar = "B=1 L=16 D=8 N=1 forward associative 1.50 (2.5x) 3.00 (3.2x)"
-    assert lines[-1].split() == bar.split()
+    assert [line.split() for line in lines[-6:]] == [
+        words.split()
+        for words in (
+            "2.10e+09 exponentials, 4.56e+10 multiply-adds and 1.20e+10 bytes of a copy per second",
+            "B=1 L=16 D=8 N=1 G=4 forward associative 1.50 (2.5x) 3.00 (3.2x)",
+            "B=1 L=16 D=8 N=1 G=4 forward chunked 1.50 (2.5x) 3.00 (1.0x) "
+            "bound exp 0.93 ms (62 %), copy 0.60 ms (40 %)",
+            "",
+            PEER["title"],
+            PEER["note"],
+        )
+    ]
 
 
 def test_verb_writes_json_csv_and_png(result, capsys, monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from support import oracles
 
 from mambaout_jax.benchmarks import scan_mixers
+from mambaout_jax.benchmarks.scan_bounds import Amounts
 from mambaout_jax.benchmarks.scan_mixers import (
     MapConv,
     Settings,
@@ -144,18 +145,37 @@ def test_dtype_is_that_of_tokens_and_not_of_parameters():
     assert outside == 2 * 128 * WIDTH * 2 + (49 + 1) * WIDTH * 4
 
 
-def test_scans_alone_are_held_against_chunked():
-    rows = measure_scans((2, 16, 8, 2), settings(limits=Limits(2**30, 0)))  # no limit of time
+def test_scans_alone_are_held_against_chunked_and_its_bound():
+    rates = Amounts(exponentials=1e6, multiply_adds=1e9, bytes=1e9)
+    # There is no limit of time.
+    rows = measure_scans((2, 16, 8, 2, 2), settings(limits=Limits(2**30, 0)), rates)
     names = ("sequential", "associative", "chunked")
     assert [row["mixer"] for row in rows] == [*names, *names]
     for three in (rows[:3], rows[3:]):
         chunked = three[2]
         assert (chunked["time_over_chunked"], chunked["memory_over_chunked"]) == (1, 1)
         for row in three:
-            assert row["state_size"] == 2
+            assert (row["state_size"], row["groups"]) == (2, 2)
+            assert (row["bound"] is None) == (row["of_bound"] is None) == (row is not chunked)
             assert row["memory_over_chunked"] == row["temp_bytes"] / chunked["temp_bytes"]
             low, high = row["min_ms"] / chunked["max_ms"], row["max_ms"] / chunked["min_ms"]
             assert low <= row["time_over_chunked"] <= high
     # The gradient of associative keeps arrays of all tokens and states, that of chunked does not.
     assert rows[4]["temp_bytes"] > 2 * 16 * 8 * 2 * 4 > 0
     assert rows[4]["memory_over_chunked"] > 1
+    # 256 channels of tokens, each with four exponentials a pass, of which there are two.
+    for chunked, milliseconds in ((rows[2], 1.024), (rows[5], 2.048)):
+        assert chunked["bound"]["exponentials"] == pytest.approx(milliseconds)
+        assert chunked["of_bound"] == pytest.approx(milliseconds / chunked["median_ms"])
+
+
+def test_scans_alone_have_what_models_give_them():
+    (u, delta, A, B, C, D), dy = scan_mixers._scan_inputs((2, 16, 8, 3, 4), "bfloat16")
+    assert u.shape == delta.shape == dy.shape == (2, 16, 8)
+    assert B.shape == C.shape == (2, 16, 4, 3)
+    assert {x.dtype for x in (u, delta, B, C, dy)} == {jnp.dtype("bfloat16")}
+    assert (A.dtype, D.dtype) == (jnp.float32, jnp.float32)
+    np.testing.assert_array_equal(A, -np.broadcast_to([1.0, 2.0, 3.0], (8, 3)))
+    np.testing.assert_array_equal(D, np.ones(8))
+    step = np.log1p(np.exp(np.asarray(delta, np.float32)))
+    assert 0.0009 < step.min() < step.max() < 0.102

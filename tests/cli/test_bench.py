@@ -46,3 +46,26 @@ def test_force_is_for_a_file(capsys):
 )
 def test_bench_takes_no_arguments_of_another_question(capsys, arguments, words):
     assert words in usage_error(capsys, "bench", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("question", "option"),
+    [
+        *((question, "--rounds") for question in QUESTIONS),
+        *(("scan", option) for option in ("--widths", "--lengths", "--state-size")),
+        *(("scan", option) for option in ("--memory-limit", "--budget-seconds")),
+        *(("throughput", option) for option in ("--batch-size", "--image-size")),
+        *(("input", option) for option in ("--images", "--images-per-second")),
+    ],
+)
+def test_bench_refuses_numbers_that_measure_nothing(capsys, question, option):
+    fraction = option in ("--budget-seconds", "--images-per-second")
+    kind = "finite number above 0" if fraction else "whole number of at least 1"
+    for value in ("0", "-5", "nan", "inf", "many", "", "-0.5" if fraction else "1.5"):
+        error = usage_error(capsys, "bench", question, f"{option}={value}")
+        assert f"argument {option}: {value!r} is not a {kind}" in error
+
+
+def test_bench_refuses_one_wrong_number_among_several(capsys):
+    error = usage_error(capsys, "bench", "scan", "--lengths", "49", "-5")
+    assert "argument --lengths: '-5' is not a whole number of at least 1" in error

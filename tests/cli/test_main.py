@@ -14,8 +14,14 @@ from mambaout_jax import __version__
 from mambaout_jax.__main__ import _interrupt
 from mambaout_jax.cli.main import VERBS, build_parser, main
 
-NAMES = ("train", "evaluate", "predict", "models", "convert", "prepare", "analyse", "bench")
+NAMES = (
+    "train", "evaluate", "compare", "predict", "models", "convert", "prepare", "analyse", "bench",
+)  # fmt: skip
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "numpy", "ml_collections", "matplotlib", "PIL")
+
+
+def verb(name):
+    return VERBS[NAMES.index(name)]
 
 
 def help_text(capsys, *arguments):
@@ -54,7 +60,7 @@ def test_help_lists_the_verbs(capsys):
 def test_help_of_a_verb_has_examples(name, capsys):
     text = help_text(capsys, name)
     assert text.count(f"\n  mambaout {name}") >= 2
-    assert ("--config.batch_size=128" in text) == (name in ("train", "evaluate"))
+    assert ("--config.batch_size=128" in text) == (name in ("train", "evaluate", "compare"))
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=NAMES)
@@ -70,7 +76,7 @@ def test_examples_of_a_verb_parse(verb):
 
 
 def test_main_returns_the_exit_code_of_the_verb(monkeypatch):
-    monkeypatch.setattr(VERBS[3], "run", lambda arguments, overrides: 17)
+    monkeypatch.setattr(verb("models"), "run", lambda arguments, overrides: 17)
     assert main(["models"]) == 17
 
 
@@ -80,6 +86,7 @@ def test_main_returns_the_exit_code_of_the_verb(monkeypatch):
         "train --config x.py --workdir ADDRESS",
         "train --config ADDRESS/x.py",
         "train --config x.py --show-batch ADDRESS",
+        "compare --config x.py --mixers conv,attention --out ADDRESS",
         "evaluate --workdir ADDRESS",
         "evaluate --weights w --data ADDRESS",
         "evaluate --weights ADDRESS --data images",
@@ -110,8 +117,8 @@ def test_an_address_in_place_of_a_path_is_refused(command, capsys, tmp_path, mon
 def test_the_home_directory_may_be_written_short(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     seen = []
-    monkeypatch.setattr(VERBS[6], "run", lambda arguments, _: seen.append(arguments) or 0)
-    monkeypatch.setattr(VERBS[0], "run", lambda arguments, _: seen.append(arguments) or 0)
+    monkeypatch.setattr(verb("analyse"), "run", lambda arguments, _: seen.append(arguments) or 0)
+    monkeypatch.setattr(verb("train"), "run", lambda arguments, _: seen.append(arguments) or 0)
     main(["analyse", "curves", "~/runs/a", "b", "--out=~/c.png"])
     main(["train", "--config=c.py", "--workdir=~/runs/a"])
     assert seen[0].workdirs == [Path("/home/me/runs/a"), Path("b")]

@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
-from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
     height_and_width,
@@ -73,6 +73,19 @@ def test_dense_is_a_matrix_product_over_the_last_axis(rng):
     got = dense.apply({"params": {"kernel": kernel, "bias": bias}}, x)
     exact = np.asarray(x, np.float64) @ kernel.astype(np.float64) + bias
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_without_channels_add_nothing(rng):
+    x, kernel = rng.standard_normal((2, 3, 5), np.float32), rng.standard_normal((5, 7), np.float32)
+    variables = {"params": {"kernel": kernel, "bias": np.zeros(7, np.float32)}}
+
+    def join(variables, x):
+        empty, _ = SplitDense((0, 7)).apply(variables, x)  # (2, 3, 0)
+        return JoinDense(7).apply(variables, empty, x, empty)
+
+    np.testing.assert_allclose(join(variables, x), x @ kernel, rtol=1e-5, atol=1e-6)
+    gradient = jax.eval_shape(jax.grad(lambda *given: join(*given).sum()), variables, x)
+    assert gradient["params"]["kernel"].shape == (5, 7)
 
 
 def test_gelu_is_the_erf_form(rng):

@@ -27,6 +27,7 @@ from mambaout_jax.models import (
     find_variant,
     list_models,
     parameter_rules,
+    takes_option,
 )
 from mambaout_jax.train.optimizer import decay_mask, layer_depths
 from mambaout_jax.weights.catalog import CATALOG
@@ -351,6 +352,16 @@ def test_costs_are_those_of_table_1(name):
 def test_macs_by_hand_are_those_of_the_table(name):
     cost = count(create_model(name), (224, 224, 3), "hand")
     assert cost.macs == find_variant(name)[1].hand_macs
+
+
+def test_a_model_says_which_options_it_takes():
+    named = {"token_mixer", "depths", "dropout", "dims", "num_classes", "dtype", "depth"}
+    assert {option for option in named if takes_option("mambaout_micro", option)} == {
+        "token_mixer", "depths", "dropout", "dims",
+    }  # fmt: skip
+    assert not takes_option("convnext_tiny", "token_mixer")
+    with pytest.raises(ValueError, match="no model is called 'mambaout_mikro'; did you mean"):
+        takes_option("mambaout_mikro", "depths")
 
 
 def test_names_of_models_and_weights_are_unique():

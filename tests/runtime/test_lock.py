@@ -64,7 +64,7 @@ def test_a_held_directory_is_refused_in_a_sentence(tmp_path):
             attempt()
         assert str(error.value) == (
             f"{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}, since "
-            f"{since}: wait until that run has ended, stop it, or train into another --workdir"
+            f"{since}: wait until that run has ended, stop it, or train into another directory"
         )
     assert time.monotonic() - began < 1
     assert (tmp_path / "run.lock").read_bytes() == before

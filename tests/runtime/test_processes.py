@@ -143,7 +143,7 @@ def test_a_second_start_is_refused_until_the_first_is_gone_and_harms_nothing(sta
     assert out == ""
     assert re.fullmatch(
         rf"error: {workdir} is in use by process {first.pid} on \S+, since .*: wait until that run "
-        r"has ended, stop it, or train into another --workdir\n",
+        r"has ended, stop it, or train into another directory\n",
         err,
     )
     assert sorted(path.name for path in workdir.iterdir()) == before

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from mambaout_jax.config import Config
-from mambaout_jax.tasks.task import Task, add_up
+from mambaout_jax.tasks.task import Score, Task, add_up
 
 INK = 100  # grey level
 
@@ -55,6 +55,9 @@ class Ink(Task):
 
     def describe(self):
         return "ink per pixel"
+
+    def score(self):
+        return Score("iou")
 
     def record(self):
         return {"pixels.json": {"ink": INK}}

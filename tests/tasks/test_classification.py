@@ -14,6 +14,7 @@ import pytest
 from mambaout_jax.config import default_config
 from mambaout_jax.models import create_model
 from mambaout_jax.tasks.classification import Classification, predict, soft_targets
+from mambaout_jax.tasks.task import Score
 
 NAMES = tuple("abcdefg")
 
@@ -88,6 +89,7 @@ def test_evaluation_counts_masked_examples_not_at_all(logits, rng):
     assert TASK.metrics(partial) == pytest.approx(
         {"loss": loss / 7, "top1": 100 * top1 / 7, "top5": 100 * top5 / 7}
     )
+    assert TASK.score() == Score("top1", "points", higher_is_better=True)
     assert partial["examples"]["index"].tolist() == [0, 1, -1, 3, 4, -1, 6, 7, 8]
 
 

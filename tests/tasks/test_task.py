@@ -87,6 +87,10 @@ def test_partial_results_of_any_kind_count_every_image_once(run):
     assert evaluate(ink_config(), workdir) == metrics
 
 
+def test_its_score_is_one_of_its_metrics(run):
+    assert f"eval/{Ink(ink_config()).score().name}" in run[1]
+
+
 def test_a_run_of_it_resumes_to_the_same_bits(run, tmp_path):
     workdir = rewind(run[0], tmp_path / "run", 11)  # amid an interval of four sums
     assert train(ink_config(), workdir) == run[1]
