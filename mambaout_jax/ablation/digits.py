@@ -22,8 +22,12 @@ def digits(*, side: int) -> TokenTask:
     Args:
         side: pixels that a scan is enlarged to.
     """
-    splits = {name: Examples(_enlarged(x, side)[..., None], y) for name, (x, y) in _scans().items()}
-    return TokenTask("digits", False, 0, 10, **splits)
+
+    def split(scans: np.ndarray, labels: np.ndarray) -> Examples:
+        return Examples(_enlarged(scans, side)[..., None], labels)
+
+    train, validation, test = (split(*scans) for scans in _scans())
+    return TokenTask("digits", False, 0, 10, train, validation, test)
 
 
 def sequential_digits(*, side: int) -> TokenTask:
@@ -39,8 +43,8 @@ def sequential_digits(*, side: int) -> TokenTask:
         targets[:, -1] = labels
         return Examples(pixels, targets)
 
-    splits = {name: split(*scans) for name, scans in _scans().items()}
-    return TokenTask("sequential_digits", True, 0, 10, **splits)
+    train, validation, test = (split(*scans) for scans in _scans())
+    return TokenTask("sequential_digits", True, 0, 10, train, validation, test)
 
 
 def scenes(*, sizes: Sizes, side: int, patch: int = 2, seed: int = 0) -> TokenTask:
@@ -60,12 +64,12 @@ def scenes(*, sizes: Sizes, side: int, patch: int = 2, seed: int = 0) -> TokenTa
             f"side={side} must be a multiple of {_CELL} pixels, the room of a digit, and patch="
             f"{patch} a divisor of {_CELL}"
         )
-    rngs = np.random.default_rng(seed).spawn(len(sizes))
-    splits = {
-        name: _draw_scenes(rng, count, *_scans()[name], side, patch)
-        for (name, count), rng in zip(sizes._asdict().items(), rngs, strict=True)
-    }
-    return TokenTask("scenes", False, 0, 10, **splits)
+    rngs = np.random.default_rng(seed).spawn(3)
+    train, validation, test = (
+        _draw_scenes(rng, count, *scans, side, patch)
+        for rng, count, scans in zip(rngs, sizes, _scans(), strict=True)
+    )
+    return TokenTask("scenes", False, 0, 10, train, validation, test)
 
 
 def _draw_scenes(
@@ -92,23 +96,30 @@ def _draw_scenes(
     return Examples(patches, targets.reshape(count, -1))
 
 
+_Scans = tuple[Float[np.ndarray, "E 8 8"], Int[np.ndarray, "E"]]
+
+
 @functools.cache
-def _scans() -> dict[str, tuple[Float[np.ndarray, "E 8 8"], Int[np.ndarray, "E"]]]:
-    """Grey levels in [-1, 1] and labels; the test split is the validation split of the set."""
-    found = {}
-    for split, name in (("train", "train"), ("validation", "test")):
+def _scans() -> tuple[_Scans, _Scans, _Scans]:
+    """Grey levels in [-1, 1] and labels: training, validation, test.
+
+    The test split is what the set itself holds out.
+    """
+
+    def read(split: str) -> _Scans:
         source = Digits(split)
         pairs = [(np.asarray(source[i]["image"]), source[i]["label"]) for i in range(len(source))]
         pixels, labels = (np.array(column) for column in zip(*pairs, strict=True))
         levels = np.rint(pixels / 255 * 16) / 8 - 1
-        found[name] = (levels.astype(np.float32), labels.astype(np.int32))
-    scans, labels = found["train"]
+        return levels.astype(np.float32), labels.astype(np.int32)
+
+    scans, labels = read("train")
     held_out = np.arange(len(scans)) % _HELD_OUT == 0
-    return {
-        "train": (scans[~held_out], labels[~held_out]),
-        "validation": (scans[held_out], labels[held_out]),
-        "test": found["test"],
-    }
+    return (
+        (scans[~held_out], labels[~held_out]),
+        (scans[held_out], labels[held_out]),
+        read("validation"),
+    )
 
 
 def _enlarged(scans: Float[np.ndarray, "E 8 8"], side: int) -> Float[np.ndarray, "E H W"]:

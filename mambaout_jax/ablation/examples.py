@@ -99,13 +99,10 @@ class TokenTask:
 Draw = Callable[[np.random.Generator, int], Examples]
 
 
-def drawn(draw: Draw, sizes: Sizes, seed: int) -> dict[str, Examples]:
-    """Independent draws for the three splits of a task."""
-    rngs = np.random.default_rng(seed).spawn(len(sizes))
-    return {
-        split: draw(rng, count)
-        for (split, count), rng in zip(sizes._asdict().items(), rngs, strict=True)
-    }
+def drawn(draw: Draw, sizes: Sizes, seed: int) -> tuple[Examples, Examples, Examples]:
+    """Independent draws for training, validation and test."""
+    train, validation, test = np.random.default_rng(seed).spawn(3)
+    return draw(train, sizes.train), draw(validation, sizes.validation), draw(test, sizes.test)
 
 
 def choose(

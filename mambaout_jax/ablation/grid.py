@@ -141,7 +141,7 @@ def _begin(name: str, preset: Preset, path: Path) -> dict[str, Any]:
         }
     result = json.loads(path.read_text())
     if (found := result.get("settings")) != settings:
-        keys = sorted({*settings, *(found or {})})
+        keys: list[str] = sorted({*settings, *(found or {})})
         other = [key for key in keys if (found or {}).get(key) != settings.get(key)]
         raise ValueError(
             f"{path} holds the result of other settings ({', '.join(other)} differ); give another "

@@ -43,7 +43,7 @@ def cue(
         put(targets, places[:, 1:], colour)
         return Examples(_as_map(inputs, side), targets, _from(places[:, :1], targets, side))
 
-    return TokenTask("cue", False, colours + 2, colours, **drawn(draw, sizes, seed), far=side // 2)
+    return TokenTask("cue", False, colours + 2, colours, *drawn(draw, sizes, seed), far=side // 2)
 
 
 def legend(*, sizes: Sizes, side: int, objects: int = 16, seed: int = 0) -> TokenTask:
@@ -66,7 +66,7 @@ def legend(*, sizes: Sizes, side: int, objects: int = 16, seed: int = 0) -> Toke
         put(targets, places[:, 1:], shapes ^ swapped)
         return Examples(_as_map(inputs, side), targets, _from(places[:, :1], targets, side))
 
-    return TokenTask("legend", False, 5, 2, **drawn(draw, sizes, seed), far=side // 2)
+    return TokenTask("legend", False, 5, 2, *drawn(draw, sizes, seed), far=side // 2)
 
 
 def sweep(
@@ -100,7 +100,7 @@ def sweep(
         )
 
     splits = drawn(draw, sizes, seed)
-    return TokenTask("sweep", False, colours + 1, colours, **splits, far=length // 2)
+    return TokenTask("sweep", False, colours + 1, colours, *splits, far=length // 2)
 
 
 def _as_map(rows: np.ndarray, side: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from mambaout_jax.analysis.figures import COLORS, INK, new_figure, save_figure
 
 _GRID = "#D9D9D9"
 _TEXT = 8  # points
-_LINES = {"conv": "-", "conv+ssm": "-", "ssm": ":", "attention": "--"}
+_LINES: dict[str, Any] = {"conv": "-", "conv+ssm": "-", "ssm": ":", "attention": "--"}
 _COLORS = {
     "conv": COLORS[0],
     "conv deep": COLORS[5],
@@ -192,7 +192,7 @@ def _style(axes: Any, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _handle(color: str, style: str = "-", marker: str = "") -> Any:
+def _handle(color: str, style: Any = "-", marker: str = "") -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=color, linestyle="none" if marker else style, marker=marker)

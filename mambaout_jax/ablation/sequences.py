@@ -44,7 +44,7 @@ def copying(
         distances[:, length - items :] = np.arange(length - items, length) - places
         return Examples(inputs[:, None].astype(np.int32), targets, distances)
 
-    return TokenTask("copying", True, symbols + 2, symbols, **drawn(draw, sizes, seed))
+    return TokenTask("copying", True, symbols + 2, symbols, *drawn(draw, sizes, seed))
 
 
 def induction(*, sizes: Sizes, length: int, symbols: int = 8, seed: int = 0) -> TokenTask:
@@ -71,7 +71,7 @@ def induction(*, sizes: Sizes, length: int, symbols: int = 8, seed: int = 0) -> 
         distances[:, -1:] = length - 1 - (places + 1)
         return Examples(inputs[:, None], targets, distances)
 
-    return TokenTask("induction", True, symbols + 1, symbols, **drawn(draw, sizes, seed))
+    return TokenTask("induction", True, symbols + 1, symbols, *drawn(draw, sizes, seed))
 
 
 def recall(
@@ -107,4 +107,4 @@ def recall(
         inputs = sequence[:, None, :-1].astype(np.int32)
         return Examples(inputs, targets[:, :-1], distances[:, :-1])
 
-    return TokenTask("recall", True, 1 + keys + values, values, **drawn(draw, sizes, seed))
+    return TokenTask("recall", True, 1 + keys + values, values, *drawn(draw, sizes, seed))

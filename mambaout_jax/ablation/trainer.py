@@ -179,8 +179,8 @@ def with_rate(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
     def init(params):
         return RateState(optimizer.init(params), jnp.ones(()))
 
-    def update(gradients, state, params=None):
-        updates, inner = optimizer.update(gradients, state.inner, params)
+    def update(updates, state, params=None):
+        updates, inner = optimizer.update(updates, state.inner, params)
         scaled = jax.tree.map(lambda update: state.rate * update, updates)
         return scaled, RateState(inner, state.rate)
 

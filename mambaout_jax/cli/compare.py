@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mixers",
         metavar="NAMES",
         required=True,
-        help="two or more of conv, conv+ssm, conv+ssm:ROUTES, ssm and attention, divided by commas; "
-        "the others are held against the first",
+        help="two or more of conv, conv+ssm, conv+ssm:ROUTES, ssm and attention, with commas; the "
+        "others are held against the first",
     )
     parser.add_argument(
         "--seeds", type=positive, default=3, metavar="COUNT", help="runs of each mixer (3)"
