@@ -25,6 +25,8 @@ PROMISES = {
         (r"sequential +(\d+\.\d) x the convolution's time", 1.5),
         (r"associative +(\d+\.\d) x the convolution's time", 5),
         (r"chunked +(\d+\.\d) x the convolution's time", 1.2),
+        (r"cue_short +conv +(\d+\.\d) %", 95),
+        (r"cue_long +conv\+ssm bidirectional +(\d+\.\d) %", 80),
     ),
 }
 

@@ -1,46 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When does a token mixer need an SSM? The paper's hypothesis on tasks that fit on a laptop.
+"""Does the task need an SSM? The paper's hypotheses on tasks that fit on a laptop.
 
-    python experiments/ablations/grid.py --preset small --out experiments/results/ablation_small
-    python experiments/ablations/grid.py --preset tiny --out runs/ablation_tiny
-    python experiments/ablations/grid.py --preset full --out runs/ablation_full
+    python experiments/ablations/grid.py --preset small --out runs/grid
+    python experiments/ablations/grid.py --preset tiny --out runs/grid_tiny
+    python experiments/ablations/grid.py --preset full --out runs/grid_full --jobs 2
+    python experiments/ablations/grid.py --preset full --tasks cue --mixers conv "conv deep" \
+        "conv+ssm bidirectional" --seeds 3 --out runs/cue
 
-MambaOut (arXiv 2405.07992, Section 3) says that an SSM suits tasks that are both long and
-autoregressive. Here length and visibility vary one at a time, and blocks that differ only in the
-token mixer are trained with equal data, updates, learning rate and MACs. Writes <out>.json (all
-numbers), <out>.md (tables) and <out>.png (figure).
+Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at the end <out>.png,
+<out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on
+with the next cell. README.md in this folder tells the protocol and what was found.
 
-Hardware: two CPU cores, 14 minutes. "tiny" only shows that everything runs. "full" is for a GPU and
-has not been run.
-Result: see experiments/results/ablation_small.md; with three seeds these are hints, not proofs. In
-short tasks the SSM adds nothing, as the paper says. In long autoregressive tasks the convolution
-stays at chance: the SSM adds 22, 46 and 13 points to it in `recall`, as the paper expects, and 9,
-33 and -1 in `copying`, which decides nothing; attention is better in both. If far-apart parts of a
-long visible map decide, neither convolution nor SSM left chance within this budget, but attention
-did. No mixer learned `matching`.
+Hardware: two CPU cores; "small" takes some 15 minutes, "full" hours. "tiny" only shows that
+everything runs.
 """
 
 import argparse
-import json
+import os
 from pathlib import Path
 
-from mambaout_jax.ablation.grid import PRESETS, run_grid
-from mambaout_jax.ablation.report import as_markdown, draw
+from mambaout_jax.ablation.grid import choose_preset, run_grid
+from mambaout_jax.ablation.plots import draw_all
+from mambaout_jax.ablation.presets import PRESETS
+from mambaout_jax.ablation.report import as_markdown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--out", type=Path, required=True, help="path without suffix")
+    add = parser.add_argument
+    add("--preset", choices=PRESETS, default="small")
+    add("--tasks", nargs="+", metavar="TASK", help="tasks or single forms, such as cue or cue_long")
+    add("--mixers", nargs="+", metavar="MIXER", help='such as conv "conv+ssm causal"')
+    add("--seeds", type=int, metavar="COUNT", help="how many")
+    add("--out", type=Path, required=True, help="path without suffix")
+    add(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        help="cells at once, each on one CPU core (all cores); 1 on a GPU",
+    )
     arguments = parser.parse_args()
     out = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
-    for result in run_grid(
-        arguments.preset
-    ):  # after each task, so that a stopped run leaves results
-        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        out.with_suffix(".md").write_text(as_markdown(result))
-        draw(result, out.with_suffix(".png"))
+    try:
+        preset = choose_preset(arguments.preset, arguments.tasks, arguments.mixers, arguments.seeds)
+        path = out.with_name(f"{out.name}.json")
+        for result in run_grid(arguments.preset, preset, path, jobs=arguments.jobs):
+            out.with_name(f"{out.name}.md").write_text(as_markdown(result))
+        draw_all(result, out)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from mambaout_jax.models.mambaout import DEFAULT_ROUTES, BlockOptions
 from mambaout_jax.tasks.setup import Setup
 
 TOLERANCE = 0.01  # of the MACs that are to be equal
-_SSM = "conv+ssm"
 
 
 class Mixer(NamedTuple):
@@ -32,6 +31,10 @@ class Mixer(NamedTuple):
 
     token_mixer: str
     routes: str | None = None
+
+    @property
+    def has_ssm(self) -> bool:
+        return "ssm" in self.token_mixer
 
     @property
     def name(self) -> str:
@@ -77,8 +80,8 @@ def parse_mixers(text: str) -> tuple[Mixer, ...]:
 def contenders(setup: Setup, mixers: Sequence[Mixer], equal: str) -> list[Contender]:
     """The config once with each mixer, at the image size that it trains with.
 
-    The first keeps the gate of the config. With equal "macs" the others get the gate that brings
-    them nearest to its MACs; with "width" they keep it, too.
+    With equal "macs" the dearest keeps the gate of the config, and the others get wider ones, which
+    bring them nearest to its MACs; with "width" all keep that of the config.
 
     Args:
         setup: of the config.
@@ -96,12 +99,11 @@ def contenders(setup: Setup, mixers: Sequence[Mixer], equal: str) -> list[Conten
     ratios = [variations.block.expansion_ratio] * len(models)
     costs = [variations.count(options) for options in models]
     if equal == "macs":
-        target = costs[0].macs
-        for i in range(1, len(models)):
-            ratios[i] = variations.nearest_ratio(models[i], target)
+        dearest = max(range(len(models)), key=lambda i: costs[i].macs)
+        for i in (i for i in range(len(models)) if i != dearest):
+            ratios[i] = variations.nearest_ratio(models[i], costs[dearest].macs)
             costs[i] = variations.count(models[i], ratios[i])
-        names = [mixer.name for mixer in mixers]
-        _check_equal(variations, names, models, [cost.macs for cost in costs])
+        _check_equal([mixer.name for mixer in mixers], [cost.macs for cost in costs], dearest)
     found = []
     for mixer, options, ratio, cost in zip(mixers, models, ratios, costs, strict=True):
         if ratio != variations.block.expansion_ratio:
@@ -124,7 +126,7 @@ class _Variations:
 
     def options(self, mixer: Mixer) -> dict[str, Any]:
         """The options that a mixer changes; none where it is that of the config."""
-        kept = self.block.routes if mixer.token_mixer == _SSM else None
+        kept = self.block.routes if mixer.has_ssm else None
         wanted = {"token_mixer": mixer.token_mixer, "routes": mixer.routes or kept}
         return {name: value for name, value in wanted.items() if value != getattr(self.block, name)}
 
@@ -142,10 +144,6 @@ class _Variations:
         return nearest_ratio(
             lambda ratio: self.count(options, ratio).macs, self._dims, least, target
         )
-
-    def narrowest(self, options: dict[str, Any]) -> int:
-        """The MACs with a gate that holds the mixed channels and no others."""
-        return self.count(options, self.block.conv_ratio).macs
 
 
 def nearest_ratio(
@@ -198,7 +196,7 @@ def _check_different(mixers: Sequence[Mixer], block: BlockOptions) -> None:
     """Refuses two names for one thing, such as "conv+ssm" and the routes that it has anyway."""
     seen: dict[tuple[str, str | None], str] = {}
     for mixer in mixers:
-        usual = (block.routes or DEFAULT_ROUTES) if mixer.token_mixer == _SSM else None
+        usual = (block.routes or DEFAULT_ROUTES) if mixer.has_ssm else None
         known = seen.setdefault((mixer.token_mixer, mixer.routes or usual), mixer.name)
         if known != mixer.name:
             raise ValueError(
@@ -206,34 +204,15 @@ def _check_different(mixers: Sequence[Mixer], block: BlockOptions) -> None:
             )
 
 
-def _check_equal(
-    variations: _Variations,
-    names: Sequence[str],
-    models: Sequence[dict[str, Any]],
-    macs: Sequence[int],
-) -> None:
-    """Refuses MACs that differ from those of the first by more than `TOLERANCE`."""
-    target, least = macs[0], variations.block.conv_ratio
-    costly = max(range(len(macs)), key=macs.__getitem__)
-    if macs[costly] > (1 + TOLERANCE) * target:
-        bound = variations.narrowest(models[costly])
-        if macs[costly] == bound:
-            needed = math.ceil(100 * variations.nearest_ratio(models[0], bound)) / 100
-            order = ",".join([names[costly], *(x for x in names if x != names[costly])])
-            raise ValueError(
-                f"{names[costly]} has {bound:,} MACs with the narrowest gate, as wide as the "
-                f"channels that are mixed (expansion_ratio={least:g}), and {names[0]} has "
-                f"{target:,} with the gate of the config: they cannot be equal. Compare "
-                f"--mixers {order}, which widens the others instead; or set "
-                f"model.options.expansion_ratio={needed:g} or more in the config; or leave the "
-                "MACs different with --equal width"
-            )
+def _check_equal(names: Sequence[str], macs: Sequence[int], dearest: int) -> None:
+    """Refuses MACs that differ from those of the dearest by more than `TOLERANCE`."""
+    target = macs[dearest]
     for name, cost in zip(names, macs, strict=True):
         if abs(cost - target) > TOLERANCE * target:
             raise ValueError(
-                f"{name} comes to {cost:,} MACs where {names[0]} has {target:,}, and no nearer: "
-                "one channel of the gate is more than that; compare a wider model, or leave the "
-                "MACs different with --equal width"
+                f"{name} comes to {cost:,} MACs where {names[dearest]} has {target:,}, and no "
+                "nearer: one channel of the gate is more than that; compare a wider model, or "
+                "leave the MACs different with --equal width"
             )
 
 

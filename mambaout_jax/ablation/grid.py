@@ -1,239 +1,240 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains every token mixer on every task: same data, updates, learning rate and MACs for all."""
+"""Trains every token mixer on every task: same data, updates and MACs for all, cell by cell.
 
+What is done stands in the result's file: a run that was stopped goes on with the next cell.
+"""
+
+import concurrent.futures
+import contextlib
 import dataclasses
+import json
+import multiprocessing
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from mambaout_jax.ablation.model import MIXERS, TokenModel, matched
-from mambaout_jax.ablation.tasks import TOKEN_TASKS, TokenTask
-from mambaout_jax.ablation.trainer import Recipe, Trainer
-from mambaout_jax.analysis.cost import count, length_ratio
-from mambaout_jax.benchmarks.timing import environment, interleaved_milliseconds, summary
+from mambaout_jax.ablation.cells import describe_plan, run_cell, run_depth, time_updates
+from mambaout_jax.ablation.model import MIXERS
+from mambaout_jax.ablation.presets import PRESETS, Preset
+from mambaout_jax.benchmarks.timing import environment, save_json
 
-SEES_THE_ANSWER = "not applicable: sees the answer"
-
-
-class Plan(NamedTuple):
-    """How a task is trained on.
-
-    Attributes:
-        options: arguments of its function in `tasks.TOKEN_TASKS`, but `train` and `test`.
-        steps: updates.
-        train: examples made; 0 where the task has its own.
-        test: likewise.
-    """
-
-    options: Mapping[str, int]
-    steps: int
-    train: int = 0
-    test: int = 0
+DEPTH_MIXER = "conv"  # of the study of depths
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A size of the whole experiment.
+class Cell(NamedTuple):
+    """What is trained at a time.
 
     Attributes:
-        plans: by name of the task.
-        seeds: they decide initialisation and order of the examples; the data are the same for all.
-        width, depth, kernel_size, state_size, heads: see `model.TokenModel`.
-        expansion: channels of the gate over those of the block, of the costliest mixer.
-        batch_size: examples per update.
-        weight_decay: AdamW's; biases, norms, positions and the SSM's rates do not decay.
-        learning_rate: peak, after a warm-up of a tenth; a half cosine follows, to 0.
-        evaluations: points of a curve.
+        plan: name of the form of a task.
+        mixer: a key of `MIXERS`.
+        depth: blocks, in the study of depths; None in the grid.
     """
 
-    plans: Mapping[str, Plan]
-    seeds: tuple[int, ...]
-    width: int
-    depth: int = 2
-    kernel_size: int = 7
-    state_size: int = 16
-    heads: int = 2
-    expansion: float = 8 / 3
-    batch_size: int = 16
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.05
-    evaluations: int = 8
+    plan: str
+    mixer: str
+    depth: int | None = None
 
 
-_TWO_SCANS = {"side": 48, "patch": 4}
-_TWO_SCANS_LARGE = {"side": 96, "patch": 4, "classes": 10}
-
-PRESETS: dict[str, Preset] = {
-    "tiny": Preset(
-        {
-            "digits": Plan({}, 3),
-            "next_pixel": Plan({}, 3),
-            "copying": Plan({"length": 60, "items": 2, "symbols": 3}, 3, 48, 32),
-            "recall": Plan({"length": 60, "pairs": 2, "keys": 4, "values": 3}, 3, 48, 32),
-            "matching": Plan({"side": 32, "patch": 4, "classes": 3}, 3, 48, 32),
-            "other_scan": Plan({"side": 32, "patch": 4, "classes": 3}, 3, 48, 32),
-        },
-        seeds=(0, 1),
-        width=8,
-        depth=1,
-        state_size=4,
-        evaluations=2,
-    ),
-    "small": Preset(
-        {
-            "recall": Plan({"length": 128, "pairs": 4, "keys": 8, "values": 8}, 2000, 32_000, 256),
-            "other_scan": Plan(_TWO_SCANS | {"classes": 4}, 800, 8000, 256),
-            "digits": Plan({}, 400),
-            "next_pixel": Plan({}, 400),
-            "matching": Plan(_TWO_SCANS | {"classes": 2}, 400, 4000, 256),
-            "copying": Plan({"length": 128, "items": 2, "symbols": 4}, 1000, 16_000, 256),
-        },
-        seeds=(0, 1, 2),
-        width=16,
-    ),
-    "full": Preset(
-        {
-            "digits": Plan({}, 4000),
-            "next_pixel": Plan({}, 4000),
-            "copying": Plan({"length": 1024, "items": 16, "symbols": 14}, 50_000, 100_000, 1024),
-            "recall": Plan(
-                {"length": 1024, "pairs": 32, "keys": 128, "values": 128}, 20_000, 100_000, 1024
-            ),
-            "matching": Plan(_TWO_SCANS_LARGE, 20_000, 20_000, 1024),
-            "other_scan": Plan(_TWO_SCANS_LARGE, 20_000, 20_000, 1024),
-        },
-        seeds=(0, 1, 2, 3, 4),
-        width=64,
-        batch_size=64,
-        learning_rate=2e-3,
-        evaluations=20,
-    ),
-}
-
-
-def build_models(task: TokenTask, preset: Preset) -> dict[str, TokenModel]:
-    """The models that may be trained on a task, of equal MACs, by mixer."""
-    models = {
-        name: TokenModel(
-            kind=name,
-            sequence=task.autoregressive,
-            num_classes=task.num_classes,
-            dense=task.dense,
-            width=preset.width,
-            depth=preset.depth,
-            hidden=int(preset.expansion * preset.width),
-            kernel_size=preset.kernel_size,
-            state_size=preset.state_size,
-            heads=preset.heads,
-        )
-        for name, kind in MIXERS.items()
-        if not (task.autoregressive and kind.looks_ahead)
-    }
-    return matched(models, (*task.grid, task.features))
-
-
-def run_cell(
-    model: TokenModel, task: TokenTask, preset: Preset, steps: int
-) -> tuple[dict[str, Any], Callable[[], Any]]:
-    """Trains one mixer on one task, once per seed.
-
-    Returns:
-        `mixer`, `hidden`, `parameters`, `macs` of one example, `compile_seconds` and `runs`, as
-        `Trainer.train` returns them; and an update, to be timed.
-    """
-    cost = count(model, (*task.grid, task.features))
-    recipe = Recipe(
-        steps, preset.batch_size, preset.learning_rate, preset.weight_decay, preset.evaluations
-    )
-    trainer = Trainer(model, task, recipe)
-    cell = {
-        "mixer": model.kind,
-        "hidden": model.hidden,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "compile_seconds": trainer.compile_seconds,
-        "runs": [trainer.train(seed) for seed in preset.seeds],
-    }
-    return cell, trainer.repeated_update()
-
-
-def run_task(name: str, preset: Preset, log: Callable[[str], None]) -> dict[str, Any]:
-    """Trains all mixers on one task, then times their updates in turns.
-
-    Returns:
-        What the task is (`name`, `length`, `length_ratio`, `long`, `autoregressive`, `dense`,
-        `chance`, `options`, `train`, `test`, `steps`) and its `cells`, one per mixer: of
-        `run_cell`, with `step_milliseconds` (median, min and max over turns); or `mixer` and the
-        `reason` why it is not run.
-    """
-    plan = preset.plans[name]
-    made = {"train": plan.train, "test": plan.test} if plan.train else {}
-    task = TOKEN_TASKS[name](**plan.options, **made)
-    models = build_models(task, preset)
-    cells: list[dict[str, Any]] = []
-    calls: dict[str, Callable[[], Any]] = {}
-    for mixer in MIXERS:
-        if mixer not in models:
-            cells.append({"mixer": mixer, "reason": SEES_THE_ANSWER})
-            continue
-        cell, calls[mixer] = run_cell(models[mixer], task, preset, plan.steps)
-        cells.append(cell)
-        accuracies = " ".join(f"{100 * run['accuracy']:5.1f} %" for run in cell["runs"])
-        seconds = sum(run["seconds"] for run in cell["runs"])
-        log(f"{name:16} {mixer:24} {accuracies}  {seconds:.0f} s")
-    times = interleaved_milliseconds(calls, rounds=7, calls_per_round=5)
-    for cell in cells:
-        if cell["mixer"] in times:
-            cell["step_milliseconds"] = summary(times[cell["mixer"]])
-    ratio = length_ratio(task.length, preset.width)
-    return {
-        "name": name,
-        "length": task.length,
-        "length_ratio": ratio,
-        "long": ratio > 1,
-        "autoregressive": task.autoregressive,
-        "dense": task.dense,
-        "chance": task.chance,
-        "options": dict(plan.options),
-        "train": len(task.train.targets),
-        "test": len(task.test.targets),
-        "steps": plan.steps,
-        "cells": cells,
-    }
-
-
-def run_grid(name: str, log: Callable[[str], None] = print) -> Iterator[dict[str, Any]]:
-    """Trains every mixer on every task of a preset.
+def choose_preset(
+    name: str,
+    tasks: Sequence[str] | None = None,
+    mixers: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> Preset:
+    """A preset, or the part of it that is asked for.
 
     Args:
         name: a key of `PRESETS`.
-        log: takes a line after each cell.
-
-    Yields:
-        After each task all that there is so far, a JSON-able dict: `preset`, `settings`,
-        `environment`, `seconds`, `tasks`, one dict of `run_task` each, and `missing`, the names of
-        those still to come.
+        tasks: plans, or tasks with all their forms; None: all.
+        mixers: keys of `MIXERS`; None: the preset's.
+        seeds: how many; None: the preset's.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: something of it is not known.
     """
     if name not in PRESETS:
         raise ValueError(f"preset={name!r} is not known; allowed are {', '.join(PRESETS)}")
     preset = PRESETS[name]
-    began = time.perf_counter()
-    tasks = []
-    settings = {
-        field.name: getattr(preset, field.name)
-        for field in dataclasses.fields(preset)
-        if field.name != "plans"
-    }
-    for task in preset.plans:
-        tasks.append(run_task(task, preset, log))
-        yield {
+    plans = preset.plans
+    if tasks is not None:
+        known = {*plans, *(plan.task for plan in plans.values())}
+        _check_known("tasks", tasks, sorted(known))
+        plans = {key: x for key, x in plans.items() if key in tasks or x.task in tasks}
+    if mixers is not None:
+        _check_known("mixers", mixers, list(MIXERS))
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds={seeds}: at least 1 is needed, and 2 for an error of the mean")
+    study = preset.depth_study
+    return dataclasses.replace(
+        preset,
+        plans=plans,
+        mixers=preset.mixers if mixers is None else tuple(m for m in MIXERS if m in mixers),
+        seeds=preset.seeds if seeds is None else tuple(range(seeds)),
+        depth_study=study if study and study[0] in plans else None,
+    )
+
+
+def run_grid(
+    name: str,
+    preset: Preset,
+    path: Path,
+    *,
+    jobs: int = 1,
+    log: Callable[[str], None] = print,
+) -> Iterator[dict[str, Any]]:
+    """Trains every mixer of a preset on every task, and goes on where a stopped run left off.
+
+    Args:
+        name: of the preset.
+        preset: see `choose_preset`.
+        path: the JSON file that holds the result, written after every cell.
+        jobs: cells trained at once, each in a process of its own on one CPU core; 1: in this one.
+        log: takes a line after each cell.
+
+    Yields:
+        After each cell, and at the end with the times of updates, all that there is so far, a
+        JSON-able dict: `preset`, `settings`, `environment`, `seconds`, `tasks`, dicts of
+        `cells.describe_plan` with the `cells` that are done; `depths`, cells of the study of depths
+        with `study_depth`; and `missing`, how many cells are still to come.
+
+    Raises:
+        ValueError: the file holds the result of other settings.
+    """
+    result = _begin(name, preset, path)
+    began = time.perf_counter() - result["seconds"]
+    todo = [cell for cell in _cells(preset) if _find(result, cell) is None]
+    for cell, found in _run_all(preset, todo, jobs):
+        log(_line(cell, found))
+        _add(result, preset, cell, found)
+        result["seconds"] = time.perf_counter() - began
+        save_json(result, path)
+        yield result
+    _time_all(result, preset, path)
+    yield result
+
+
+def _cells(preset: Preset) -> list[Cell]:
+    """Forms of a task come together, and the study of depths at the end."""
+    cells = [Cell(plan, mixer) for plan in preset.plans for mixer in preset.mixers]
+    if preset.depth_study:
+        plan, depths = preset.depth_study
+        cells += [Cell(plan, DEPTH_MIXER, depth) for depth in depths]
+    return cells
+
+
+def _begin(name: str, preset: Preset, path: Path) -> dict[str, Any]:
+    """The result in a file, or one in which nothing is done yet."""
+    plans = {key: plan._asdict() for key, plan in preset.plans.items()}
+    settings = json.loads(json.dumps(preset.settings() | {"plans": plans}))
+    if not path.exists():
+        tasks = [describe_plan(preset, plan) | {"cells": []} for plan in preset.plans]
+        return {
             "preset": name,
             "settings": settings,
             "environment": environment(),
-            "seconds": time.perf_counter() - began,
-            "tasks": list(tasks),
-            "missing": list(preset.plans)[len(tasks) :],
+            "seconds": 0.0,
+            "tasks": tasks,
+            "depths": [],
+            "missing": len(_cells(preset)),
         }
+    result = json.loads(path.read_text())
+    if (found := result.get("settings")) != settings:
+        keys: list[str] = sorted({*settings, *(found or {})})
+        other = [key for key in keys if (found or {}).get(key) != settings.get(key)]
+        raise ValueError(
+            f"{path} holds the result of other settings ({', '.join(other)} differ); give another "
+            "--out, or remove the file"
+        )
+    return result
+
+
+def _find(result: dict[str, Any], cell: Cell) -> dict[str, Any] | None:
+    """What was found for a cell, None where it is still to come."""
+    if cell.depth is not None:
+        done = (x for x in result["depths"] if x["study_depth"] == cell.depth)
+        return next(done, None)
+    (task,) = (task for task in result["tasks"] if task["name"] == cell.plan)
+    return next((x for x in task["cells"] if x["mixer"] == cell.mixer), None)
+
+
+def _add(result: dict[str, Any], preset: Preset, cell: Cell, found: dict[str, Any]) -> None:
+    """Puts a finished cell where it belongs, in the order of the preset."""
+    if cell.depth is not None:
+        result["depths"].append(found | {"study_depth": cell.depth})
+        result["depths"].sort(key=lambda x: x["study_depth"])
+    else:
+        (task,) = (task for task in result["tasks"] if task["name"] == cell.plan)
+        task["cells"].append(found)
+        task["cells"].sort(key=lambda x: preset.mixers.index(x["mixer"]))
+    result["missing"] -= 1
+
+
+def _run_one(preset: Preset, cell: Cell) -> dict[str, Any]:
+    if cell.depth is not None:
+        return run_depth(preset, cell.plan, cell.mixer, cell.depth)
+    return run_cell(preset, cell.plan, cell.mixer)
+
+
+def _run_all(
+    preset: Preset, cells: Iterable[Cell], jobs: int
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Cells with what was found, as they are done."""
+    if jobs == 1:
+        yield from ((cell, _run_one(preset, cell)) for cell in cells)
+        return
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(_own_cores())[:jobs]:
+        cores.put(core)
+    with (
+        contextlib.closing(cores),
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _take_core, (cores,)) as pool,
+    ):
+        running = {pool.submit(_run_one, preset, cell): cell for cell in cells}
+        try:
+            for done in concurrent.futures.as_completed(running):
+                yield running[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _own_cores() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return affinity(0) if affinity else set(range(os.cpu_count() or 1))
+
+
+def _take_core(cores: Any) -> None:
+    """Binds a worker to a core: two programs of one thread are faster than one of two after the
+    other, as the models are too small for threads.
+    """
+    with contextlib.suppress(Exception):  # more workers than cores share them all
+        core = cores.get(timeout=1)
+        os.sched_setaffinity(0, {core})
+
+
+def _time_all(result: dict[str, Any], preset: Preset, path: Path) -> None:
+    """Times the updates of what has no times yet, task by task."""
+    groups = [(task["name"], task["cells"]) for task in result["tasks"]]
+    if preset.depth_study:
+        groups.append((preset.depth_study[0], result["depths"]))
+    for plan, cells in groups:
+        if any("runs" in cell and "step_milliseconds" not in cell for cell in cells):
+            time_updates(preset, plan, cells)
+            save_json(result, path)
+
+
+def _line(cell: Cell, found: dict[str, Any]) -> str:
+    name = cell.mixer if cell.depth is None else f"{cell.mixer}, {cell.depth} blocks"
+    if "runs" not in found:
+        return f"{cell.plan:24} {name:24} {found['reason']}"
+    accuracies = " ".join(f"{100 * run['accuracy']:5.1f} %" for run in found["runs"])
+    seconds = sum(run["seconds"] for run in found["runs"])
+    rate = f"rate {found['learning_rate']:g}"
+    return f"{cell.plan:24} {name:24} {accuracies}  {rate}  {seconds:.0f} s"
+
+
+def _check_known(what: str, given: Sequence[str], known: list[str]) -> None:
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"{what}={unknown} are not known; allowed are {', '.join(known)}")

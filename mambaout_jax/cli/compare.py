@@ -15,8 +15,8 @@ SUMMARY = "train one config with several token mixers, and tell their difference
 
 EXAMPLES = """
 examples:
-  mambaout compare --config experiments/quickstart.py --mixers conv+ssm,conv
-  mambaout compare --config experiments/quickstart.py --mixers conv+ssm,conv --dry-run
+  mambaout compare --config experiments/quickstart.py --mixers conv,conv+ssm
+  mambaout compare --config experiments/quickstart.py --mixers conv,conv+ssm --dry-run
   mambaout compare --config experiments/quickstart.py --mixers conv,conv+ssm --equal width
   mambaout compare --config experiments/folder.py:mambaout_tiny --seeds 5 --out runs/photos \\
     --mixers conv,conv+ssm,conv+ssm:bidirectional --config.data.path=photos
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mixers",
         metavar="NAMES",
         required=True,
-        help="two or more of conv, conv+ssm, conv+ssm:ROUTES and attention, divided by commas; the "
+        help="two or more of conv, conv+ssm, conv+ssm:ROUTES, ssm and attention, with commas; the "
         "others are held against the first",
     )
     parser.add_argument(
@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--equal",
         choices=("macs", "width"),
         default="macs",
-        help="macs: the first mixer has the gate of the config, and the gates of the others are as "
-        "wide as it takes for its multiply-accumulates; width: all have the gate of the config "
-        "(macs)",
+        help="macs: the dearest mixer has the gate of the config, and the gates of the others are "
+        "so much wider that all have its multiply-accumulates; width: all have the gate of the "
+        "config (macs)",
     )
     parser.add_argument(
         "--out",

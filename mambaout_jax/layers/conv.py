@@ -62,12 +62,14 @@ class DepthwiseConv(nn.Module):
         implementation: see `kernels.depthwise_conv`.
         use_bias: whether there is a bias.
         dtype: dtype of the computation, None to promote.
+        dilation: pixels from one tap to the next.
     """
 
     kernel_size: int
     implementation: str = "auto"
     use_bias: bool = True
     dtype: Dtype | None = None
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -78,9 +80,37 @@ class DepthwiseConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = depthwise_conv(x, kernel[:, :, 0], implementation=self.implementation)
+        maps = phases(x, self.dilation)
+        maps = depthwise_conv(maps, kernel[:, :, 0], implementation=self.implementation)
+        y = from_phases(maps, self.dilation, (x.shape[1], x.shape[2]))
         return y if bias is None else y + bias[None, None, None]
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
         return output.size * self.kernel_size**2
+
+
+def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:
+    """Every step-th pixel in both directions as a map of its own: N = B · step² of them.
+
+    A dilated convolution is an ordinary one on these maps. Zeros fill up sides that `step` does not
+    divide, as the padding of a convolution does.
+    """
+    if step == 1:
+        return x
+    B, H, W, C = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -H % step), (0, -W % step), (0, 0)))
+    x = x.reshape(B, x.shape[1] // step, step, x.shape[2] // step, step, C)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(B * step**2, x.shape[1], x.shape[3], C)
+
+
+def from_phases(
+    maps: Float[Array, "N _ _ C"], step: int, size: tuple[int, int]
+) -> Float[Array, "B H W C"]:
+    """The map of a size, (H, W), whose `phases` these are."""
+    if step == 1:
+        return maps
+    N, rows, columns, C = maps.shape
+    x = maps.reshape(N // step**2, step, step, rows, columns, C).transpose(0, 3, 1, 4, 2, 5)
+    x = x.reshape(N // step**2, rows * step, columns * step, C)
+    return x[:, : size[0], : size[1]]

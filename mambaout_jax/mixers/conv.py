@@ -11,17 +11,19 @@ from mambaout_jax.layers.initializers import uniform_fan_in_init
 
 
 class CausalConv(nn.Module):
-    """Depthwise convolution over a token and the K - 1 before it, with bias.
+    """Depthwise convolution over K tokens, the last of which is the token itself, with bias.
 
-        y_t = bias + Σ_k kernel_k · x_{t - K + 1 + k},  zeros before the first token
+        y_t = bias + Σ_k kernel_k · x_{t - (K - 1 - k) · dilation},  zeros before the first token
 
     Attributes:
         kernel_size: K.
         dtype: dtype of the computation, None to promote.
+        dilation: tokens from one tap to the next.
     """
 
     kernel_size: int
     dtype: Dtype | None = None
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -29,10 +31,11 @@ class CausalConv(nn.Module):
         kernel = self.param("kernel", uniform_fan_in_init(K), (K, 1, D), jnp.float32)
         bias = self.param("bias", uniform_fan_in_init(K), (D,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        padded = jnp.pad(x, ((0, 0), (K - 1, 0), (0, 0)))
+        padded = jnp.pad(x, ((0, 0), ((K - 1) * self.dilation, 0), (0, 0)))
         y = bias[None, None]
         for k in range(K):
-            y = y + kernel[k][None] * padded[:, k : k + L]  # (B, L, D)
+            first = k * self.dilation
+            y = y + kernel[k][None] * padded[:, first : first + L]  # (B, L, D)
         return y
 
     @nn.nowrap

@@ -33,7 +33,7 @@ from mambaout_jax.mixers.routes import paths_of
 from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE, MapSSM, dt_rank_of
 from mambaout_jax.published import Result, Weights, timm_weights
 
-TOKEN_MIXERS = ("conv", "conv+ssm", "attention")
+TOKEN_MIXERS = ("conv", "conv+ssm", "ssm", "attention")
 DEFAULT_ROUTES = "cross"  # of the SSM, where none is asked for
 
 
@@ -45,10 +45,11 @@ class BlockOptions:
         expansion_ratio: width of the gate over that of the block, rounded down to channels.
         conv_ratio: channels that are mixed over those of the block.
         kernel_size: side of the convolution's kernel, odd where it is a depthwise one.
+        dilation: pixels from one tap of the kernel to the next.
         activation: a key of `layers.activations.ACTIVATIONS`.
         layer_scale: initial factor on the branch, None for no layer scale.
         token_mixer: one of `TOKEN_MIXERS`: "conv", a depthwise convolution; "conv+ssm", with a
-            selective SSM behind it; "attention", softmax attention instead of both.
+            selective SSM behind it; "ssm", the SSM alone; "attention", softmax attention.
         routes: routes of the SSM over the map, a key of `mixers.routes.ROUTES`; None: "cross".
         state_size: states of the SSM.
         heads: heads of the attention.
@@ -64,6 +65,7 @@ class BlockOptions:
     expansion_ratio: float = 8 / 3
     conv_ratio: float = 1.0
     kernel_size: int = 7
+    dilation: int = 1
     activation: str = "gelu"
     layer_scale: float | None = None
     token_mixer: str = "conv"
@@ -80,10 +82,15 @@ class BlockOptions:
                 f"token_mixer={self.token_mixer!r} is not known; allowed are "
                 f"{', '.join(map(repr, TOKEN_MIXERS))}"
             )
-        if self.routes is not None and self.token_mixer != "conv+ssm":
+        if self.routes is not None and "ssm" not in self.token_mixer:
             raise ValueError(
                 f"routes={self.routes!r} is for an SSM, and token_mixer={self.token_mixer!r} has "
                 "none; set token_mixer='conv+ssm' or leave routes out"
+            )
+        if self.dilation != 1 and "conv" not in self.token_mixer:
+            raise ValueError(
+                f"dilation={self.dilation} is for a convolution, and token_mixer="
+                f"{self.token_mixer!r} has none; set token_mixer='conv' or leave dilation out"
             )
         if self.conv_ratio > self.expansion_ratio:
             raise ValueError(
@@ -100,7 +107,7 @@ class GatedCNNBlock(nn.Module):
 
     The token mixer works on a part `c` of the channels only. It is all that the two blocks differ
     in: "conv" is a depthwise convolution, mix(c) = conv(c); "conv+ssm" has a selective SSM behind
-    it, mix(c) = ssm(act(conv(c))).
+    it, mix(c) = ssm(act(conv(c))); "ssm" leaves the convolution out, mix(c) = ssm(act(c)).
 
     Attributes:
         options: the block's parts and sizes.
@@ -142,13 +149,8 @@ class GatedCNNBlock(nn.Module):
                 options.heads, options.causal, dtype=self.dtype, name="attention"
             )
             return attention(c.reshape(tokens)).reshape(c.shape)
-        if options.causal:
-            conv = CausalConv(options.kernel_size, dtype=self.dtype, name="conv")
-            c = conv(c.reshape(tokens)).reshape(c.shape)
-        else:
-            c = DepthwiseConv(
-                options.kernel_size, options.conv_implementation, dtype=self.dtype, name="conv"
-            )(c)
+        if options.token_mixer != "ssm":
+            c = self._convolve(c)
         if options.token_mixer == "conv":
             return c
         return MapSSM(
@@ -159,6 +161,19 @@ class GatedCNNBlock(nn.Module):
             self.dtype,
             name="ssm",
         )(activation(options.activation)(c))
+
+    def _convolve(self, c: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        options = self.options
+        if options.causal:
+            conv = CausalConv(options.kernel_size, self.dtype, options.dilation, name="conv")
+            return conv(c.reshape(c.shape[0], -1, c.shape[-1])).reshape(c.shape)
+        return DepthwiseConv(
+            options.kernel_size,
+            options.conv_implementation,
+            dtype=self.dtype,
+            dilation=options.dilation,
+            name="conv",
+        )(c)
 
 
 class MambaOut(Pyramid):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.ablation.model import MIXERS, TokenModel, encode, matched, rescale
+from mambaout_jax.ablation.model import MIXERS, TokenModel, encode, rescale
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.models import create_backbone
 from mambaout_jax.models.mambaout import GatedCNNBlock
@@ -15,7 +15,7 @@ SIZES = {"hidden": 21, "kernel_size": 3, "state_size": 4, "heads": 2}
 
 
 def build(kind, *, sequence=False, dense=False, **changes):
-    fields = SIZES | {"num_classes": 5, "width": 8, "depth": 2} | changes
+    fields = SIZES | {"num_classes": 5, "width": 8, "dilations": (1, 1)} | changes
     return TokenModel(kind=kind, sequence=sequence, dense=dense, **fields)
 
 
@@ -25,11 +25,12 @@ def build(kind, *, sequence=False, dense=False, **changes):
         ("conv", "conv", None),
         ("conv+ssm causal", "conv+ssm", "raster"),
         ("conv+ssm bidirectional", "conv+ssm", "bidirectional"),
+        ("ssm", "ssm", "bidirectional"),
     ],
 )
 def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
     x = jnp.asarray(rng.standard_normal((2, 4, 5, 3), np.float32))
-    model = build(kind, dense=True, depth=1)
+    model = build(kind, dense=True, dilations=(1,))
     params = rescale(jax.jit(model.init)(jax.random.key(0), x)["params"])
     params = jax.tree.map(np.asarray, params)
     original = create_backbone(
@@ -55,7 +56,7 @@ def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
     assert np.abs(expected).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", MIXERS)
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS if kind != "conv pyramid"])
 def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
     model = build(kind, sequence=True, dense=True)
     x = rng.standard_normal((1, 1, 9, 3), np.float32)
@@ -67,7 +68,8 @@ def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
     row, column = np.indices((9, 9))
     if MIXERS[kind].looks_ahead:
         expected = np.ones((9, 9), bool)
-    elif kind == "conv":  # two layers of three taps
+    elif model.reach is not None:  # two layers of three taps
+        assert model.reach == 4
         expected = (column <= row) & (column >= row - 4)
     else:
         expected = column <= row
@@ -79,7 +81,7 @@ def test_conv_on_a_map_reaches_as_far_as_its_kernels_and_the_bidirectional_ssm_e
     x = rng.standard_normal((1, 7, 7, 3), np.float32)
     reach = {}
     for kind in ("conv", "conv+ssm causal", "conv+ssm bidirectional"):
-        model = build(kind, dense=True, depth=1)
+        model = build(kind, dense=True, dilations=(1,))
         params = rescale(jax.jit(model.init)(jax.random.key(0), x)["params"])
         gradient = jax.jit(
             jax.grad(lambda x, m=model, p=params: m.apply({"params": p}, x)[0, 24].sum())
@@ -97,7 +99,7 @@ def test_conv_on_a_map_reaches_as_far_as_its_kernels_and_the_bidirectional_ssm_e
 
 @pytest.mark.slow
 def test_rescale_sets_the_deviation_by_fan_in_and_leaves_the_scan_alone():
-    model = build("conv+ssm causal", width=64, hidden=100, depth=1)
+    model = build("conv+ssm causal", width=64, hidden=100, dilations=(1,))
     before = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 32)))["params"]
     after = rescale(before)
     block = after["block_00"]
@@ -115,7 +117,7 @@ def test_rescale_sets_the_deviation_by_fan_in_and_leaves_the_scan_alone():
 
 def test_parameters_and_macs_equal_the_closed_form():
     L, D, h, K, N, R, width_of_input, classes = 54, 8, 21, 3, 4, 1, 3, 5
-    model = build("conv+ssm bidirectional", depth=1, dense=True)
+    model = build("conv+ssm bidirectional", dilations=(1,), dense=True)
     cost = count(model, (6, 9, width_of_input))
     path = D * (R + 2 * N) + R * D
     assert cost.parameters == (
@@ -130,18 +132,33 @@ def test_parameters_and_macs_equal_the_closed_form():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("sequence", [False, True])
-def test_matched_models_differ_in_the_gate_alone_and_cost_the_same(sequence):
-    shape = (1, 100, 3) if sequence else (10, 10, 3)
-    models = {kind: build(kind, sequence=sequence) for kind in MIXERS}
-    macs = {kind: count(model, shape).macs for kind, model in models.items()}
-    wider = matched(models, shape)
-    for kind, model in wider.items():
-        assert model.clone(hidden=SIZES["hidden"]) == models[kind]
-        assert model.hidden >= SIZES["hidden"]
-        assert count(model, shape).macs == pytest.approx(max(macs.values()), rel=0.01)
-    assert max(macs.values()) > 1.5 * min(macs.values())
-    assert wider[max(macs, key=macs.get)].hidden == SIZES["hidden"]
+def seen_from(model, shape, place):
+    """Which tokens of a map or sequence the answer of one depends on."""
+    x = np.random.default_rng(0).standard_normal((1, *shape, 3), np.float32)
+    params = rescale(jax.jit(model.init)(jax.random.key(0), x)["params"])
+    gradient = jax.jit(jax.grad(lambda x: model.apply({"params": params}, x)[0, place].sum()))(x)
+    return np.abs(gradient)[0].sum(axis=-1) > 0
+
+
+def test_dilated_taps_reach_as_far_as_is_said_without_gaps():
+    model = build("conv dilated", dense=True, dilations=(1, 3))
+    assert model.reach == 1 + 3
+    row, column = np.indices((11, 11))
+    expected = np.maximum(abs(row - 5), abs(column - 5)) <= 4
+    np.testing.assert_array_equal(seen_from(model, (11, 11), 5 * 11 + 5), expected)
+    model = build("conv dilated", sequence=True, dense=True, dilations=(1, 3))
+    assert model.reach == 2 + 6
+    seen = seen_from(model, (1, 12), 11)[0]
+    np.testing.assert_array_equal(seen, np.arange(12) >= 11 - 8)
+
+
+def test_a_pyramid_reaches_at_least_as_far_as_is_said_on_odd_maps():
+    model = build("conv pyramid", dense=True, dilations=(1, 1, 1), levels=2)
+    assert model.reach == 1 + 2 + 1
+    seen = seen_from(model, (19, 17), 9 * 17 + 8)
+    row, column = np.indices((19, 17))
+    assert seen[np.maximum(abs(row - 9), abs(column - 8)) <= 4].all()
+    assert not seen.all()
 
 
 def test_encode_makes_ids_one_hot_and_keeps_features():

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import erf
 
 from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
@@ -32,6 +32,21 @@ def test_strided_conv_pads_one_on_every_side(rng):
         for j in range(4):
             window = padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             expected[0, i, j] = np.einsum("abc,abcd->d", window, kernel)
+    got = conv.apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "dilation"), [((7, 10), 3), ((4, 5), 7)])
+def test_dilated_depthwise_conv_takes_every_so_manyth_pixel(rng, size, dilation):
+    x = rng.standard_normal((2, *size, 3))
+    conv = DepthwiseConv(3, dilation=dilation)
+    variables = conv.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    kernel = np.asarray(variables["params"]["kernel"], np.float64)[:, :, 0]
+    expected = np.zeros(x.shape)
+    for row, column, i, j in np.ndindex(*size, 3, 3):
+        r, c = row + (i - 1) * dilation, column + (j - 1) * dilation
+        if 0 <= r < size[0] and 0 <= c < size[1]:
+            expected[:, row, column] += kernel[i, j] * x[:, r, c]
     got = conv.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 

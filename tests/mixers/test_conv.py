@@ -27,6 +27,20 @@ def test_causal_conv_matches_numpy(rng, length, kernel_size):
             np.testing.assert_allclose(y[b, :, d], expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dilation", [2, 5])
+def test_dilated_causal_conv_takes_every_so_manyth_token(rng, dilation):
+    x = rng.standard_normal((1, 11, 2)).astype(np.float32)
+    kernel = rng.standard_normal((3, 1, 2)).astype(np.float32)
+    params = {"kernel": kernel, "bias": np.array([0.5, -0.5], np.float32)}
+    y = CausalConv(3, dilation=dilation).apply({"params": params}, jnp.asarray(x))
+    expected = np.zeros((11, 2)) + params["bias"]
+    for t in range(11):
+        for k in range(3):
+            if (source := t - (2 - k) * dilation) >= 0:
+                expected[t] += kernel[k, 0] * x[0, source]
+    np.testing.assert_allclose(y[0], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_causal_conv_starts_uniform_in_the_fan_in():
     x = jnp.zeros((1, 3, 4096))
     params = CausalConv(4).init(jax.random.key(0), x)["params"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from support.oracles import block_in_numpy
 from support.variables import randomised
 
@@ -203,3 +204,22 @@ def test_list_models_takes_a_pattern():
         "mambaout_base_wide_rw",
         "mambaout_base_plus_rw",
     ]
+    with pytest.raises(ValueError, match="dilation=2 is for a convolution, and token_mixer='ssm'"):
+        create_model("mambaout_tiny", token_mixer="ssm", dilation=2)
+
+
+def test_ssm_alone_is_the_mamba_block_without_its_convolution(images):
+    alone = create_model("mambaout_tiny", **SMALL, token_mixer="ssm")
+    both = create_model("mambaout_tiny", **SMALL, token_mixer="conv+ssm", kernel_size=3)
+    variables = randomised(both, images)
+    names, given = [], {}
+    for path, leaf in flatten_dict(variables).items():
+        if path[-2] == "conv" and "block" in path[2]:
+            leaf = jnp.zeros_like(leaf)
+            leaf = leaf.at[1, 1].set(1) if path[-1] == "kernel" else leaf  # passes maps through
+            names.append(path)
+        given[path] = leaf
+    rest = {path: leaf for path, leaf in given.items() if path not in names}
+    assert len(names) > 1
+    found = apply(alone, unflatten_dict(rest), images)
+    np.testing.assert_allclose(found, apply(both, unflatten_dict(given), images), atol=1e-5)
