@@ -103,10 +103,8 @@ def run(
         scans: implementations of the scan to take part beside "auto", where a model has a scan.
         timm: whether timm's models take part, where it has them.
         compiled: whether torch.compile takes part; it takes minutes to compile on a CPU.
-        official: families, and checkouts of their official code, to take part; see
-            `official_models`.
-        device: "cpu", "gpu" or "tpu"; None: JAX's default. PyTorch runs on the same device, and on
-            the CPU if that is a TPU.
+        official: families and checkouts of their official code, see `official_models`.
+        device: "cpu", "gpu" or "tpu", None: JAX's default; PyTorch has the same, for a TPU the CPU.
         keep: called after every row with the result so far.
 
     Returns:
@@ -115,25 +113,22 @@ def run(
     Raises:
         ValueError: as `lineup.line_up`; the device is not there, or logits differ.
     """
+    settings = _Settings(batch_size, image_size, dtype, rounds, passes, compiled)
+    _check_passes(passes)
+    jax_device = find_device(device)
     if models is None:
         models = (*MODELS, *YARDSTICKS) if timm else MODELS
-    if unknown := [name for name in passes if name not in PASSES]:
-        raise ValueError(f"passes={unknown} are not known; allowed are {', '.join(PASSES)}")
-    jax_device = find_device(device)
-    settings = _Settings(batch_size, image_size, dtype, rounds, passes, compiled)
     entries = line_up(models, image_size, scans=scans, timm=timm, official=official)
+    peers = any(entry.peer for entry in entries)
     result: dict[str, Any] = {
-        "environment": environment(jax_device),
+        "environment": environment(jax_device) | (_torch_versions() if peers else {}),
         "batch_size": batch_size,
         "image_size": image_size,
         "dtype": dtype,
         "rounds": rounds,
         "rows": [],
     }
-    where = None
-    if any(entry.peer for entry in entries):
-        where = torch_device(importlib.import_module("torch"), jax_device)
-        result["environment"] |= _torch_versions()
+    where = torch_device(importlib.import_module("torch"), jax_device) if peers else None
     with jax.default_device(jax_device):
         for entry in entries:
             for row in _measure(entry, settings, where):
@@ -175,6 +170,11 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{row['model']:{width}}{row['pass']:11}{speeds}  {ratios}")
         for line in _plan_lines(row):
             print(f"  {line}")
+
+
+def _check_passes(passes: Sequence[str]) -> None:
+    if unknown := [name for name in passes if name not in PASSES]:
+        raise ValueError(f"passes={unknown} are not known; allowed are {', '.join(PASSES)}")
 
 
 def _plan_lines(row: dict[str, Any]) -> Iterator[str]:
