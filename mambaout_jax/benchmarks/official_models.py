@@ -94,17 +94,26 @@ def check_checkout(family: str, folder: Path | str) -> Any:
 def _load(family: str, folder: Path) -> Any:
     repository = REPOSITORIES[family]
     try:
+        for package in ("torch", "timm"):
+            importlib.import_module(package)
+    except ImportError as error:
+        raise _missing(family, error) from error
+    try:
         return repository.load(folder)
     except ImportError as error:
-        raise ValueError(
-            f"the official code of {family} needs a package that is not there: {error}; pip "
-            "install torch timm einops"
-        ) from error
+        raise _missing(family, error) from error
     except Exception as error:  # of the authors' code, where it is another commit or torch too new
         raise ValueError(
             f"official={family}={folder} cannot be imported: {type(error).__name__}: "
             f"{first_line(error)}; give a checkout of {repository.address}"
         ) from error
+
+
+def _missing(family: str, error: ImportError) -> ValueError:
+    return ValueError(
+        f"the official code of {family} needs a package that is not there: {error}; pip install "
+        "torch timm einops"
+    )
 
 
 @contextlib.contextmanager
@@ -157,7 +166,6 @@ def _load_vmamba(folder: Path) -> Any:
         language = _stand_in("triton.language", tensor=None, constexpr=None)
         stand_ins["triton.language"] = language
         stand_ins["triton"] = _stand_in("triton", jit=lambda kernel: kernel, language=language)
-    importlib.import_module("timm")
     with _importing([folder], ["vmamba"], stand_ins):
         module = importlib.import_module("vmamba")
     module.WITH_SELECTIVESCAN_MAMBA = False  # the plain scan, also where the kernels are built
@@ -174,7 +182,6 @@ def _make_vmamba(function: Callable[..., Any], image_size: int) -> Any:
 
 def _load_vim(folder: Path) -> Any:
     torch = importlib.import_module("torch")
-    importlib.import_module("timm")
     norm, inner = _plain_norm(torch), "mamba_inner_fn_no_out_proj"
     stand_ins = {
         "selective_scan_cuda": _stand_in("selective_scan_cuda"),

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mambaout_jax.analysis.figures import COLORS, INK, new_figure, save_figure
 from mambaout_jax.benchmarks.jax_models import OURS
 from mambaout_jax.models import find_variant, list_models
@@ -13,13 +15,21 @@ from mambaout_jax.models import find_variant, list_models
 _EMPHASISED = "mambaout"  # the family that the library is about
 _EMPHASIS = COLORS[1]
 _OTHERS = (COLORS[0], COLORS[2], COLORS[3], COLORS[4], COLORS[5], "#7A7A7A", "#8C564B", INK)
-_MARKERS = "osD^vPXd"
+_MARKERS = "sD^v<>o"  # one fewer, so that the pairs with colours differ for long
 _GRID = "#D9D9D9"
 _SIZE = (900, 640)  # pixels; the README shows as many across
 _TEXT_SIZE = 7.5  # points
-_MARKER = 9  # pixels across
-_GAPS = (3, 12, 24, 38)  # pixels from a marker to its label, which takes the first that is free
+_MARKER = 10  # pixels across
+_GAPS = (
+    3,
+    12,
+    24,
+    38,
+    54,
+    72,
+)  # pixels from a marker to its label, which takes the first that is free
 _ROOM = 1.35  # times the fastest, and over the slowest, for labels
+_NEAR = 100  # pixels from point to point that make a crowd
 _LEADER = {"arrowstyle": "-", "color": "#A0A0A0", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
 
 
@@ -92,7 +102,9 @@ def _figure(result: dict[str, Any]) -> Any:
     axes = figure.add_subplot()
     _style(axes, points)
     others = dict.fromkeys(point.family for point in points if point.family != _EMPHASISED)
-    styles = dict(zip(others, itertools.cycle(zip(_OTHERS, _MARKERS, strict=True)), strict=False))
+    styles = dict(
+        zip(others, zip(itertools.cycle(_OTHERS), itertools.cycle(_MARKERS)), strict=False)
+    )
     for family, (color, marker) in styles.items():
         chosen = [point for point in points if point.family == family]
         _plot(axes, chosen, color=color, marker=marker, linestyle="none", zorder=3)
@@ -149,20 +161,25 @@ def _write_captions(figure: Any, axes: Any, result: dict[str, Any]) -> None:
 
 
 def _label(axes: Any, points: Sequence[Point]) -> None:
-    """Writes each name where it hides no marker and no other name; MambaOut's choose first."""
+    """Writes each name where it hides no marker, no line and no other name.
+
+    MambaOut's choose first, then those of the most crowded points.
+    """
     from matplotlib.font_manager import FontProperties
 
     canvas = axes.figure.canvas.get_renderer()
     pixel = 72 / axes.figure.dpi
     frame = _Box(*axes.bbox.extents)
     spots = [axes.transData.transform((point.speed, point.top1)) for point in points]
-    taken = [_around(x, y, _MARKER / 2) for x, y in spots]
-    order = sorted(range(len(points)), key=lambda i: points[i].family != _EMPHASISED)
-    for i in order:
+    bold = [point.family == _EMPHASISED for point in points]
+    line = _between([spot for spot, on_line in zip(spots, bold, strict=True) if on_line])
+    taken = [_around(x, y, _MARKER / 2) for x, y in spots] + [_around(*xy, 1) for xy in line]
+    crowds = [sum(np.hypot(*(spot - other)) < _NEAR for other in spots) for spot in spots]
+    for i in sorted(range(len(points)), key=lambda i: (not bold[i], -crowds[i])):
         point, (x, y) = points[i], spots[i]
-        bold = point.family == _EMPHASISED
-        font = FontProperties(size=_TEXT_SIZE, weight="bold" if bold else "normal")
-        width, height, _ = canvas.get_text_width_height_descent(point.name, font, False)
+        font = FontProperties(size=_TEXT_SIZE, weight="bold" if bold[i] else "normal")
+        width = canvas.get_text_width_height_descent(point.name, font, False)[0]
+        height = canvas.get_text_width_height_descent("lp", font, False)[1]
         boxes = list(_places(x, y, width, height))
         hidden = [
             sum(box.overlap(other) for other in taken) + box.area - box.overlap(frame)
@@ -179,10 +196,18 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
             ha="left",
             va="bottom",
             fontproperties=font,
-            color=_EMPHASIS if bold else INK,
+            color=_EMPHASIS if bold[i] else INK,
             arrowprops=_LEADER if far else None,
             zorder=5,
         )
+
+
+def _between(spots: Sequence[Any]) -> list[Any]:
+    """Points on the line that joins these from left to right."""
+    ordered = sorted(spots, key=lambda spot: spot[0])
+    steps = np.linspace(0, 1, 40)
+    pairs = itertools.pairwise(ordered)
+    return [one + step * (other - one) for one, other in pairs for step in steps]
 
 
 def _around(x: float, y: float, half: float) -> _Box:

@@ -85,8 +85,7 @@ def test_scans_take_part_on_the_same_weights_with_their_own_memory():
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
-    [("mambaout_micro", False), ("mambaout_micro_ssm", True), ("plainmamba_l1", True)],
+    ("name", "expected"), [("mambaout_micro", False), ("mambaout_micro_ssm", True)]
 )
 def test_models_with_a_scan_are_known(name, expected):
     assert has_scan(name, 32) is expected
