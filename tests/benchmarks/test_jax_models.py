@@ -71,7 +71,7 @@ def test_statistics_of_batch_norm_move_and_the_step_can_be_repeated():
 
 @pytest.mark.slow
 def test_scans_take_part_on_the_same_weights_with_their_own_memory():
-    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3), np.float32)
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
     ours = Ours("mambaout_micro_ssm", images, np.arange(2), "float32", scans=["associative"])
     alike, other = ours.logits.values()
     assert np.abs(alike - other).max() <= 1e-4 * alike.std()
