@@ -87,13 +87,25 @@ def _expand(models: Sequence[str]) -> list[str]:
 
 def _check_name(name: str, timm: bool) -> None:
     """Raises ValueError unless there is such a model, and suggests names that are close."""
-    if name in list_models() or (timm and import_timm().is_model(name)):
+    if name in list_models():
+        if timm and _may_be_timms(name):
+            import_timm()
         return
     if not timm:
         find_variant(name)
-    close = difflib.get_close_matches(name, [*list_models(), *import_timm().list_models()], n=3)
+    known, missing = list_models(), ""
+    try:
+        module = import_timm()
+    except ValueError as error:
+        missing = f" If it is one of timm's: {error}"
+    else:
+        if module.is_model(name):
+            return
+        known = [*known, *module.list_models()]
+    close = difflib.get_close_matches(name, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`mambaout models` lists ours"
-    raise ValueError(f"neither this library nor timm has a model {name!r}; {hint}")
+    where = "here" if missing else "here or in timm"
+    raise ValueError(f"no model is called {name!r} {where}; {hint}{missing}")
 
 
 def _check_official(names: Sequence[str], official: Sequence[tuple[str, str]]) -> None:

@@ -173,7 +173,7 @@ def _label(axes: Any, points: Sequence[Point]) -> None:
     spots = [axes.transData.transform((point.speed, point.top1)) for point in points]
     bold = [point.family == _EMPHASISED for point in points]
     line = _between([spot for spot, on_line in zip(spots, bold, strict=True) if on_line])
-    taken = [_around(x, y, _MARKER / 2) for x, y in spots] + [_around(*xy, 1) for xy in line]
+    taken = [_around(x, y, _MARKER / 2) for x, y in spots] + [_around(x, y, 1) for x, y in line]
     crowds = [sum(np.hypot(*(spot - other)) < _NEAR for other in spots) for spot in spots]
     for i in sorted(range(len(points)), key=lambda i: (not bold[i], -crowds[i])):
         point, (x, y) = points[i], spots[i]

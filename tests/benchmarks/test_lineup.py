@@ -62,7 +62,7 @@ def test_patterns_stand_for_our_names_and_no_name_comes_twice():
     [
         (
             "mambaout_tini",
-            "neither this library nor timm has a model 'mambaout_tini'; did you mean",
+            "no model is called 'mambaout_tini' here or in timm; did you mean mambaout_tiny",
         ),
         ("vit_smal_patch16_224", "did you mean vit_small_patch16_224"),
         ("qqq", "`mambaout models` lists ours"),
@@ -71,6 +71,12 @@ def test_patterns_stand_for_our_names_and_no_name_comes_twice():
 def test_unknown_names_come_with_close_ones(timm, name, words):
     with pytest.raises(ValueError, match=words):
         enter("mambaout_tiny", name)
+
+
+def test_close_names_of_ours_are_told_where_timm_is_missing(no_timm):
+    words = r"no model is called 'vim_tini' here; did you mean vim_tiny.* pip install torch timm"
+    with pytest.raises(ValueError, match=words):
+        enter("vim_tini")
 
 
 def test_names_of_timm_alone_are_unknown_without_timm(no_timm):
