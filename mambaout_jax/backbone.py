@@ -50,6 +50,9 @@ class Variant(NamedTuple):
         image_size: side in pixels that the published weights were trained at.
         hand_macs: `macs` by the formula "hand" of `analysis.cost`, where the published figure is
             counted so; 0 elsewhere.
+        top1: published accuracy in percent on ImageNet-1k's validation set, at `image_size`, after
+            training on ImageNet-1k alone: that of Table 1 of the MambaOut paper and, for Kobe, of
+            the README of its code; 0 where neither has the model.
     """
 
     backbone: Mapping[str, Any]
@@ -59,6 +62,7 @@ class Variant(NamedTuple):
     drop_path: float = 0.0
     image_size: int = 224
     hand_macs: int = 0
+    top1: float = 0.0
 
 
 class Backbone(nn.Module, kw_only=True):

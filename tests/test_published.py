@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What published records say of preprocessing."""
+"""What published records say of preprocessing, and of accuracy."""
 
 import pytest
 
 from mambaout_jax.imagenet_classes import CLASS_NAMES
+from mambaout_jax.models import find_variant, list_models
 from mambaout_jax.weights.catalog import CATALOG
 
 
@@ -37,3 +38,31 @@ def test_imagenet_12k_has_its_own_classes_and_no_names():
     weights = CATALOG["mambaout_base_plus_rw.sw_e150_in12k"]
     assert weights.num_classes == 11821
     assert weights.preprocessing().class_names is None
+
+
+# Table 1 of the MambaOut paper, as printed; Kobe is in the README of its code.
+TOP1 = {
+    "mambaout_femto": 78.9, "mambaout_kobe": 80.0, "mambaout_tiny": 82.7, "mambaout_small": 84.1,
+    "mambaout_base": 84.2, "deit_tiny_patch16_224": 72.2, "deit_small_patch16_224": 79.8,
+    "deit_base_patch16_224": 81.8, "convnext_tiny": 82.1, "convnext_small": 83.1,
+    "convnext_base": 83.8, "swin_tiny_patch4_window7_224": 81.3,
+    "swin_small_patch4_window7_224": 83.0, "swin_base_patch4_window7_224": 83.5,
+    "fasternet_t1": 76.2, "vmamba_v9_tiny": 82.5, "vmamba_v9_small": 83.6, "vmamba_v9_base": 83.9,
+    "vmamba_v0_tiny": 82.2, "vmamba_v0_small": 83.5, "vmamba_v0_base": 83.7, "vim_tiny": 76.1,
+    "vim_small": 80.5, "local_vim_tiny": 76.2, "local_vim_small": 81.2, "local_vmamba_tiny": 82.7,
+    "local_vmamba_small": 83.7, "plainmamba_l1": 77.9, "plainmamba_l2": 81.6,
+    "plainmamba_l3": 82.3, "efficientvmamba_tiny": 76.5, "efficientvmamba_small": 78.7,
+    "efficientvmamba_base": 81.8, "mamba2d_small": 81.7, "mamba2d_base": 83.0,
+}  # fmt: skip
+
+
+def test_accuracies_of_models_are_those_of_table_1():
+    found = {name: find_variant(name)[1].top1 for name in list_models()}
+    assert {name: top1 for name, top1 in found.items() if top1} == TOP1
+
+
+def test_accuracies_of_models_are_those_of_their_official_weights():
+    official = {weights.model: weights for key, weights in CATALOG.items() if ".official" in key}
+    assert len(official) == 5
+    for name, weights in official.items():
+        assert weights.results[0].top1 == find_variant(name)[1].top1

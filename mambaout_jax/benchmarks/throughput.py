@@ -1,29 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images per second, against timm in the same process?
+"""How many images per second, against PyTorch in the same process?
 
-Measured are inference and a training step with AdamW, with the same weights and images on both
-sides: ours compiled as this library compiles its models, timm's eager and with torch.compile,
-channels last. They take turns, so that a busy machine slows all of them equally. The yardsticks,
-other models of timm, have no counterpart of ours; they show where the family stands.
+Measured are inference and a training step with AdamW. Where a model has a peer, both sides have the
+same weights and images, and nothing is timed before their logits have been compared: timm's model,
+channels last, eager and with torch.compile, or the authors' own code with its plain scan. Ours is
+compiled as this library compiles its models, and may take part with several implementations of its
+scan. All take turns, so that a busy machine slows them equally. Models of timm that this library
+does not have can be yardsticks. PyTorch and timm are needed only where they take part.
 
-Needs PyTorch and timm, which the package itself does not need.
+A row of the result is a model and a pass. It has `images_per_second` and `milliseconds` of each
+contender, and `speedup`, how many times faster ours is than each other one (round by round: median,
+min, max); and of the contenders of which they are known
+
+    compile_seconds        tracing, lowering and compiling, of ours
+    temp_bytes             temporary memory as planned by the compiler, of ours
+    torch_compile_seconds  the first call of a model compiled by torch
+    torch_peak_bytes       all memory of a call of an eager model, on GPUs
+    torch_compile_error    why torch.compile failed, if it did
 """
 
-import functools
 import importlib
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
+from mambaout_jax.benchmarks.jax_models import OURS, Ours
+from mambaout_jax.benchmarks.lineup import Entry, line_up
+from mambaout_jax.benchmarks.throughput_plot import draw, points_of
 from mambaout_jax.benchmarks.timing import (
     environment,
     find_device,
-    first_line,
     ignore,
     interleaved_milliseconds,
     report_progress,
@@ -31,10 +40,8 @@ from mambaout_jax.benchmarks.timing import (
     speedup,
     summary,
 )
+from mambaout_jax.benchmarks.torch_models import Theirs, import_timm
 from mambaout_jax.benchmarks.torch_peer import torch_device
-from mambaout_jax.models import create_model, list_models
-from mambaout_jax.runtime.compiler_options import to_run_fast
-from mambaout_jax.weights.convert import from_torch
 
 MODELS = (
     "mambaout_femto",
@@ -49,86 +56,109 @@ MODELS = (
     "mambaout_base_plus_rw",
 )
 YARDSTICKS = ("convnext_tiny", "vit_small_patch16_224")
+PASSES = ("inference", "training")
 QUICK = {"models": ("test_mambaout",), "image_size": 64, "rounds": 2, "compiled": False}
 
 _PLAN = ("compile_seconds", "temp_bytes", "torch_compile_seconds", "torch_peak_bytes")
 _CLASSES = 1000
-_LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 0.05
 _MAX_DIFFERENCE = {"float32": 1e-3, "bfloat16": 0.2}  # between logits, in standard deviations
 
-save = save_json
+
+class _Settings(NamedTuple):
+    """What all rows have in common; see `run`."""
+
+    batch_size: int
+    image_size: int
+    dtype: str
+    rounds: int
+    passes: Sequence[str]
+    compiled: bool
 
 
 def run(
     *,
-    models: Sequence[str] = (*MODELS, *YARDSTICKS),
+    models: Sequence[str] | None = None,
     batch_size: int = 8,
     image_size: int = 224,
     dtype: str = "float32",
     rounds: int = 5,
+    passes: Sequence[str] = PASSES,
+    scans: Sequence[str] = (),
+    timm: bool = True,
     compiled: bool = True,
+    official: Sequence[tuple[str, str]] = (),
     device: str | None = None,
     keep: Callable[[dict[str, Any]], object] = ignore,
 ) -> dict[str, Any]:
-    """Times models against timm's; progress is printed to the standard error.
+    """Times models; progress is printed to the standard error.
 
     Args:
-        models: timm's names of models; those that this library has too are compared.
+        models: names or patterns of our models, or timm's names; None: `MODELS` and, beside timm,
+            `YARDSTICKS`.
         batch_size: images per call.
         image_size: pixels, height and width.
         dtype: precision of the computation on both sides; parameters are float32.
         rounds: how many turns each contender has; the numbers reported are medians over them.
+        passes: those of `PASSES` to measure.
+        scans: implementations of the scan to take part beside "auto", where a model has a scan.
+        timm: whether timm's models take part, where it has them.
         compiled: whether torch.compile takes part; it takes minutes to compile on a CPU.
-        device: "cpu", "gpu" or "tpu"; None: JAX's default. timm runs on the same device, and on the
-            CPU if that is a TPU.
+        official: families and checkouts of their official code, see `official_models`.
+        device: "cpu", "gpu" or "tpu", None: JAX's default; PyTorch has the same, for a TPU the CPU.
         keep: called after every row with the result so far.
 
     Returns:
-        A dict ready for JSON: `environment`, the arguments, and `rows`, one per model and pass. A
-        row has `images_per_second` and `milliseconds` of each contender; `speedup`, how many times
-        faster ours is than timm's (round by round: median, min, max); `compile_seconds` and
-        `temp_bytes` of ours; `torch_compile_seconds`, the first call of timm's compiled model; and
-        `torch_peak_bytes`, all memory of an eager call, which is known on GPUs only. Unknown values
-        are None. If torch.compile failed, `torch_compile_error` says why.
+        A dict ready for JSON: `environment`, the arguments, and `rows`.
 
     Raises:
-        ValueError: PyTorch or timm is not installed, the device is not there, or the logits differ.
+        ValueError: as `lineup.line_up`; the device is not there, or logits differ.
     """
+    settings = _Settings(batch_size, image_size, dtype, rounds, passes, compiled)
+    _check_passes(passes)
     jax_device = find_device(device)
-    peer = torch_device(_import_peers()[1], jax_device)
+    if models is None:
+        models = (*MODELS, *YARDSTICKS) if timm else MODELS
+    entries = line_up(models, image_size, scans=scans, timm=timm, official=official)
+    peers = any(entry.peer for entry in entries)
     result: dict[str, Any] = {
-        "environment": environment(jax_device) | _torch_versions(),
+        "environment": environment(jax_device) | (_torch_versions() if peers else {}),
         "batch_size": batch_size,
         "image_size": image_size,
         "dtype": dtype,
         "rounds": rounds,
         "rows": [],
     }
+    where = torch_device(importlib.import_module("torch"), jax_device) if peers else None
     with jax.default_device(jax_device):
-        for name in models:
-            theirs = _Timm(name, batch_size, image_size, dtype, compiled, peer)
-            ours = _Ours(name, theirs, dtype) if name in list_models() else None
-            for passed in ("inference", "training"):
-                report_progress(f"{name} {passed}")
-                plan: dict[str, Any] = dict.fromkeys(_PLAN)
-                calls = theirs.calls(passed, plan)
-                if ours is not None:
-                    calls = {"ours": ours.call(passed, plan), **calls}
-                times = interleaved_milliseconds(calls, rounds=rounds, calls_per_round=1)
-                row = {"model": name, "pass": passed} | _row(times, batch_size) | plan
+        for entry in entries:
+            for row in _measure(entry, settings, where):
                 result["rows"].append(row)
                 keep(result)
     return result
 
 
+def save(result: dict[str, Any], path: Path) -> list[Path]:
+    """Writes the result of `run` as FILE.json, and as FILE.png its picture, if there are points.
+
+    Returns:
+        The paths.
+    """
+    files = save_json(result, path)
+    if points_of(result):
+        files.append(path.with_suffix(".png"))
+        draw(result, files[-1])
+    return files
+
+
 def print_table(result: dict[str, Any]) -> None:
-    """Prints the result of `run`: speeds, ours over each of timm's, compilation and memory."""
+    """Prints the result of `run`: speeds, ours over each other contender, compilation, memory."""
     where = result["environment"]
+    versions = ", ".join(f"{key} {where[key]}" for key in ("jax", "torch", "timm") if key in where)
     print(
-        f"{where['device']} ({where['platform']}), jax {where['jax']}, torch {where['torch']}, "
-        f"timm {where['timm']}; {result['dtype']}, batch {result['batch_size']}, "
-        f"{result['image_size']} pixels; images/s, medians"
+        f"{where['device']} ({where['platform']}), {versions}; {result['dtype']}, batch "
+        f"{result['batch_size']}, {result['image_size']} pixels; images/s, medians"
     )
+    width = max((len(row["model"]) for row in result["rows"]), default=0) + 2
     for row in result["rows"]:
         speeds = "  ".join(
             f"{name} {speed['median']:.1f}" for name, speed in row["images_per_second"].items()
@@ -137,23 +167,87 @@ def print_table(result: dict[str, Any]) -> None:
             "ours / {}: {median:.2f}x ({min:.2f}-{max:.2f})".format(name, **ratio)
             for name, ratio in row["speedup"].items()
         )
-        print(f"{row['model']:24}{row['pass']:11}{speeds}  {ratios}")
+        print(f"{row['model']:{width}}{row['pass']:11}{speeds}  {ratios}")
         for line in _plan_lines(row):
             print(f"  {line}")
 
 
+def _check_passes(passes: Sequence[str]) -> None:
+    if unknown := [name for name in passes if name not in PASSES]:
+        raise ValueError(f"passes={unknown} are not known; allowed are {', '.join(PASSES)}")
+
+
 def _plan_lines(row: dict[str, Any]) -> Iterator[str]:
     """Lines on compilation and memory, as far as these are known."""
-    for title, unit, keys in (
-        ("compilation", "s", {"ours": "compile_seconds", "timm": "torch_compile_seconds"}),
-        ("memory", "MiB", {"ours, temporary": "temp_bytes", "timm, in all": "torch_peak_bytes"}),
+    seconds = row["compile_seconds"] | row["torch_compile_seconds"]
+    planned, peaks = row["temp_bytes"], row["torch_peak_bytes"]
+    shares = {
+        name: f" (ours {planned[OURS] / size:.2f} of it)"
+        for name, size in planned.items()
+        if name != OURS and size
+    }
+    for title, cells in (
+        ("compilation", [f"{name} {value:,.1f} s" for name, value in seconds.items()]),
+        (
+            "temporary memory",
+            [f"{name} {_mebibytes(size)}{shares.get(name, '')}" for name, size in planned.items()],
+        ),
+        ("memory in all", [f"{name} {_mebibytes(size)}" for name, size in peaks.items()]),
     ):
-        scale = 2**20 if unit == "MiB" else 1
-        known = {name: row[key] / scale for name, key in keys.items() if row[key] is not None}
-        if known:
-            yield f"{title}: " + "; ".join(f"{k} {v:,.1f} {unit}" for k, v in known.items())
+        if cells:
+            yield f"{title}: " + "; ".join(cells)
     if "torch_compile_error" in row:
         yield f"torch.compile failed: {row['torch_compile_error']}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _measure(entry: Entry, settings: _Settings, device: str | None) -> Iterator[dict[str, Any]]:
+    """Rows of a model, one per pass.
+
+    Raises:
+        ValueError: contenders do not compute the same logits.
+    """
+    rng = np.random.default_rng(0)
+    shape = (settings.batch_size, settings.image_size, settings.image_size, 3)
+    inputs = (rng.standard_normal(shape, np.float32), rng.integers(_CLASSES, size=shape[0]))
+    theirs = ours = None
+    if entry.peer is not None and device is not None:
+        importlib.import_module("torch").manual_seed(0)
+        theirs = Theirs(entry.peer(), *inputs, settings.dtype, device)
+    if entry.ours:
+        weights = None if theirs is None else theirs.state_dict()
+        ours = Ours(entry.name, *inputs, settings.dtype, scans=entry.scans, state_dict=weights)
+        logits = {} if theirs is None else {theirs.title: theirs.logits}
+        check_logits(entry.name, logits | ours.logits, settings.dtype)
+    for passed in settings.passes:
+        report_progress(f"{entry.name} {passed}")
+        plan: dict[str, Any] = {key: {} for key in _PLAN}
+        calls = {} if ours is None else ours.calls(passed, plan)
+        if theirs is not None:
+            calls |= theirs.calls(passed, plan, compiled=settings.compiled)
+        times = interleaved_milliseconds(calls, rounds=settings.rounds, calls_per_round=1)
+        yield {"model": entry.name, "pass": passed} | _row(times, settings.batch_size) | plan
+
+
+def check_logits(name: str, logits: dict[str, np.ndarray], dtype: str) -> None:
+    """Raises ValueError unless all contenders have the logits of the first, up to rounding.
+
+    Args:
+        name: the model.
+        logits: (B, K) by contender.
+        dtype: of the computation.
+    """
+    (first, expected), *others = logits.items()
+    for title, values in others:
+        difference = float(np.abs(values - expected).max() / expected.std())
+        if not difference <= _MAX_DIFFERENCE[dtype]:
+            raise ValueError(
+                f"the logits of {name} differ between {title!r} and {first!r} by {difference:.2g} "
+                "standard deviations; the two do not compute the same"
+            )
 
 
 def _row(times: dict[str, list[float]], batch_size: int) -> dict[str, Any]:
@@ -163,178 +257,16 @@ def _row(times: dict[str, list[float]], batch_size: int) -> dict[str, Any]:
         for name, values in times.items()
     }
     ratios = {
-        name: speedup(values, times["ours"])
+        name: speedup(values, times[OURS])
         for name, values in times.items()
-        if "ours" in times and name != "ours"
+        if OURS in times and name != OURS
     }
     milliseconds = {name: summary(values) for name, values in times.items()}
     return {"images_per_second": speeds, "milliseconds": milliseconds, "speedup": ratios}
 
 
-class _Ours:
-    """Our side: compiled calls on timm's weights, images and labels."""
-
-    def __init__(self, name: str, theirs: "_Timm", dtype: str):
-        self._images = jnp.asarray(theirs.images)
-        self._labels = jnp.asarray(theirs.labels)
-        self._model = create_model(
-            name, dtype=jnp.dtype(dtype), drop_path=0.0, image_size=theirs.images.shape[1]
-        )
-        self._variables = jax.device_put(
-            from_torch(name, theirs.state_dict(), image_size=theirs.images.shape[1])
-        )
-        logits = jax.jit(self._model.apply)(self._variables, self._images)
-        difference = float(np.abs(logits - theirs.logits).max() / theirs.logits.std())
-        if not difference <= _MAX_DIFFERENCE[dtype]:
-            raise ValueError(
-                f"the logits of {name} differ from timm's by {difference:.2g} standard deviations; "
-                "the two sides do not compute the same"
-            )
-
-    def call(self, passed: str, plan: dict[str, Any]) -> Callable[[], Any]:
-        """A compiled call; seconds and memory of the compilation are written into `plan`."""
-        if passed == "inference":
-            arguments = (self._variables, self._images)
-            compiled = _compile(self._model.apply, arguments, plan)
-            return functools.partial(compiled, *arguments)
-        optimizer = optax.adamw(_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-        state = [jax.tree.map(jnp.copy, self._variables), None]
-        state[1] = optimizer.init(state[0])
-
-        def loss(variables, images, labels):
-            logits: Any = self._model.apply(variables, images, train=True)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        def step(variables, moments, images, labels):
-            gradients = jax.grad(loss)(variables, images, labels)
-            updates, moments = optimizer.update(gradients, moments, variables)
-            return optax.apply_updates(variables, updates), moments
-
-        compiled = _compile(step, (*state, self._images, self._labels), plan, donate=(0, 1))
-
-        def train():
-            state[:] = compiled(*state, self._images, self._labels)
-            return state
-
-        return train
-
-
-def _compile(
-    function: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    plan: dict[str, Any],
-    donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
-    options = to_run_fast(jax.tree.leaves(arguments)[0].device.platform)
-    start = time.perf_counter()
-    jitted = jax.jit(function, donate_argnums=donate, compiler_options=options)
-    compiled = jitted.lower(*arguments).compile()
-    plan["compile_seconds"] = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    plan["temp_bytes"] = None if memory is None else memory.temp_size_in_bytes
-    return compiled
-
-
-class _Timm:
-    """timm's side, channels last.
-
-    Attributes:
-        images: float32 (B, H, W, 3).
-        labels: (B,).
-        logits: the model's outputs for the images, (B, 1000).
-    """
-
-    def __init__(
-        self, name: str, batch_size: int, image_size: int, dtype: str, compiled: bool, device: str
-    ):
-        timm, torch = _import_peers()
-        rng = np.random.default_rng(0)
-        self.images = rng.standard_normal((batch_size, image_size, image_size, 3), np.float32)
-        self.labels = rng.integers(_CLASSES, size=batch_size)
-        torch.manual_seed(0)
-        sized = {"img_size": image_size} if "vit" in name or "deit" in name else {}
-        model = timm.create_model(name, drop_path_rate=0.0, **sized)
-        self._torch = torch
-        self._device = device
-        self._compiled = compiled
-        self._model = model.to(device, memory_format=torch.channels_last)
-        self._dtype = getattr(torch, dtype)
-        self._x = torch.from_numpy(self.images).permute(0, 3, 1, 2).to(device)
-        self._x = self._x.contiguous(memory_format=torch.channels_last)
-        self._labels = torch.from_numpy(self.labels).to(device)
-        with torch.inference_mode():
-            self.logits = self._forward(self._model.eval(), self._x).float().cpu().numpy()
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        return {name: value.cpu().numpy() for name, value in self._model.state_dict().items()}
-
-    def calls(self, passed: str, plan: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-        """A call of each contender, by name; compile time and memory are written into `plan`."""
-        make = self._inference if passed == "inference" else self._training
-        calls = {"timm": make(self._model)}
-        if self._device == "cuda":
-            self._torch.cuda.reset_peak_memory_stats()
-            calls["timm"]()
-            plan["torch_peak_bytes"] = self._torch.cuda.max_memory_allocated()
-        if self._compiled:
-            # Models share code: after compiling it eight times torch would run the rest eagerly.
-            self._torch._dynamo.reset()
-            call = make(self._torch.compile(self._model))
-            start = time.perf_counter()
-            try:
-                call()
-            except Exception as error:  # for example no C++ compiler; the others still run
-                plan["torch_compile_error"] = first_line(error)
-            else:
-                calls["timm compiled"] = call
-                plan["torch_compile_seconds"] = time.perf_counter() - start
-        return calls
-
-    def _forward(self, model: Any, images: Any) -> Any:
-        enabled = self._dtype != self._torch.float32
-        with self._torch.autocast(self._device, dtype=self._dtype, enabled=enabled):
-            return model(images)
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            self._torch.cuda.synchronize()
-
-    def _inference(self, model: Any) -> Callable[[], None]:
-        def infer():
-            model.eval()
-            with self._torch.inference_mode():
-                self._forward(model, self._x)
-            self._wait()
-
-        return infer
-
-    def _training(self, model: Any) -> Callable[[], None]:
-        optimizer = self._torch.optim.AdamW(
-            model.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY
-        )
-        cross_entropy = self._torch.nn.functional.cross_entropy
-
-        def train():
-            model.train()
-            optimizer.zero_grad(set_to_none=True)
-            cross_entropy(self._forward(model, self._x), self._labels).backward()
-            optimizer.step()
-            self._wait()
-
-        return train
-
-
-def _import_peers() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("timm"), importlib.import_module("torch")
-    except ImportError as error:
-        raise ValueError(
-            f"bench throughput compares with timm, and {error}; pip install torch timm"
-        ) from error
-
-
 def _torch_versions() -> dict[str, Any]:
-    timm, torch = _import_peers()
+    timm, torch = import_timm(), importlib.import_module("torch")
     return {
         "torch": torch.__version__,
         "timm": timm.__version__,

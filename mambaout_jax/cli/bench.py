@@ -28,17 +28,24 @@ examples:
   mambaout bench scan --device gpu --dtype bfloat16
   mambaout bench throughput --out experiments/results/throughput.json
   mambaout bench throughput --models mambaout_base convnext_base --batch-size 2
+  mambaout bench throughput --models "vim_*" "plainmamba_*" --passes inference --out speed.json
+  mambaout bench throughput --models vim_tiny --official vim=../Vim --scans associative
   mambaout bench input --images-per-second 20000
   mambaout bench input --data imagenet/train --out experiments/results/input.json
 
-Beside FILE.json scan writes FILE.csv and FILE.png. It also compares with a peer, where PyTorch and
-the peer are installed: on a CPU the Mamba mixer of transformers, on a GPU mamba_ssm's CUDA kernel.
-throughput needs PyTorch and timm.
+Beside FILE.json scan writes FILE.csv and FILE.png, and throughput FILE.png: published accuracy
+against measured speed. scan also compares with a peer, where PyTorch and the peer are installed: on
+a CPU the Mamba mixer of transformers, on a GPU mamba_ssm's CUDA kernel. throughput needs PyTorch
+and timm where timm has a model, without --no-timm, and where official code takes part, which is a
+checkout of the authors' repository.
 """
 
 Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
 
-_SUFFIXES = {"scan": (".json", ".csv", ".png")}  # of what `save` writes, where not JSON alone
+_SUFFIXES = {  # of what `save` writes, where not JSON alone
+    "scan": (".json", ".csv", ".png"),
+    "throughput": (".json", ".png"),
+}
 _ON_DEVICE = ("conv", "scan", "throughput")  # `input` measures the host
 
 
@@ -48,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "question",
         choices=tuple(_OWN_ARGUMENTS),
         help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM against "
-        "convolution and attention, as sequences grow; throughput: whole models against timm's; "
-        "input: the loader against timm's",
+        "convolution and attention, as sequences grow; throughput: whole models against timm's "
+        "and official ones; input: the loader against timm's",
     )
     parser.add_argument(
         "--quick", action="store_true", help="few and small measurements, to see that it runs"
@@ -158,16 +165,50 @@ def _add_throughput_arguments(add: Add) -> list[argparse.Action]:
             "--models",
             nargs="+",
             metavar="NAME",
-            help="timm's names of the models (all MambaOut, and yardsticks)",
+            help="models or patterns of their names, or timm's (all MambaOut, and yardsticks)",
         ),
         add("--batch-size", type=positive, metavar="B", help="images per call (8)"),
         add("--image-size", type=positive, metavar="PIXELS", help="height and width (224)"),
         add(
+            "--passes",
+            nargs="+",
+            choices=("inference", "training"),
+            help="what is measured of each model (both)",
+        ),
+        add(
+            "--scans",
+            nargs="+",
+            metavar="SCAN",
+            help="further implementations of the scan that take part: sequential, associative, "
+            "chunked, pallas (none)",
+        ),
+        add(
+            "--official",
+            nargs="+",
+            action="extend",
+            type=_family_and_folder,
+            metavar="FAMILY=DIR",
+            help="checkouts of the authors' code to take part: vim, vmamba (none)",
+        ),
+        add(
+            "--timm",
+            action=argparse.BooleanOptionalAction,
+            help="whether timm takes part where it has the model (it does)",
+        ),
+        add(
             "--compiled",
             action=argparse.BooleanOptionalAction,
-            help="whether torch.compile takes part (it does)",
+            help="whether torch.compile takes part beside timm (it does)",
         ),
     ]
+
+
+def _family_and_folder(text: str) -> tuple[str, str]:
+    """The type of an argument that is FAMILY=DIR."""
+    family, _, folder = text.partition("=")
+    if not family or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FAMILY=DIR, such as vim=../Vim")
+    return family, folder
 
 
 def _add_input_arguments(add: Add) -> list[argparse.Action]:

@@ -112,7 +112,8 @@ HEAD = FasterNetHead
 # fmt: off
 VARIANTS = {
     "fasternet_t1": Variant(
-        {"depths": (1, 2, 8, 2), "dims": (64, 128, 256, 512)}, {}, 7_595_368, 850_511_872, 0.02),
+        {"depths": (1, 2, 8, 2), "dims": (64, 128, 256, 512)}, {},
+        7_595_368, 850_511_872, 0.02, top1=76.2),
 }
 # fmt: on
 

@@ -233,15 +233,20 @@ def _ssm(depths, dims):
 # fmt: off
 VARIANTS = {
     "mambaout_femto": Variant(
-        {"depths": (3, 3, 9, 3), "dims": _SMALL_DIMS}, {}, 7_304_536, 1_147_984_992, 0.025),
+        {"depths": (3, 3, 9, 3), "dims": _SMALL_DIMS},
+        {}, 7_304_536, 1_147_984_992, 0.025, top1=78.9),
     "mambaout_kobe": Variant(
-        {"depths": (3, 3, 15, 3), "dims": _SMALL_DIMS}, {}, 9_141_208, 1_505_865_312, 0.025),
+        {"depths": (3, 3, 15, 3), "dims": _SMALL_DIMS},
+        {}, 9_141_208, 1_505_865_312, 0.025, top1=80.0),
     "mambaout_tiny": Variant(
-        {"depths": (3, 3, 9, 3), "dims": _TINY_DIMS}, {}, 26_545_096, 4_469_655_744, 0.2),
+        {"depths": (3, 3, 9, 3), "dims": _TINY_DIMS},
+        {}, 26_545_096, 4_469_655_744, 0.2, top1=82.7),
     "mambaout_small": Variant(
-        {"depths": (3, 4, 27, 3), "dims": _TINY_DIMS}, {}, 48_488_072, 8_936_423_616, 0.4),
+        {"depths": (3, 4, 27, 3), "dims": _TINY_DIMS},
+        {}, 48_488_072, 8_936_423_616, 0.4, top1=84.1),
     "mambaout_base": Variant(
-        {"depths": (3, 4, 27, 3), "dims": _BASE_DIMS}, {}, 84_813_092, 15_794_325_760, 0.6),
+        {"depths": (3, 4, 27, 3), "dims": _BASE_DIMS},
+        {}, 84_813_092, 15_794_325_760, 0.6, top1=84.2),
     "mambaout_small_rw": Variant(
         _rw((3, 4, 27, 3), _TINY_DIMS), _RW_HEAD, 48_495_560, 8_936_423_616),
     "mambaout_base_short_rw": Variant(

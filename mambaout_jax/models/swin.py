@@ -109,9 +109,12 @@ _BASE = {"dims": (128, 256, 512, 1024), "depths": (2, 2, 18, 2), "heads": (4, 8,
 
 # fmt: off
 VARIANTS = {
-    "swin_tiny_patch4_window7_224": Variant(_TINY, _HEAD, 28_288_354, 4_490_566_656, 0.2),
-    "swin_small_patch4_window7_224": Variant(_SMALL, _HEAD, 49_606_258, 8_740_875_264, 0.3),
-    "swin_base_patch4_window7_224": Variant(_BASE, _HEAD, 87_768_224, 15_430_946_816, 0.5),
+    "swin_tiny_patch4_window7_224": Variant(
+        _TINY, _HEAD, 28_288_354, 4_490_566_656, 0.2, top1=81.3),
+    "swin_small_patch4_window7_224": Variant(
+        _SMALL, _HEAD, 49_606_258, 8_740_875_264, 0.3, top1=83.0),
+    "swin_base_patch4_window7_224": Variant(
+        _BASE, _HEAD, 87_768_224, 15_430_946_816, 0.5, top1=83.5),
 }
 # fmt: on
 

@@ -68,7 +68,7 @@ def model_table(pattern: str = "*", family: str | None = None) -> str:
         rows = [
             (f"{weights.results[0].top1:g}" if weights.results else "-", key)
             for key, weights in weights_of(name).items()
-        ] or [("-", "none known here")]
+        ] or [(f"{variant.top1:g}" if variant.top1 else "-", "none known here")]
         lines.append((name, *cost, *rows[0]))
         lines.extend(("", "", "", "", *row) for row in rows[1:])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -7,8 +7,8 @@ import inspect
 import pytest
 from support.command_line import error_line, usage_error
 
-from mambaout_jax.benchmarks import scan
-from mambaout_jax.cli.main import build_parser
+from mambaout_jax.benchmarks import throughput
+from mambaout_jax.cli.main import build_parser, main
 
 QUESTIONS = ("conv", "scan", "throughput", "input")
 
@@ -22,11 +22,16 @@ def test_options_are_parameters_of_the_benchmark(question):
     assert names | {"keep"} <= inspect.signature(benchmark.run).parameters.keys()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".png"])
-def test_scan_replaces_no_table_or_picture_of_somebody_else(capsys, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(scan, "run", None)
+@pytest.mark.parametrize(
+    ("question", "suffix"), [("scan", ".csv"), ("scan", ".png"), ("throughput", ".png")]
+)
+def test_no_table_or_picture_of_somebody_else_is_replaced(
+    capsys, tmp_path, monkeypatch, question, suffix
+):
+    benchmark = importlib.import_module(f"mambaout_jax.benchmarks.{question}")
+    monkeypatch.setattr(benchmark, "run", None)
     (tmp_path / f"a{suffix}").write_text("mine")
-    error = error_line(capsys, "bench", "scan", "--out", str(tmp_path / "a.json"))
+    error = error_line(capsys, "bench", question, "--out", str(tmp_path / "a.json"))
     assert f"a{suffix} exists; name another file, or replace it with --force" in error
 
 
@@ -42,6 +47,9 @@ def test_force_is_for_a_file(capsys):
         (["input", "--device=cpu"], "input takes no --device: it measures the host"),
         (["input", "--dtype=float32"], "input takes no --dtype: it measures the host"),
         (["scan", "--device=npu"], "invalid choice: 'npu'"),
+        (["conv", "--official=vim=.."], "conv takes no --official; throughput does"),
+        (["throughput", "--official", "vim"], "'vim' is not FAMILY=DIR, such as vim=../Vim"),
+        (["throughput", "--passes=forward"], "invalid choice: 'forward'"),
     ],
 )
 def test_bench_takes_no_arguments_of_another_question(capsys, arguments, words):
@@ -69,3 +77,17 @@ def test_bench_refuses_numbers_that_measure_nothing(capsys, question, option):
 def test_bench_refuses_one_wrong_number_among_several(capsys):
     error = usage_error(capsys, "bench", "scan", "--lengths", "49", "-5")
     assert "argument --lengths: '-5' is not a whole number of at least 1" in error
+
+
+def test_checkouts_and_scans_reach_the_benchmark(capsys, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(throughput, "run", lambda **options: asked.update(options) or {"rows": []})
+    monkeypatch.setattr(throughput, "print_table", lambda result: None)
+    command = ["bench", "throughput", "--models", "vim_tiny", "--official", "vim=a", "vmamba=b=c"]
+    assert main([*command, "--official", "vim=d", "--scans", "associative", "--no-timm"]) == 0
+    assert asked == {
+        "models": ["vim_tiny"],
+        "official": [("vim", "a"), ("vmamba", "b=c"), ("vim", "d")],
+        "scans": ["associative"],
+        "timm": False,
+    }

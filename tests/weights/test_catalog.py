@@ -10,6 +10,7 @@ from mambaout_jax.models import find_variant, list_models
 from mambaout_jax.weights.catalog import (
     CATALOG,
     find_weights,
+    model_table,
     weights_of,
 )
 
@@ -93,3 +94,10 @@ def test_class_names_stand_at_their_labels():
         999: "toilet tissue",
     }
     assert {label: names[label] for label in known} == known
+
+
+def test_table_has_published_accuracies_of_models_without_weights():
+    lines = {line.split()[0]: line.split() for line in model_table().splitlines() if line.strip()}
+    assert lines["vim_tiny"][-4:] == ["76.1", "none", "known", "here"]
+    assert lines["mambaout_tiny_ssm"][-4:] == ["-", "none", "known", "here"]
+    assert lines["mambaout_tiny"][-2:] == ["82.742", "mambaout_tiny.in1k"]
