@@ -93,18 +93,8 @@ _COPYING = _forms("copying", "length", 12, 256, 1500)
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
-        {
-            **_forms("cue", "side", 5, 6, 3),
-            **_forms("sweep", "length", 4, 8, 3),
-            **_forms("legend", "side", 5, 6, 3),
-            **_forms("digits", "side", 8, 12, 3),
-            **_forms("scenes", "side", 16, 32, 3),
-            **_forms("copying", "length", 10, 16, 3),
-            **_forms("induction", "length", 8, 16, 3),
-            **_forms("recall", "length", 12, 16, 3),
-            **_forms("sequential_digits", "side", 8, 12, 3),
-        },
-        mixers=("conv", "conv+ssm causal", "conv+ssm bidirectional"),
+        {**_forms("cue", "side", 5, 6, 3), **_forms("copying", "length", 10, 16, 3)},
+        mixers=("conv", "conv+ssm causal"),
         seeds=(0, 1),
         learning_rates=(1e-3, 4e-3),
         width=8,

@@ -49,10 +49,10 @@ def test_a_cell_that_cannot_be_run_says_why(monkeypatch):
     monkeypatch.setattr(cells, "Trainer", Scripted)
     found = run_cell(TINY, "copying_long", "conv+ssm bidirectional")
     assert found == {"mixer": "conv+ssm bidirectional", "reason": SEES_THE_ANSWER}
-    dear = dataclasses.replace(TINY, heads=8, state_size=1)
-    found = run_cell(dear, "sequential_digits_long", "attention causal")
+    dear = dataclasses.replace(PRESETS["small"], heads=16, state_size=1)
+    found = run_cell(dear, "copying_long", "attention causal")
     assert found["mixer"] == "attention causal"
-    assert "of the SSM in sequential_digits of 144 tokens: with 8 channels" in found["reason"]
+    assert "of the SSM in copying of 256 tokens: with 16 channels" in found["reason"]
 
 
 def test_deeper_convolutions_keep_their_width(monkeypatch):

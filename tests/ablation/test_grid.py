@@ -42,8 +42,8 @@ def test_a_part_of_a_preset_keeps_its_order():
     assert preset.mixers == ("conv", "conv+ssm causal")
     assert preset.seeds == (0, 1, 2)
     assert preset.depth_study == ("cue_long", (1, 2))
-    one = choose_preset("tiny", tasks=["recall_long", "cue_short"])
-    assert list(one.plans) == ["cue_short", "recall_long"]
+    one = choose_preset("tiny", tasks=["copying_long", "cue_short"])
+    assert list(one.plans) == ["cue_short", "copying_long"]
     assert one.depth_study is None
     assert (one.mixers, one.seeds) == (TINY.mixers, TINY.seeds)
     assert choose_preset("tiny") == TINY
