@@ -20,7 +20,7 @@ from mambaout_jax.ablation.model import MIXERS
 from mambaout_jax.ablation.presets import PRESETS, Preset
 from mambaout_jax.benchmarks.timing import environment, save_json
 
-DEPTH_MIXER = "conv"  # of the study of depths
+DEPTH_MIXERS = ("conv", "conv+ssm bidirectional")  # of the study of depths: growing, and beside it
 
 
 class Cell(NamedTuple):
@@ -120,7 +120,9 @@ def _cells(preset: Preset) -> list[Cell]:
     cells = [Cell(plan, mixer) for plan in preset.plans for mixer in preset.mixers]
     if preset.depth_study:
         plan, depths = preset.depth_study
-        cells += [Cell(plan, DEPTH_MIXER, depth) for depth in depths]
+        growing, beside = DEPTH_MIXERS
+        cells += [Cell(plan, growing, depth) for depth in depths]
+        cells.append(Cell(plan, beside, preset.depth))
     return cells
 
 
@@ -153,7 +155,8 @@ def _begin(name: str, preset: Preset, path: Path) -> dict[str, Any]:
 def _find(result: dict[str, Any], cell: Cell) -> dict[str, Any] | None:
     """What was found for a cell, None where it is still to come."""
     if cell.depth is not None:
-        done = (x for x in result["depths"] if x["study_depth"] == cell.depth)
+        key = (cell.mixer, cell.depth)
+        done = (x for x in result["depths"] if (x["mixer"], x["study_depth"]) == key)
         return next(done, None)
     (task,) = (task for task in result["tasks"] if task["name"] == cell.plan)
     return next((x for x in task["cells"] if x["mixer"] == cell.mixer), None)
@@ -163,7 +166,7 @@ def _add(result: dict[str, Any], preset: Preset, cell: Cell, found: dict[str, An
     """Puts a finished cell where it belongs, in the order of the preset."""
     if cell.depth is not None:
         result["depths"].append(found | {"study_depth": cell.depth})
-        result["depths"].sort(key=lambda x: x["study_depth"])
+        result["depths"].sort(key=lambda x: (x["mixer"], x["study_depth"]))
     else:
         (task,) = (task for task in result["tasks"] if task["name"] == cell.plan)
         task["cells"].append(found)

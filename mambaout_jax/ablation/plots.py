@@ -3,7 +3,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from mambaout_jax.ablation.report import (
     EXPECTED,
     WORDS,
     accuracies,
-    contender_of,
     gains,
     kind,
 )
@@ -20,6 +19,7 @@ from mambaout_jax.analysis.figures import COLORS, INK, new_figure, save_figure
 
 _GRID = "#D9D9D9"
 _TEXT = 8  # points
+_MOST = 105  # points of gain; intervals of few seeds may be wider, and are cut off
 _LINES: dict[str, Any] = {"conv": "-", "conv+ssm": "-", "ssm": ":", "attention": "--"}
 _COLORS = {
     "conv": COLORS[0],
@@ -84,6 +84,7 @@ def draw_gains(result: Mapping[str, Any]) -> Any:
         labels = [f"{g.task.rsplit('_', 1)[0]}\nL = {tasks[g.task]['length']}" for g in own]
         axes.set_xticks(range(len(own)), labels, fontsize=_TEXT)
         axes.set_xlim(-0.6, max(len(own), 1) - 0.4)
+        axes.set_ylim(-_MOST, _MOST)
     for line in panels:
         line[0].set_ylabel("gain over the convolution (points)", fontsize=_TEXT, color=INK)
     handles = [_handle(color, marker="D") for color in (COLORS[2], COLORS[0], "#7A7A7A")]
@@ -126,43 +127,53 @@ def draw_distances(result: Mapping[str, Any]) -> Any:
 
 def draw_depths(result: Mapping[str, Any]) -> Any:
     """Accuracy of ever deeper convolutions, and their cost, beside those of the SSM."""
-    cells = result["depths"]
-    if not cells:
+    growing = [cell for cell in result["depths"] if cell["reach"] is not None]
+    beside = [cell for cell in result["depths"] if cell["reach"] is None]
+    if not growing:
         return None
     plan = result["settings"]["depth_study"][0]
     (task,) = (task for task in result["tasks"] if task["name"] == plan)
-    ssm = next((c for c in task["cells"] if c["mixer"] == contender_of(task) and "runs" in c), None)
-    measures = {
-        "accuracy (%)": lambda cell: 100 * statistics.fmean(r["accuracy"] for r in cell["runs"]),
-        "MACs (M)": lambda cell: cell["macs"] / 1e6,
-        "update (ms)": lambda cell: cell.get("step_milliseconds", {}).get("median"),
-    }
+    covering = next((c["depth"] for c in growing if c["reach"] >= max(1, task["far"])), None)
     figure = new_figure(1240, 420, layout="constrained")
-    for axes, (name, measure) in zip(figure.subplots(1, 3), measures.items(), strict=True):
+    for axes, (name, measure) in zip(figure.subplots(1, 3), _MEASURES.items(), strict=True):
         _style(axes, name)
-        points = [(cell["depth"], measure(cell)) for cell in cells if measure(cell) is not None]
+        points = [(cell["depth"], value) for cell in growing if (value := measure(cell))]
         if points:
             axes.plot(*zip(*points, strict=True), color=_COLORS["conv"], marker="o", markersize=4)
-        if ssm is not None and measure(ssm) is not None:
-            color = _COLORS[ssm["mixer"]]
-            axes.axhline(measure(ssm), color=color, linewidth=1.5)
-            axes.annotate(
-                f"{ssm['mixer']}, {ssm['depth']} blocks", (0, measure(ssm)), (4, 4),
-                xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=_TEXT,
-                color=color,
-            )  # fmt: skip
-        axes.set_xlabel("blocks of the convolution", fontsize=_TEXT, color=INK)
-        axes.set_ylim(bottom=0)
-    covering = next((c["depth"] for c in cells if c["reach"] >= max(1, task["far"])), None)
-    if covering is not None:
-        for axes in figure.axes:
+        for cell in beside:
+            if value := measure(cell):
+                _mark_level(axes, value, cell)
+        if covering is not None:
             axes.axvline(covering, color=INK, linestyle=":", linewidth=1)
+        axes.set_xticks([cell["depth"] for cell in growing])
+        axes.set_xlabel("blocks of the convolution", fontsize=_TEXT, color=INK)
+        axes.set_ylim(0, 1.12 * axes.get_ylim()[1])
     figure.suptitle(
         f"{plan}: convolutions of {result['settings']['width']} channels; dotted: the first whose "
         "reach comes to half a side",
         fontsize=9, color=INK,
     )  # fmt: skip
     return figure
+
+
+def _milliseconds(cell: Mapping[str, Any]) -> float | None:
+    return cell.get("step_milliseconds", {}).get("median")
+
+
+_MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "accuracy (%)": lambda cell: 100 * statistics.fmean(run["accuracy"] for run in cell["runs"]),
+    "MACs (M)": lambda cell: cell["macs"] / 1e6,
+    "update (ms)": _milliseconds,
+}
+
+
+def _mark_level(axes: Any, value: float, cell: Mapping[str, Any]) -> None:
+    color = _COLORS[cell["mixer"]]
+    axes.axhline(value, color=color, linewidth=1.5)
+    axes.annotate(
+        f"{cell['mixer']}, {cell['depth']} blocks", (0, value), (4, 4),
+        xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=_TEXT, color=color,
+    )  # fmt: skip
 
 
 def _distances(task: Mapping[str, Any]) -> dict[int, tuple[list[float], list[float]]]:

@@ -45,7 +45,8 @@ class Preset:
         weight_decay: AdamW's; biases, norms, positions and the SSM's rates do not decay.
         held_out: examples of the validation split, and of the test split, where they are generated.
         evaluations: points of a curve.
-        depth_study: a plan on which convolutions of growing depth are trained, and the depths.
+        depth_study: a plan on which convolutions of growing depth are trained, and the depths; an
+            SSM of the usual depth stands beside them. MACs are not matched.
     """
 
     plans: Mapping[str, Plan]

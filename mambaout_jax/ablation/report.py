@@ -227,18 +227,15 @@ def _depth_words(result: Mapping[str, Any]) -> str:
 
 
 def _depth_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    plan = result["settings"]["depth_study"][0]
-    (task,) = (task for task in result["tasks"] if task["name"] == plan)
-    ssm = [cell for cell in task["cells"] if cell["mixer"] == contender_of(task) and "runs" in cell]
     rows = [
         (
-            f"{cell['mixer']}, {cell['depth']} blocks",
+            f"{cell['mixer']}, {cell['depth']} block{'s' if cell['depth'] > 1 else ''}",
             "all" if cell["reach"] is None else str(cell["reach"]),
             f"{cell['macs'] / 1e6:.3f}",
             _milliseconds(cell),
             _percent(*mean_and_error([run["accuracy"] for run in cell["runs"]])),
         )
-        for cell in (*result["depths"], *ssm)
+        for cell in result["depths"]
     ]
     return ("model", "reach", "MACs (M)", "update (ms)", "accuracy"), rows
 

@@ -76,15 +76,17 @@ def test_every_cell_is_trained_once_and_stands_in_the_file(done, tmp_path):
         ("cue_short", "conv", None), ("cue_short", "conv+ssm causal", None),
         ("cue_long", "conv", None), ("cue_long", "conv+ssm causal", None),
         ("cue_long", "conv", 1), ("cue_long", "conv", 2),
+        ("cue_long", "conv+ssm bidirectional", 1),
     ]  # fmt: skip
-    assert len(lines) == 6
-    assert lines[-1] == "cue_long                 conv, 2 blocks            50.0 %  rate 0.001  2 s"
+    assert len(lines) == 7
+    assert lines[-2] == "cue_long                 conv, 2 blocks            50.0 %  rate 0.001  2 s"
     result = results[-1]
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
     assert (result["preset"], result["missing"]) == ("tiny", 0)
     assert [task["name"] for task in result["tasks"]] == ["cue_short", "cue_long"]
     assert [cell["mixer"] for cell in result["tasks"][1]["cells"]] == ["conv", "conv+ssm causal"]
-    assert [cell["study_depth"] for cell in result["depths"]] == [1, 2]
+    depths = [(cell["mixer"], cell["study_depth"]) for cell in result["depths"]]
+    assert depths == [("conv", 1), ("conv", 2), ("conv+ssm bidirectional", 1)]
     assert all("step_milliseconds" in cell for cell in result["depths"])
 
 
@@ -92,16 +94,16 @@ def test_a_stopped_grid_goes_on_with_the_next_cell(done, tmp_path):
     path = tmp_path / "grid.json"
     stopped = run_grid("tiny", part(), path, log=lambda line: None)
     for _ in range(3):
-        assert next(stopped)["missing"] in (5, 4, 3)
+        assert next(stopped)["missing"] in (6, 5, 4)
     stopped.close()
     before = json.loads(path.read_text())
-    assert (before["missing"], len(done)) == (3, 3)
+    assert (before["missing"], len(done)) == (4, 3)
     *_, result = run_grid("tiny", part(), path, log=lambda line: None)
-    assert len(done) == len(set(done)) == 6
-    assert (result["missing"], len(result["depths"])) == (0, 2)
+    assert len(done) == len(set(done)) == 7
+    assert (result["missing"], len(result["depths"])) == (0, 3)
     assert result["seconds"] >= before["seconds"]
     assert list(run_grid("tiny", part(), path))[-1] == result  # nothing is left to do
-    assert len(done) == 6
+    assert len(done) == 7
 
 
 def test_other_settings_are_refused(done, tmp_path):

@@ -58,6 +58,7 @@ def test_depths_show_accuracy_and_cost_beside_those_of_the_ssm():
     result["depths"] = [
         cell("conv", (0.3, 0.3, 0.3), depth=2, reach=6),
         cell("conv", (0.9, 0.9, 0.9), depth=3, reach=9),
+        cell("conv+ssm bidirectional", (0.97, 0.99, 0.98)),
     ]
     accuracy, macs, milliseconds = draw_depths(result).axes
     np.testing.assert_allclose(lines_of(accuracy)[0], [[2, 30], [3, 90]])

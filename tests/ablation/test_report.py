@@ -109,6 +109,7 @@ def test_markdown_shows_how_deep_the_convolution_must_be():
     result["depths"] = [
         cell("conv", (0.3, 0.3, 0.3), depth=3, reach=9) | {"study_depth": 3},
         cell("conv", (0.9, 1.0, 0.95), depth=5, reach=15) | {"study_depth": 5},
+        cell("conv+ssm bidirectional", (0.97, 0.99, 0.98)) | {"study_depth": 2},
     ]
     result["settings"]["depth_study"] = ["cue_long", [3, 5]]
     lines = tables_of(result).splitlines()
