@@ -13,6 +13,7 @@ with the next cell. README.md in this folder tells the protocol and what was fou
 
 Hardware: two CPU cores; "small" takes some 15 minutes, "full" hours. "tiny" only shows that
 everything runs.
+Result: of "small", see experiments/results/ablation_small.md. "full" has not been run.
 """
 
 import argparse

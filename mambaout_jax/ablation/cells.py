@@ -36,7 +36,7 @@ def run_cell(preset: Preset, plan: str, mixer: str) -> dict[str, Any]:
         model = build_model(mixer, task, preset)
     except ValueError as error:
         return {"mixer": mixer, "reason": f"not run: {error}"}
-    return _train(preset, plan, model, Trainer(model, task, _recipe(preset, plan)))
+    return _train(preset, plan, model)
 
 
 def run_depth(preset: Preset, plan: str, mixer: str, depth: int) -> dict[str, Any]:
@@ -46,8 +46,7 @@ def run_depth(preset: Preset, plan: str, mixer: str, depth: int) -> dict[str, An
         As `run_cell`.
     """
     task = preset.make(plan)
-    model = arranged(mixer, task, preset, depth)
-    return _train(preset, plan, model, Trainer(model, task, _recipe(preset, plan)))
+    return _train(preset, plan, arranged(mixer, task, preset, depth))
 
 
 def describe_plan(preset: Preset, plan: str) -> dict[str, Any]:
@@ -105,8 +104,9 @@ def _recipe(preset: Preset, plan: str) -> Recipe:
     return Recipe(steps, preset.batch_size, preset.weight_decay, preset.evaluations)
 
 
-def _train(preset: Preset, plan: str, model: TokenModel, trainer: Trainer) -> dict[str, Any]:
+def _train(preset: Preset, plan: str, model: TokenModel) -> dict[str, Any]:
     task = preset.make(plan)
+    trainer = Trainer(model, task, _recipe(preset, plan))
     first, *others = preset.seeds
     tried = [trainer.train(first, rate) for rate in sorted(preset.learning_rates)]
     best = max(tried, key=lambda run: run["validation"])

@@ -4,7 +4,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 
 from mambaout_jax.ablation.examples import UNSCORED, Examples, Sizes, TokenTask, unscored
@@ -96,7 +96,7 @@ def _draw_scenes(
     return Examples(patches, targets.reshape(count, -1))
 
 
-_Scans = tuple[Float[np.ndarray, "E 8 8"], Int[np.ndarray, "E"]]
+_Scans = tuple[np.ndarray, np.ndarray]  # (E, 8, 8) and (E,)
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def _state_dict(variables: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _our_calls(
-    mixer: MambaMixer, variables: dict[str, Any], x: jax.Array, dy: jax.Array
+    mixer: Any, variables: dict[str, Any], x: jax.Array, dy: jax.Array
 ) -> dict[str, Callable[[], tuple[Any, ...]]]:
     """By pass, a call that returns y, or y and the gradients, that of x first."""
 

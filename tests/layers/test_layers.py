@@ -76,7 +76,9 @@ def test_dense_is_a_matrix_product_over_the_last_axis(rng):
 
 
 def test_parts_without_channels_add_nothing(rng):
-    x, kernel = rng.standard_normal((2, 3, 5), np.float32), rng.standard_normal((5, 7), np.float32)
+    x, kernel = (
+        jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in ((2, 3, 5), (5, 7))
+    )
     variables = {"params": {"kernel": kernel, "bias": np.zeros(7, np.float32)}}
 
     def join(variables, x):
