@@ -9,6 +9,7 @@ from mambaout_jax.ablation.presets import Preset
 from mambaout_jax.analysis.cost import count
 
 SEES_THE_ANSWER = "not applicable: sees the answer"
+BASELINE = "conv"  # sets the MACs where a preset has no SSM that may run
 _TOLERANCE = 0.01  # of MACs
 
 
@@ -18,7 +19,7 @@ def can_run(mixer: str, task: TokenTask) -> bool:
 
 
 def build_model(mixer: str, task: TokenTask, preset: Preset) -> TokenModel:
-    """The model of a mixer whose MACs are, within 1 %, those of the dearest SSM that may run.
+    """The model of a mixer whose MACs are, within 1 %, those of the preset's dearest SSM.
 
     Depth, states and heads stay. What is dearer gets fewer channels, and all get a wider gate until
     their MACs agree.
@@ -26,11 +27,9 @@ def build_model(mixer: str, task: TokenTask, preset: Preset) -> TokenModel:
     Raises:
         ValueError: no number of channels fits, as where attention is dearer with the fewest.
     """
-    target = max(
-        macs(arranged(name, task, preset), task)
-        for name, kind in MIXERS.items()
-        if "ssm" in kind.token_mixer and can_run(name, task)
-    )
+    ssms = [name for name in preset.mixers if "ssm" in MIXERS[name].token_mixer]
+    costs = [macs(arranged(name, task, preset), task) for name in ssms if can_run(name, task)]
+    target = max(costs) if costs else macs(arranged(BASELINE, task, preset), task)
     return _fitted(arranged(mixer, task, preset), task, preset, target)
 
 

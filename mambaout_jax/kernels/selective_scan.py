@@ -5,8 +5,8 @@ A linear recurrence per channel and state, whose coefficients depend on the toke
 automatically it keeps several (B, L, N, D) arrays. `"chunked"` has a gradient of its own: it keeps
 one state per chunk of tokens, walks the chunks backwards and rebuilds the states of one at a time.
 
-Everywhere states are (B, N, G, D/G), channels last: a token's channels are then contiguous, and
-sums over the states become additions of long vectors.
+Everywhere states are (B, G, N, D/G), channels last: a group's channels of a token are contiguous,
+sums over the states become additions of vectors, and products with B and C need no transposes.
 """
 
 import functools
@@ -226,7 +226,7 @@ def _chunk_length(L: int) -> int:
 
 @functools.partial(jax.jit, static_argnums=6)
 def _chunked_values(u, delta, A, B, C, initial_state, reverse):
-    """y, the last state, and the states which enter the chunks: (chunks, B, N, G, D/G)."""
+    """y, the last state, and the states which enter the chunks: (chunks, B, G, N, D/G)."""
     L, G = B.shape[1:3]
     A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
     length = _chunk_length(L)
@@ -275,12 +275,12 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
     def differentiate_token(slot, carry, first, before):
         dh, dA, du, ddelta, dB = carry
         t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
-        g = dh + _per_state(C_t) * dy_t[:, None]
+        g = dh + _per_state(C_t) * dy_t[:, :, None]
         decay, _ = _coefficients(u_t, delta_t, A, B_t)
         dh = decay * g
         dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
         dinput = _read_out(B_t, g)  # of δ_t u_t
-        dA = dA + dexponent * delta_t[:, None]
+        dA = dA + dexponent * delta_t[:, :, None]
         du = _write(du, t, dinput * delta_t)
         ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent) + dinput * u_t)
         dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
@@ -324,41 +324,41 @@ def _write(x, t, value):
 
 def _grouped_rates(A, G):
     D, N = A.shape
-    return A.T.reshape(N, G, D // G)
+    return A.reshape(G, D // G, N).swapaxes(1, 2)  # (G, N, D/G)
 
 
 def _grouped_state(state, G):
     B, D, N = state.shape
-    return state.swapaxes(1, 2).reshape(B, N, G, D // G)
+    return state.reshape(B, G, D // G, N).swapaxes(2, 3)  # (B, G, N, D/G)
 
 
 def _flat_state(h):
-    B, N, G, width = h.shape
-    return h.reshape(B, N, G * width).swapaxes(1, 2)  # (B, D, N)
+    B, G, N, width = h.shape
+    return h.swapaxes(2, 3).reshape(B, G * width, N)  # (B, D, N)
 
 
 def _coefficients(u, delta, A, B):
-    """exp(δA) and δBu, (..., N, G, D/G), of tokens u, delta (..., G, D/G) and B (..., G, N)."""
+    """exp(δA) and δBu, (..., G, N, D/G), of tokens u, delta (..., G, D/G) and B (..., G, N)."""
     A = A.reshape((1,) * (delta.ndim - 2) + A.shape)
-    decay = jnp.exp(delta[..., None, :, :] * A)
-    return decay, _per_state(B) * (delta * u)[..., None, :, :]
+    decay = jnp.exp(delta[..., None, :] * A)
+    return decay, _per_state(B) * (delta * u)[..., None, :]
 
 
 def _per_state(weights):
-    """(..., G, N) → (..., N, G, 1), to multiply states with."""
-    return weights.swapaxes(-1, -2)[..., None]
+    """(..., G, N) → (..., G, N, 1), to multiply states with."""
+    return weights[..., None]
 
 
 def _sum_states(x):
-    """(..., N, G, D/G) → (..., G, D/G). XLA:CPU runs a reduction of this axis 10 times slower."""
-    return sum(jnp.unstack(x, axis=-3))
+    """(..., G, N, D/G) → (..., G, D/G). XLA:CPU runs a reduction of this axis 10 times slower."""
+    return sum(jnp.unstack(x, axis=-2))
 
 
 def _read_out(weights, h):
-    """Σ_n weights h of (B, G, N) and (B, N, G, D/G) → (B, G, D/G)."""
-    return jnp.einsum("bgn,bngd->bgd", weights, h, precision=lax.Precision.HIGHEST)
+    """Σ_n weights h of (B, G, N) and (B, G, N, D/G) → (B, G, D/G)."""
+    return jnp.einsum("bgn,bgnd->bgd", weights, h, precision=lax.Precision.HIGHEST)
 
 
 def _sum_channels(h, x):
-    """Σ_d h x of (B, N, G, D/G) and (B, G, D/G) → (B, G, N)."""
-    return jnp.einsum("bngd,bgd->bgn", h, x, precision=lax.Precision.HIGHEST)
+    """Σ_d h x of (B, G, N, D/G) and (B, G, D/G) → (B, G, N)."""
+    return jnp.einsum("bgnd,bgd->bgn", h, x, precision=lax.Precision.HIGHEST)
