@@ -11,9 +11,10 @@ Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at t
 <out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on
 with the next cell. README.md in this folder tells the protocol and what was found.
 
-Hardware: two CPU cores; "small" takes some 15 minutes, "full" hours. "tiny" only shows that
+Hardware: two CPU cores; "small" takes some 20 minutes, "full" hours. "tiny" only shows that
 everything runs.
-Result: of "small", see experiments/results/ablation_small.md. "full" has not been run.
+Result: experiments/results/ablation_small.md is of an earlier form with other tasks. "small" and
+"full" have not been run to their end.
 """
 
 import argparse
