@@ -177,6 +177,13 @@ def read_result(name):
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
+def test_official_code_is_as_much_slower_as_is_said():
+    rows = read_result("throughput_official_cpu")["rows"]
+    assert [row["model"] for row in rows] == ["vim_tiny", "vmamba_v9_tiny"]
+    vim, vmamba = (row["speedup"]["official"]["median"] for row in rows)
+    assert f"ours were {vim:.1f} and {vmamba:.1f} times as fast" in " ".join(TEXT.split())
+
+
 def test_table_of_speed_is_made_from_the_measurements():
     measured = read_result("throughput_cpu")["rows"]
     rows = dict(re.findall(r"^\| (\w+) \| ([\d.–|() ]+) \|$", TEXT, re.MULTILINE))

@@ -11,8 +11,7 @@ Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at t
 <out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on
 with the next cell. README.md in this folder tells the protocol and what was found.
 
-Hardware: two CPU cores; "small" takes some 20 minutes, "full" hours. "tiny" only shows that
-everything runs.
+Hardware: two CPU cores; "tiny" takes a minute and only shows that everything runs.
 Result: experiments/results/ablation_small.md is of an earlier form with other tasks. "small" and
 "full" have not been run to their end.
 """
@@ -21,10 +20,13 @@ import argparse
 import os
 from pathlib import Path
 
+import jax
+
 from mambaout_jax.ablation.grid import choose_preset, run_grid
 from mambaout_jax.ablation.plots import draw_all
 from mambaout_jax.ablation.presets import PRESETS
 from mambaout_jax.ablation.report import as_markdown
+from mambaout_jax.cli.errors import positive
 
 
 def main() -> None:
@@ -33,13 +35,12 @@ def main() -> None:
     add("--preset", choices=PRESETS, default="small")
     add("--tasks", nargs="+", metavar="TASK", help="tasks or single forms, such as cue or cue_long")
     add("--mixers", nargs="+", metavar="MIXER", help='such as conv "conv+ssm causal"')
-    add("--seeds", type=int, metavar="COUNT", help="how many")
+    add("--seeds", type=positive, metavar="COUNT", help="how many")
     add("--out", type=Path, required=True, help="path without suffix")
     add(
         "--jobs",
-        type=int,
-        default=os.cpu_count(),
-        help="cells at once, each on one CPU core (all cores); 1 on a GPU",
+        type=positive,
+        help="cells at once, each on one CPU core (as many as there are cores; 1 on a GPU or TPU)",
     )
     arguments = parser.parse_args()
     out = arguments.out
@@ -47,7 +48,9 @@ def main() -> None:
     try:
         preset = choose_preset(arguments.preset, arguments.tasks, arguments.mixers, arguments.seeds)
         path = out.with_name(f"{out.name}.json")
-        for result in run_grid(arguments.preset, preset, path, jobs=arguments.jobs):
+        on_cpu = jax.default_backend() == "cpu"
+        jobs = arguments.jobs or (os.cpu_count() if on_cpu else 1) or 1
+        for result in run_grid(arguments.preset, preset, path, jobs=jobs):
             out.with_name(f"{out.name}.md").write_text(as_markdown(result))
         draw_all(result, out)
     except ValueError as error:

@@ -10,17 +10,21 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mambaout_jax.ablation.cells import describe_plan, run_cell, run_depth, time_updates
-from mambaout_jax.ablation.model import MIXERS
+from mambaout_jax.ablation.model import BASELINE, MIXERS
 from mambaout_jax.ablation.presets import PRESETS, Preset
 from mambaout_jax.benchmarks.timing import environment, save_json
 
-DEPTH_MIXERS = ("conv", "conv+ssm bidirectional")  # of the study of depths: growing, and beside it
+DEPTH_MIXERS = (
+    BASELINE,
+    "conv+ssm bidirectional",
+)  # of the study of depths: growing, and beside it
 
 
 class Cell(NamedTuple):
@@ -209,12 +213,13 @@ def _own_cores() -> set[int]:
 
 
 def _take_core(cores: Any) -> None:
-    """Binds a worker to a core: two programs of one thread are faster than one of two after the
-    other, as the models are too small for threads.
+    """Binds a worker to a core: two programs of one thread each are faster than two threads for one
+    after the other, as the models are too small for threads. More workers than cores share them.
     """
-    with contextlib.suppress(Exception):  # more workers than cores share them all
+    with contextlib.suppress(queue.Empty):
         core = cores.get(timeout=1)
-        os.sched_setaffinity(0, {core})
+        if hasattr(os, "sched_setaffinity"):  # Linux has it
+            os.sched_setaffinity(0, {core})
 
 
 def _time_all(result: dict[str, Any], preset: Preset, path: Path) -> None:

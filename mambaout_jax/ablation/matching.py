@@ -4,12 +4,11 @@
 import math
 
 from mambaout_jax.ablation.examples import TokenTask
-from mambaout_jax.ablation.model import MIXERS, TokenModel
+from mambaout_jax.ablation.model import BASELINE, MIXERS, TokenModel
 from mambaout_jax.ablation.presets import Preset
 from mambaout_jax.analysis.cost import count
 
 SEES_THE_ANSWER = "not applicable: sees the answer"
-BASELINE = "conv"  # sets the MACs where a preset has no SSM that may run
 _TOLERANCE = 0.01  # of MACs
 
 
@@ -20,6 +19,8 @@ def can_run(mixer: str, task: TokenTask) -> bool:
 
 def build_model(mixer: str, task: TokenTask, preset: Preset) -> TokenModel:
     """The model of a mixer whose MACs are, within 1 %, those of the preset's dearest SSM.
+
+    Where the preset has no SSM that may run, they are those of the gated convolution.
 
     Depth, states and heads stay. What is dearer gets fewer channels, and all get a wider gate until
     their MACs agree.

@@ -48,6 +48,7 @@ class Kind(NamedTuple):
         return two_ways or full_attention or self.arrangement == "pyramid"
 
 
+BASELINE = "conv"  # the mixer that the others are held against
 MIXERS: dict[str, Kind] = {
     "conv": Kind("conv"),
     "conv deep": Kind("conv", arrangement="deep"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mambaout_jax.ablation.findings import table
+from mambaout_jax.ablation.model import BASELINE
 from mambaout_jax.ablation.statistics import Paired, holm, mean_and_error, paired
 
 # By (long, autoregressive): does the SSM help? The paper's Hypothesis 1 is about short tasks of
@@ -19,7 +20,6 @@ EXPECTED = {
     (True, True): True,
 }
 WORDS = {True: "helps", False: "does not help", None: "may help"}
-BASELINE = "conv"
 _FORWARD, _BOTH_WAYS = "conv+ssm causal", "conv+ssm bidirectional"
 _CONVOLUTIONS = ("conv", "conv deep", "conv dilated", "conv pyramid")
 _MATTERS = 0.05  # of accuracy; test sets of a few hundred examples show no smaller gain

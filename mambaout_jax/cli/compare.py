@@ -25,8 +25,9 @@ Every mixer is trained once per seed, in DIR/<mixer>/seed_<n>, as `mambaout trai
 held against the first. Seeds count from the config's own. What was found is printed and kept in
 DIR/compare.json and DIR/compare.md.
 
-The same command again goes on where it was stopped; more --seeds, or more --mixers behind those
-that are there, add runs. SIGTERM and Ctrl-C save first and exit with code 75.
+The same command again goes on where it was stopped; more --seeds add runs, and so do more --mixers
+that are not dearer than those there (with a dearer one all MACs rise, and all runs are others).
+SIGTERM and Ctrl-C save first and exit with code 75.
 """
 
 
