@@ -21,10 +21,8 @@ from mambaout_jax.ablation.model import BASELINE, MIXERS
 from mambaout_jax.ablation.presets import PRESETS, Preset
 from mambaout_jax.benchmarks.timing import environment, save_json
 
-DEPTH_MIXERS = (
-    BASELINE,
-    "conv+ssm bidirectional",
-)  # of the study of depths: growing, and beside it
+# Of the study of depths: the mixer that grows deeper, and the one beside it.
+DEPTH_MIXERS = (BASELINE, "conv+ssm bidirectional")
 
 
 class Cell(NamedTuple):

@@ -64,4 +64,5 @@ def without_prefixes(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_common(prefix: str, names: Mapping[str, Any]) -> bool:
-    return all(key.startswith(prefix) or key == _COUNTER for key in names)
+    others = [key for key in names if key != _COUNTER]
+    return bool(others) and all(key.startswith(prefix) for key in others)

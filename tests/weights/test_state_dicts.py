@@ -51,6 +51,10 @@ def test_counter_of_averaged_weights_goes_with_their_prefix():
     assert without_prefixes(state) == [STATE, state]
 
 
+def test_counter_alone_has_no_prefix():
+    assert without_prefixes({"n_averaged": A}) == [{"n_averaged": A}]
+
+
 def test_prefix_that_not_all_names_have_stays():
     some = {"model.x": A, "head.y": B}
     assert without_prefixes(some) == [some]
