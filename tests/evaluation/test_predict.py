@@ -26,12 +26,12 @@ def test_predictions_are_the_models_own(photo_run):
     predictions = list(predict_files(predictor, [photos / "val"], top=2, batch_size=5))
     assert [p.path for p in predictions] == sorted((photos / "val").rglob("*.jpg"))
     model, variables = load_pretrained(workdir)
-    how = predictor.preprocessing
+    apply, how = jax.jit(model.apply), predictor.preprocessing
     for prediction in predictions[::7]:
         # The oracle: Pillow and one plain call of the model.
         pixels = Image.open(prediction.path).convert("RGB").resize((32, 32), Image.BICUBIC)
         image = (np.asarray(pixels, np.float32) / 255 - how.mean) / how.std
-        logits = jax.jit(model.apply)(variables, image[None].astype(np.float32))
+        logits = apply(variables, image[None].astype(np.float32))
         probabilities = np.asarray(jax.nn.softmax(logits))[0]
         found = [row["probability"] for row in prediction.findings]
         assert found == pytest.approx(np.sort(probabilities)[::-1], abs=1e-5)

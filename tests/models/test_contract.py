@@ -347,7 +347,7 @@ def test_costs_are_those_of_table_1(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in list_models() if find_variant(name)[1].hand_macs]
+    "name", [sized(name) for name in list_models() if find_variant(name)[1].hand_macs]
 )
 def test_macs_by_hand_are_those_of_the_table(name):
     cost = count(create_model(name), (224, 224, 3), "hand")

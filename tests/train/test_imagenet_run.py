@@ -32,7 +32,7 @@ from mambaout_jax.imagenet_classes import SYNSETS
 from mambaout_jax.models import create_model
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.optimised]
 
 RECIPE = f"{ROOT / 'experiments' / 'imagenet' / 'mambaout.py'}:mambaout_femto"
 ROUTES = ("folders", "prepared", "tfds")
