@@ -30,6 +30,7 @@ def test_mixers_on_a_map_cost_the_same(side):
         assert models["conv deep"].hidden < models["conv"].hidden
 
 
+@pytest.mark.slow
 def test_mixers_of_a_sequence_cost_the_same_and_none_sees_the_answer():
     task = copying(sizes=ONE, length=256)
     runs = [name for name in MIXERS if can_run(name, task)]

@@ -23,9 +23,9 @@ def build(kind, *, sequence=False, dense=False, **changes):
     ("kind", "token_mixer", "routes"),
     [
         ("conv", "conv", None),
-        ("conv+ssm causal", "conv+ssm", "raster"),
         ("conv+ssm bidirectional", "conv+ssm", "bidirectional"),
-        ("ssm", "ssm", "bidirectional"),
+        pytest.param("conv+ssm causal", "conv+ssm", "raster", marks=pytest.mark.slow),
+        pytest.param("ssm", "ssm", "bidirectional", marks=pytest.mark.slow),
     ],
 )
 def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
@@ -56,7 +56,14 @@ def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
     assert np.abs(expected).max() > 0.1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MIXERS if kind != "conv pyramid"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if MIXERS[kind].looks_ahead else ())
+        for kind in MIXERS
+        if kind != "conv pyramid"
+    ],
+)
 def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
     blocks = 2 if MIXERS[kind].token_mixer == "conv" else 1  # one sees all that it ever may
     model = build(kind, sequence=True, dense=True, dilations=(1,) * blocks)
