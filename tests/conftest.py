@@ -18,11 +18,18 @@ from importlib.metadata import version
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-if version("jaxlib").startswith("0.10."):
-    # Its MLIR emitters take nearly half of a compilation's time, the older ones compute the same.
-    # Later versions have the first alone, are quick with them, and end the process at a flag that
-    # they do not know. Set XLA_FLAGS, if only to nothing, to test what users of 0.10 have.
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# What only takes time here: code generation in 32 parts, one after the other on a busy core, and in
+# 0.10 the MLIR emitters, nearly half of a compilation; the older ones compute the same. A version
+# ends the process at a flag that it does not know, so that the ones that know it are named. Set
+# XLA_FLAGS, if only to nothing, to test what users have.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    {
+        "0.10": "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false",
+        "0.11": "--xla_cpu_parallel_codegen_split_count=1",
+        "0.12": "--xla_cpu_parallel_codegen_split_count=1",
+    }.get(".".join(version("jaxlib").split(".")[:2]), ""),
+)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # By the first process, for its workers too. A folder set from outside is used again by the next
     # run: its entries are told apart by the versions of JAX and XLA and by the compiler options.
