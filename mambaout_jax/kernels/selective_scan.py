@@ -301,11 +301,9 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
 
     # dA has one sum per image, so that a batch which is spread over devices stays where it is.
     dA, du, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
-    # Of a chunk the states before the steps, and the last; and the decays, whose exponentials are
-    # the dearest part of a step. All chunks use the same buffers: zeroing new ones for each costs
-    # as much as the recurrence itself.
-    before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
-    decays = jnp.zeros((length, *dh.shape), dh.dtype)
+    # Of a chunk: the states before the steps, the last one, and the decays (exponentials are dear).
+    # One buffer each for all chunks: zeroing new ones costs as much as the recurrence itself.
+    before, decays = (jnp.zeros((size, *dh.shape), dh.dtype) for size in (length + 1, length))
     carry = vary_alike((dh, dA, du, ddelta, dB, before, decays, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
     (dh, dA, du, ddelta, dB, _, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
