@@ -264,20 +264,20 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         return t, *(_read(x, t, G) for x in (u, delta, B, C, dy))
 
     def rebuild_token(slot, carry, first):
-        h, before, decays, dC = carry
+        h, before, dC = carry
         t, u_t, delta_t, B_t, _, dy_t = inputs(first + slot)
         decay, drive = _coefficients(u_t, delta_t, A, B_t)
         h = decay * h + drive
         # Written as it is made: keeping the state before the step for it would copy it first.
         before = lax.dynamic_update_index_in_dim(before, h, slot + 1, axis=0)
-        decays = lax.dynamic_update_index_in_dim(decays, decay, slot, axis=0)
-        return h, before, decays, _write(dC, t, _sum_channels(h, dy_t))
+        return h, before, _write(dC, t, _sum_channels(h, dy_t))
 
-    def differentiate_token(slot, carry, first, before, decays):
+    def differentiate_token(slot, carry, first, before):
         dh, dA, du, ddelta, dB = carry
         t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
         g = dh + _per_state(C_t) * dy_t[:, :, None]
-        dh = lax.dynamic_index_in_dim(decays, slot, axis=0, keepdims=False) * g
+        decay, _ = _coefficients(u_t, delta_t, A, B_t)
+        dh = decay * g
         dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
         dinput = _read_out(B_t, g)  # of δ_t u_t
         dA = dA + dexponent * delta_t[:, :, None]
@@ -287,26 +287,26 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         return dh, dA, du, ddelta, dB
 
     def chunk(carry, xs):
-        *carry, before, decays, dC = carry
+        *carry, before, dC = carry
         first, h = xs
         count = jnp.minimum(length, L - first)
         rebuild = functools.partial(rebuild_token, first=first)
         before = lax.dynamic_update_index_in_dim(before, h, 0, axis=0)
-        _, before, decays, dC = lax.fori_loop(0, count, rebuild, (h, before, decays, dC))
+        _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
 
         def differentiate(i, carry):
-            return differentiate_token(count - 1 - i, carry, first, before, decays)
+            return differentiate_token(count - 1 - i, carry, first, before)
 
-        return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, decays, dC), None
+        return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, dC), None
 
     # dA has one sum per image, so that a batch which is spread over devices stays where it is.
     dA, du, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
-    # Of a chunk: the states before the steps, the last one, and the decays (exponentials are dear).
-    # One buffer each for all chunks: zeroing new ones costs as much as the recurrence itself.
-    before, decays = (jnp.zeros((size, *dh.shape), dh.dtype) for size in (length + 1, length))
-    carry = vary_alike((dh, dA, du, ddelta, dB, before, decays, dC), like=u)
+    # The states before the steps of a chunk, and the last. All chunks use one buffer: zeroing a new
+    # one for each costs as much as the recurrence itself.
+    before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
+    carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
-    (dh, dA, du, ddelta, dB, _, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
+    (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
 
 

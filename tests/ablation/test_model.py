@@ -65,7 +65,7 @@ def test_block_on_maps_is_that_of_mambaout(rng, kind, token_mixer, routes):
     ],
 )
 def test_tokens_of_a_sequence_see_what_their_mixer_shows(rng, kind):
-    blocks = 2 if MIXERS[kind].token_mixer == "conv" else 1  # one sees all that it ever may
+    blocks = 2 if MIXERS[kind].token_mixer == "conv" else 1  # a block of the others sees all it may
     model = build(kind, sequence=True, dense=True, dilations=(1,) * blocks)
     x = rng.standard_normal((1, 1, 9, 3), np.float32)
     params = rescale(jax.jit(model.init)(jax.random.key(0), x)["params"])
