@@ -54,7 +54,13 @@ BARS = (  # B, L, D, N, G
 )
 
 # Arguments of `run` for a trial.
-QUICK = {"widths": WIDTHS[:1], "lengths": LENGTHS[:4], "tokens_per_call": 3136, "rounds": 2}
+QUICK = {
+    "widths": WIDTHS[:1],
+    "lengths": LENGTHS[:4],
+    "tokens_per_call": 3136,
+    "rounds": 2,
+    "bars": BARS[2:3],
+}
 
 _TOKENS_PER_CALL = {"cpu": 2 * 3136, "accelerator": 64 * 3136}
 

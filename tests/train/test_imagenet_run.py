@@ -39,6 +39,7 @@ ROUTES = ("folders", "prepared", "tfds")
 TRAINING, VALIDATION = 4 * 49, 4 * 3  # images
 UPDATES = 6  # per epoch, of 32 images; the other four open the next epoch
 SIZES = {
+    "model.name": "test_mambaout",
     "data.image_size": 32,
     "batch_size": 32,
     "augment.mix_group_size": 4,  # 32 / 2 devices / 4 micro-batches
@@ -117,7 +118,7 @@ def validation_losses(folders, params):
             view = image.resize((42, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
         images.append((np.asarray(view) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225])
         labels.append(SYNSETS.index(path.parent.name))
-    model = create_model("mambaout_femto", num_classes=1000)
+    model = create_model(SIZES["model.name"], num_classes=1000)
     images = np.array(images, np.float32)
     logits = np.asarray(model.apply({"params": params}, images, train=False), np.float64)
     scores = logits[np.arange(len(labels)), labels]
@@ -132,7 +133,7 @@ def test_dry_run_tells_the_three_epochs(data, capsys):
     assert main(train_arguments(data["prepared"], "--dry-run")) == 0
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.strip().split("\n"))
     rows = {name: value.strip() for name, value in rows.items()}
-    assert rows["model"] == "mambaout_femto, 1000 classes, float32"
+    assert rows["model"] == "test_mambaout, 1000 classes, float32"
     assert rows["data"] == "imagenet: 196 training, 12 validation examples"
     assert rows["effective batch"] == "32 = 8 devices x 1 examples x 4 micro-batches"
     assert rows["updates"] == "18 = 3 epochs x 6, warm-up 6"
@@ -194,7 +195,7 @@ def test_three_epochs_of_the_recipe_on_every_route(data, trained, route):
         np.repeat([1e-6, half_way, 1e-5], UPDATES),  # one rate per epoch
         rtol=2e-6,
     )
-    assert evaluations[-1]["eval/loss"] < evaluations[0]["eval/loss"] / 2
+    assert evaluations[-1]["eval/loss"] < 0.9 * evaluations[0]["eval/loss"]
 
 
 @pytest.mark.slow
@@ -205,9 +206,9 @@ def test_evaluation_counts_every_image_once(data, trained, route):
     losses, hits = validation_losses(data["folders"], params)
     assert len(losses) == VALIDATION
     # An image that is left out, or counts twice, moves the mean by more than is tolerated.
-    assert abs(losses - losses.mean()).min() / VALIDATION > 1e-5 * losses.mean()
+    assert abs(losses - losses.mean()).min() / VALIDATION > 2e-6 * losses.mean()
     last = timeless_metrics(workdir)[-1]
-    assert last["eval/loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert last["eval/loss"] == pytest.approx(losses.mean(), rel=2e-6)
     assert last["eval/top1"] == pytest.approx(100 * hits.mean())
 
 
