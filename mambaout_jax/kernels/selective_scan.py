@@ -123,7 +123,7 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     if "delta_bias" in wide:
         delta = delta + wide["delta_bias"][None, None]
     if delta_softplus:
-        delta = jax.nn.softplus(delta)
+        delta = _SOFTPLUS.run("plain" if implementation in _OPERATION.plain else "auto", delta)
     state = wide.get("initial_state", jnp.zeros((u.shape[0], *A.shape), dtype))
     y, state = _OPERATION.run(implementation, u, delta, A, B, C, state, reverse=reverse)
     if "D" in wide:
@@ -132,6 +132,15 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
         y = y * jax.nn.silu(wide["z"])
     return y.astype(u.dtype), state
 
+
+def _softplus_gradient(y, dy):
+    return (dy * -jnp.expm1(-y),)
+
+
+# Its gradient keeps the result alone, which the gradient of the scan keeps anyway.
+_softplus = jax.custom_vjp(jax.nn.softplus)
+_softplus.defvjp(lambda x: (y := jax.nn.softplus(x), y), _softplus_gradient)
+_SOFTPLUS = Operation("softplus", {"plain": jax.nn.softplus}, auto=_softplus, plain=("plain",))
 
 _SECOND = (
     "selective_scan(implementation={!r}) has first derivatives only; for second ones, or for "
@@ -273,18 +282,17 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         return h, before, _write(dC, t, _sum_channels(h, dy_t))
 
     def differentiate_token(slot, carry, first, before):
-        dh, dA, du, ddelta, dB = carry
+        dh, dA, dinput, ddelta, dB = carry
         t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
         g = dh + _per_state(C_t) * dy_t[:, :, None]
         decay, _ = _coefficients(u_t, delta_t, A, B_t)
         dh = decay * g
         dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
-        dinput = _read_out(B_t, g)  # of δ_t u_t
         dA = dA + dexponent * delta_t[:, :, None]
-        du = _write(du, t, dinput * delta_t)
-        ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent) + dinput * u_t)
+        dinput = _write(dinput, t, _read_out(B_t, g))
+        ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent))
         dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
-        return dh, dA, du, ddelta, dB
+        return dh, dA, dinput, ddelta, dB
 
     def chunk(carry, xs):
         *carry, before, dC = carry
@@ -299,14 +307,16 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
 
         return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, dC), None
 
-    # dA has one sum per image, so that a batch which is spread over devices stays where it is.
-    dA, du, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, u, delta, B, C))
+    # dA has one sum per image, so that a batch which is spread over devices stays where it is;
+    # dinput is the gradient of δu, and ddelta that by way of δA alone until the end.
+    dA, dinput, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, delta, delta, B, C))
     # The states before the steps of a chunk, and the last. All chunks use one buffer: zeroing a new
     # one for each costs as much as the recurrence itself.
     before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
-    carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
+    carry = vary_alike((dh, dA, dinput, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
-    (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
+    (dh, dA, dinput, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
+    du, ddelta = (dinput * delta).astype(u.dtype), ddelta + dinput * u
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
 
 
