@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -113,6 +114,15 @@ def vary_alike(arrays: Any, like: Any = ()) -> Any:
 def is_known(*sizes: Any) -> bool:
     """Whether all sizes of an array are numbers; `jax.export` may have symbols in their place."""
     return all(isinstance(size, int) for size in sizes)
+
+
+def numpy_for(*sizes: Any) -> Any:
+    """The module that computes tables of such sizes.
+
+    It is numpy, whose tables are constants of the program, or where a size is a symbol of
+    `jax.export` jax.numpy, whose tables the program computes when it runs.
+    """
+    return np if is_known(*sizes) else jnp
 
 
 def differentiable_once(rule: Callable, message: str) -> Callable:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import is_known, numpy_for
 
 
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -62,18 +62,9 @@ def resize_positions(
             `torch.nn.functional.interpolate` has it without antialias, with a = -0.75.
         middle: the class token's entry stands between the first and the second half of the patches,
             not before all of them.
-
-    Raises:
-        ValueError: the new grid is of symbols of `jax.export`, without antialias.
     """
-    if grid == new_grid:
+    if grid == new_grid:  # never of symbols; interpolation to the same size changes nothing, either
         return table
-    if not antialias and not is_known(*new_grid):
-        raise ValueError(
-            f"positions are interpolated to maps of a known size, and this one has {new_grid[0]} x "
-            f"{new_grid[1]} tokens; export with numbers for height and width: the batch may be a "
-            "symbol"
-        )
     table = jnp.asarray(table)
     count, channels = grid[0] * grid[1], table.shape[-1]
     tokens = table.shape[1] - count
@@ -90,19 +81,22 @@ def resize_positions(
     return jnp.concatenate((patches[:, :new_at], token, patches[:, new_at:]), axis=1)
 
 
-def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray, "M N"]:
+def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray | Array, "M N"]:
     """Weight of each of `size` samples in each of `new_size`: PyTorch's, pixels beyond the border
     are those at the border."""
+    xp = numpy_for(new_size)
     a = -0.75
-    at = (np.arange(new_size) + 0.5) * size / new_size - 0.5
-    first = np.floor(at).astype(int)
-    weights = np.zeros((new_size, size), np.float32)
+    # The place of a sample is (k + 1/2) size / new_size - 1/2, here as a whole number and the rest.
+    first, rest = xp.divmod((2 * xp.arange(new_size) + 1) * size - new_size, 2 * new_size)
+    weights = xp.zeros((new_size, size), np.float32)
     for tap in (-1, 0, 1, 2):
-        x = np.abs(at - (first + tap))
+        x = xp.abs(rest / (2 * new_size) - tap)
         near = (a + 2) * x**3 - (a + 3) * x**2 + 1
         far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        sample = np.clip(first + tap, 0, size - 1)
-        np.add.at(weights, (np.arange(new_size), sample), np.where(x <= 1, near, far))
+        sample = xp.clip(first + tap, 0, size - 1)
+        here = sample[:, None] == np.arange(size)[None]
+        weight = xp.where(x <= 1, near, far)[:, None]
+        weights = (weights + xp.where(here, weight, 0)).astype(np.float32)
     return weights
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Softmax attention (Vaswani et al. 2017, Eq. 1): fully visible, causal, in windows of a map."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax.typing import Dtype
 from jax import Array as JaxArray
 from jaxtyping import Array, Bool, Float, Int
 
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import is_known, numpy_for
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.positions import relative_position_index
@@ -124,35 +126,35 @@ class WindowAttention(nn.Module):
         """Mixes the tokens of each window.
 
         Raises:
-            ValueError: the heads do not divide the channels, or the map's size is not known when
-                the program is traced.
+            ValueError: the heads do not divide the channels.
         """
-        (_, H, W, channels), side = x.shape, self.window
-        if not is_known(H, W):
-            raise ValueError(
-                f"windows are laid out for maps of a known size, and this one has {H} x {W} "
-                "tokens; export with numbers for height and width: the batch may be a symbol"
-            )
-        rows, columns = -H % side, -W % side
-        x = jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))
-        shifts = (self.shift if side < H else 0, self.shift if side < W else 0)
-        if any(shifts):
+        (B, H, W, channels), side = x.shape, self.window
+        x = jnp.pad(x, ((0, 0), (0, -H % side), (0, -W % side), (0, 0)))
+        counts = (-(-H // side), -(-W // side))
+        shifts: Any = (self._shift_along(H), self._shift_along(W))
+        shifted = any(not is_known(shift) or shift for shift in shifts)
+        if shifted:
             x = jnp.roll(x, (-shifts[0], -shifts[1]), axis=(1, 2))
-        size = (H + rows, W + columns)
-        windows = _to_windows(x, side)  # (B · windows, L, C)
+        windows = _to_windows(x, counts, side)  # (B · windows, L, C)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(windows)
         query, key, value = split_heads(qkv, self.heads)
         mask = None
-        if any(shifts):
-            visible = visible_in_window(size, side, shifts)  # (windows, L, L)
-            mask = jnp.tile(visible[:, None], (x.shape[0], 1, 1, 1))
+        if shifted:
+            visible = visible_in_window(counts, side, shifts)  # (windows, L, L)
+            mask = jnp.tile(visible[:, None], (B, 1, 1, 1))
         y = scaled_dot_product_attention(query, key, value, mask, self._bias())
         y = y.swapaxes(1, 2).reshape(windows.shape)
         y = Dense(channels, dtype=self.dtype, name="proj")(y)
-        y = _to_map(y, size, side)
-        if any(shifts):
+        y = _to_map(y, counts, side)
+        if shifted:
             y = jnp.roll(y, shifts, axis=(1, 2))
         return y[:, :H, :W]
+
+    def _shift_along(self, length: int) -> int | Int[Array, ""]:
+        """The shift along an axis; where its length is a symbol, the program decides on it."""
+        if is_known(length):
+            return self.shift if self.window < length else 0
+        return jnp.where(jnp.asarray(length) > self.window, self.shift, 0) if self.shift else 0
 
     def _bias(self) -> Float[Array, "1 heads L L"]:
         shape = ((2 * self.window - 1) ** 2, self.heads)
@@ -168,40 +170,44 @@ class WindowAttention(nn.Module):
 
 
 def visible_in_window(
-    size: tuple[int, int], window: int, shifts: tuple[int, int]
-) -> Bool[np.ndarray, "windows L L"]:
+    counts: tuple[int, int],
+    window: int,
+    shifts: tuple[int | Int[Array, ""], int | Int[Array, ""]],
+) -> Bool[np.ndarray | Array, "windows L L"]:
     """Which tokens of a window of the rolled map see each other: those that were neighbours.
 
     Args:
-        size: H and W of the map, multiples of `window`.
+        counts: rows and columns of windows.
         window: side of a window.
-        shifts: by how much the map was rolled towards its first row and column.
+        shifts: by how much the map was rolled towards its first row and column, 0 only along an
+            axis of one window.
     """
-    regions = [_region(n, window, shift) for n, shift in zip(size, shifts, strict=True)]
+    regions = [_region(n * window, window, shift) for n, shift in zip(counts, shifts, strict=True)]
     number = regions[0][:, None] * 3 + regions[1][None]  # (H, W)
-    H, W = size
-    tokens = number.reshape(H // window, window, W // window, window).swapaxes(1, 2)
-    tokens = tokens.reshape(-1, window**2)
+    tokens = number.reshape(counts[0], window, counts[1], window).swapaxes(1, 2)
+    tokens = tokens.reshape(counts[0] * counts[1], window**2)
     return tokens[:, :, None] == tokens[:, None]
 
 
-def _region(length: int, window: int, shift: int) -> Int[np.ndarray, "length"]:
+def _region(
+    length: int, window: int, shift: int | Int[Array, ""]
+) -> Int[np.ndarray | Array, "length"]:
     """Along one axis: 0 before the last window, 1 in it, 2 in its part rolled in from the start."""
-    places = np.arange(length)
-    if shift == 0:
-        return np.zeros_like(places)
+    places = numpy_for(length).arange(length)
     return (places >= length - window).astype(int) + (places >= length - shift)
 
 
-def _to_windows(x: Float[Array, "B H W C"], side: int) -> Float[Array, "_ L C"]:
-    B, H, W, C = x.shape
-    x = x.reshape(B, H // side, side, W // side, side, C).swapaxes(2, 3)
-    return x.reshape(-1, side * side, C)
+def _to_windows(
+    x: Float[Array, "B H W C"], counts: tuple[int, int], side: int
+) -> Float[Array, "_ L C"]:
+    (B, _, _, C), (rows, columns) = x.shape, counts
+    x = x.reshape(B, rows, side, columns, side, C).swapaxes(2, 3)
+    return x.reshape(B * rows * columns, side * side, C)
 
 
 def _to_map(
-    windows: Float[Array, "_ L C"], size: tuple[int, int], side: int
+    windows: Float[Array, "_ L C"], counts: tuple[int, int], side: int
 ) -> Float[Array, "B H W C"]:
-    (H, W), C = size, windows.shape[-1]
-    x = windows.reshape(-1, H // side, W // side, side, side, C).swapaxes(2, 3)
-    return x.reshape(-1, H, W, C)
+    (rows, columns), C = counts, windows.shape[-1]
+    x = windows.reshape(-1, rows, columns, side, side, C).swapaxes(2, 3)
+    return x.reshape(-1, rows * side, columns * side, C)

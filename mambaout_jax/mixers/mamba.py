@@ -8,14 +8,14 @@ sequence once; `PathMamba` walks over the patches of an image along several path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.mixers.conv import CausalConv
-from mambaout_jax.mixers.routes import Path, steps_of, take, walk
+from mambaout_jax.mixers.routes import Order, Path, steps_of, take, walk
 from mambaout_jax.mixers.ssm import (
     SSM,
     STATE_SIZE,
@@ -122,7 +122,7 @@ class PathMamba(nn.Module):
         paths = len(self.paths)
         return ScanSize(paths, B * steps // paths, self.expand * C, self.state_size, gated=True)
 
-    def _orders(self, length: int) -> list[Int[np.ndarray, "_"]]:
+    def _orders(self, length: int) -> list[Order]:
         """Numbers of the tokens of a sequence as each path meets them."""
         return [
             _with_token(path, self.size, self.token_turns)
@@ -170,10 +170,12 @@ def project_out(
     return Dense(width, use_bias=use_bias, dtype=dtype, kernel_init=init, name="out_proj")(y)
 
 
-def _with_token(path: Path, size: tuple[int, int], turns: bool) -> Int[np.ndarray, "_"]:
+def _with_token(path: Path, size: tuple[int, int], turns: bool) -> Order:
     """The walk over a sequence with one more token in its middle."""
     middle = size[0] * size[1] // 2
     order = walk(Path(path.order) if turns else path, *size)
-    order = np.where(order >= middle, order + 1, order)
-    order = np.insert(order, middle, middle)
-    return order[::-1] if turns and path.reverse else order
+    xp = numpy_for(*size)
+    order = xp.where(order >= middle, order + 1, order)
+    step = xp.arange(order.shape[0] + 1)
+    order = xp.where(step == middle, middle, order[step - (step > middle)])
+    return xp.flip(order) if turns and path.reverse else order

@@ -24,11 +24,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import is_known, numpy_for
 
 PAD = -1  # in an order: a step that meets no token, and reads zero
+
+# Raster numbers of tokens: a constant, or computed by the program where a map's size is a symbol.
+Order = Int[np.ndarray | Array, "_"]
 
 
 class Path(NamedTuple):
@@ -108,7 +112,7 @@ def flatten(x: Float[Array, "B H W C"], path: Path) -> Float[Array, "B S C"]:
     if path.order in ("raster", "column"):  # a transposition is cheaper than a gather
         x = x.transpose(0, 2, 1, 3) if path.order == "column" else x
         tokens = x.reshape(B, H * W, C)
-        return tokens[:, ::-1] if path.reverse else tokens
+        return lax.rev(tokens, (1,)) if path.reverse else tokens
     return take(x.reshape(B, H * W, C), walk(path, H, W))
 
 
@@ -122,42 +126,46 @@ def restore(
     """
     (B, _, C), (H, W) = tokens.shape, size
     if path.order in ("raster", "column"):
-        tokens = tokens[:, ::-1] if path.reverse else tokens
+        tokens = lax.rev(tokens, (1,)) if path.reverse else tokens
         if path.order == "column":
             return tokens.reshape(B, W, H, C).transpose(0, 2, 1, 3)
         return tokens.reshape(B, H, W, C)
     return take(tokens, steps_of(walk(path, H, W), H * W)).reshape(B, H, W, C)
 
 
-def take(tokens: Float[Array, "B L C"], order: Int[np.ndarray, "S"]) -> Float[Array, "B S C"]:
+def take(tokens: Float[Array, "B L C"], order: Order) -> Float[Array, "B S C"]:
     """Tokens by their numbers in an order, zeros where it says `PAD`."""
-    every = np.arange(tokens.shape[1])
-    if np.array_equal(order, every):
-        return tokens
-    if np.array_equal(order, every[::-1]):
-        return tokens[:, ::-1]
-    if (order == PAD).any():
-        tokens = jnp.pad(tokens, ((0, 0), (0, 1), (0, 0)))  # the token that PAD reads, the last
-        order = np.where(order == PAD, tokens.shape[1] - 1, order)
+    if isinstance(order, np.ndarray):
+        every = np.arange(tokens.shape[1])
+        if np.array_equal(order, every):
+            return tokens
+        if np.array_equal(order, every[::-1]):
+            return tokens[:, ::-1]
+        if not (order == PAD).any():
+            return jnp.take(tokens, order, axis=1)
+    tokens = jnp.pad(tokens, ((0, 0), (0, 1), (0, 0)))  # the token that PAD reads, the last
+    order = numpy_for(*order.shape).where(order == PAD, tokens.shape[1] - 1, order)
     return jnp.take(tokens, order, axis=1)
 
 
-def steps_of(order: Int[np.ndarray, "S"], count: int) -> Int[np.ndarray, "L"]:
+def steps_of(order: Order, count: int) -> Order:
     """The step at which an order meets each of `count` tokens, `PAD` where it never does."""
+    if not isinstance(order, np.ndarray):
+        beyond = jnp.where(order == PAD, count, order)
+        return jnp.full(count, PAD).at[beyond].set(jnp.arange(order.shape[0]), mode="drop")
     steps = np.full(count, PAD)
     met = np.flatnonzero(order != PAD)
     steps[order[met]] = met
     return steps
 
 
-def walk(path: Path, H: int, W: int) -> Int[np.ndarray, "S"]:
+def walk(path: Path, H: int, W: int) -> Order:
     """Raster numbers of a map's tokens as a path meets them; see `token_order`."""
     order = token_order(path.order, H, W)
-    return order[::-1] if path.reverse else order
+    return numpy_for(H, W).flip(order) if path.reverse else order
 
 
-@functools.cache
-def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "S"]:
+def token_order(order: str, H: int, W: int) -> Order:
     """Raster numbers of a map's tokens in an order.
 
         raster, column, snake, column_snake, atrous     see the top of this file
@@ -167,35 +175,38 @@ def token_order(order: str, H: int, W: int) -> Int[np.ndarray, "S"]:
                      where it is 1; odd maps are filled up with `PAD`, as in EfficientVMamba
 
     Raises:
-        ValueError: there is no such order, or it needs a size that is known when it is traced.
+        ValueError: there is no such order.
     """
-    if not is_known(H, W):
-        raise ValueError(
-            f"order={order!r} is laid out for maps of a known size, and this one has {H} x {W} "
-            "tokens; export with numbers for height and width: the batch may be a symbol"
-        )
-    row, column = np.divmod(np.arange(H * W), W)
+    return (_known_order if is_known(H, W) else _order)(order, H, W)
+
+
+def _order(order: str, H: int, W: int) -> Order:
+    xp = numpy_for(H, W)
+    row, column = xp.divmod(xp.arange(H * W), W)
     keys = {  # the last decides first
         "raster": (column, row),
         "column": (row, column),
-        "snake": (np.where(row % 2, -column, column), row),
-        "column_snake": (np.where(column % 2, -row, row), column),
+        "snake": (xp.where(row % 2, -column, column), row),
+        "column_snake": (xp.where(column % 2, -row, row), column),
         "atrous": (column, row, column % 2, row % 2),
     }
     if order in keys:
-        return np.lexsort(keys[order])
+        return xp.lexsort(keys[order])
     if window := re.fullmatch(r"window_([1-9]\d*)", order):
-        K = int(window[1])
-        blocks = _padded(H, W, K).reshape(-(-H // K), K, -(-W // K), K)
-        return blocks.transpose(0, 2, 1, 3).ravel()
+        return _blocks(H, W, int(window[1])).transpose(0, 2, 1, 3).ravel()
     if phase := re.fullmatch(r"phase_([01])([01])", order):
         r, c = int(phase[1]), int(phase[2])
-        phase_map = _padded(H, W, 2)[r::2, c::2]
+        phase_map = _blocks(H, W, 2)[:, r, :, c]
         return (phase_map.T if r else phase_map).ravel()
     raise ValueError(f"order={order!r} is not known; allowed are {', '.join(ORDERS)}")
 
 
-def _padded(H: int, W: int, K: int) -> Int[np.ndarray, "_ _"]:
-    """Raster numbers as a map, filled up at its end to multiples of K."""
-    numbers = np.arange(H * W).reshape(H, W)
-    return np.pad(numbers, ((0, -H % K), (0, -W % K)), constant_values=PAD)
+_known_order = functools.cache(_order)
+
+
+def _blocks(H: int, W: int, K: int) -> Int[np.ndarray | Array, "_ K _ K"]:
+    """Raster numbers as a map, filled up at its end to multiples of K, which its axes divide by."""
+    xp = numpy_for(H, W)
+    numbers = xp.arange(H * W).reshape(H, W)
+    padded = xp.pad(numbers, ((0, -H % K), (0, -W % K)), constant_values=PAD)
+    return padded.reshape(-(-H // K), K, -(-W // K), K)

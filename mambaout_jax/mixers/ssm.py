@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.kernels.selective_scan import selective_scan
 from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
@@ -186,10 +187,12 @@ def scan_together(
     Shorter sequences are filled up at their end, where no token before it sees it.
     """
     lengths = [x.shape[1] for x in sequences]
+    longest = functools.reduce(jax.core.max_dim, lengths)
+    if not is_known(longest):
+        longest = jax.core.max_dim(longest, 1)  # symbols may be 0, and a scan starts with a token
 
     def joined(parts: Sequence[Array], join: Callable[..., Array], axis: int) -> Array:
-        if len(set(lengths)) > 1:
-            longest = max(lengths)
+        if set(lengths) != {longest}:
             rest = ((0, 0),) * (parts[0].ndim - 2)
             parts = [jnp.pad(x, ((0, 0), (0, longest - x.shape[1]), *rest)) for x in parts]
         return join(parts, axis=axis)

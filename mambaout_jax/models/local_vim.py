@@ -28,7 +28,7 @@ from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.mamba import PathMamba
 from mambaout_jax.mixers.routes import directions_of
 from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE
-from mambaout_jax.models.vim import without_middle
+from mambaout_jax.models.vim import middle_of, without_middle
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
@@ -126,7 +126,7 @@ class LocalVim(Columnar):
             if i in self.map_blocks:
                 patches = without_middle(x) if self.token else x
                 maps.append(patches.reshape(-1, *size, self.dim))
-        return Features(tuple(maps), x[:, x.shape[1] // 2] if self.token else None)
+        return Features(tuple(maps), middle_of(x) if self.token else None)
 
     def _rotations(self, size: tuple[int, int]) -> tuple[ArrayLike, ArrayLike]:
         """Those of the grid of positions; others are interpolated, as in LocalVim's code."""

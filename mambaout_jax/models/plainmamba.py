@@ -13,13 +13,13 @@ the smallest model has a convolution behind its first block.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.typing import Dtype
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Columnar, Features, Variant
 from mambaout_jax.heads.classifier import PooledHead
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.initializers import normal_init
@@ -27,7 +27,7 @@ from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.positions import patch_grid
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.mamba import project_in, project_out
-from mambaout_jax.mixers.routes import flatten, paths_of, restore, walk
+from mambaout_jax.mixers.routes import Order, flatten, paths_of, restore, walk
 from mambaout_jax.mixers.ssm import (
     SSM_DECAY,
     STATE_SIZE,
@@ -72,7 +72,7 @@ class PlainMambaMixer(nn.Module):
         table = self.param(
             "direction_B", normal_init, (_DIRECTIONS, self.state_size), jnp.float32
         ).astype(chosen.B.dtype)
-        steps = [table[arrivals(walk(path, H, W), W)][None] for path in PATHS]
+        steps = [table[arrivals(walk(path, H, W), (H, W))][None] for path in PATHS]
         scanned = scan_together(
             [flatten(u, path) for path in PATHS],
             [chosen._replace(B=chosen.B + step) for step in steps],
@@ -170,13 +170,13 @@ class PlainMamba(Columnar):
         return Conv(self.dim, side, side, dtype=dtype, name="patch_embed")(x)
 
 
-def arrivals(order: Int[np.ndarray, "L"], width: int) -> Int[np.ndarray, "L"]:
+def arrivals(order: Order, size: tuple[int, int]) -> Order:
     """How a continuous walk reached each of its tokens: 0 where it starts, and then by a step to
     the right 1, left 2, up 3 or down 4."""
-    rows, columns = np.divmod(order, width)
-    steps = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}
-    moves = zip(np.diff(rows).tolist(), np.diff(columns).tolist(), strict=True)
-    return np.array([0, *(steps[move] for move in moves)])
+    xp = numpy_for(*size)
+    down, right = (xp.diff(places) for places in xp.divmod(order, size[1]))
+    moves = xp.where(right != 0, xp.where(right > 0, 1, 2), xp.where(down < 0, 3, 4))
+    return xp.concatenate((xp.zeros_like(order[:1]), moves))
 
 
 BACKBONE = PlainMamba

@@ -162,8 +162,8 @@ def torch_buffers(backbone: Swin, naming: str) -> dict[str, np.ndarray]:
             tables[f"{name}.attn.relative_position_index"] = index
             shift = backbone.shift_of(j)
             if shift and min(height, width) > window:
-                padded = (height + -height % window, width + -width % window)
-                visible = visible_in_window(padded, window, (shift, shift))
+                counts = (-(-height // window), -(-width // window))
+                visible = visible_in_window(counts, window, (shift, shift))
                 tables[f"{name}.attn_mask"] = np.where(visible, 0, _HIDDEN).astype(np.float32)
     return tables
 

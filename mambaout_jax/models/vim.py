@@ -94,7 +94,13 @@ class Vim(Columnar):
             x = block(*options, name=f"block_{i:02d}")(x, train)
             if i in self.map_blocks:
                 maps.append(without_middle(x).reshape(-1, *size, self.dim))
-        return Features(tuple(maps), x[:, x.shape[1] // 2])
+        return Features(tuple(maps), middle_of(x))
+
+
+def middle_of(x: Float[Array, "B _ C"]) -> Float[Array, "B C"]:
+    """The class token in the middle of a sequence."""
+    middle = x.shape[1] // 2
+    return x[:, middle : middle + 1].squeeze(1)  # where the length is a symbol, so is an index
 
 
 def without_middle(x: Float[Array, "B _ C"]) -> Float[Array, "B L C"]:

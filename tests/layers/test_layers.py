@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from scipy.special import erf
 
 from mambaout_jax.layers.activations import activation
@@ -221,6 +222,25 @@ def test_rms_norm_divides_by_the_root_mean_square(rng):
 def test_positions_of_the_same_grid_are_untouched(rng):
     table = rng.standard_normal((1, 7, 2), np.float32)
     assert resize_positions(table, (2, 3), (2, 3)) is table
+
+
+@pytest.mark.slow
+def test_positions_of_a_symbolic_grid_are_those_of_a_known_one(rng):
+    table = rng.standard_normal((1, 13, 2), np.float32)
+
+    def resized(x):
+        return [
+            resize_positions(table, (4, 3), x.shape, antialias=antialias, middle=middle)
+            for antialias in (True, False)
+            for middle in (True, False)
+        ]
+
+    sizes = jax.ShapeDtypeStruct(export.symbolic_shape("h, w"), jnp.float32)
+    program = export.export(jax.jit(resized))(sizes)
+    for grid in ((4, 3), (2, 5), (9, 1)):  # its own first
+        x = np.zeros(grid, np.float32)
+        for found, known in zip(program.call(x), resized(x), strict=True):
+            np.testing.assert_allclose(found, known, atol=1e-6)
 
 
 def test_image_size_is_one_side_or_both():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from support.oracles import attention
 
 from mambaout_jax.mixers.attention import (
@@ -152,3 +153,18 @@ def test_window_attention_equals_the_loop(rng, size, shift):
         got = jax.jit(mixer.apply)(variables, x)
     exact = windows_in_numpy(variables["params"], x, 2, 3, shift)
     np.testing.assert_allclose(got, exact[:, : size[0], : size[1]], atol=1e-12)
+
+
+@pytest.mark.slow
+def test_windows_of_a_symbolic_map_are_shifted_where_there_are_several(rng):
+    mixer = WindowAttention(2, window=3, shift=1)
+    shapes = jax.eval_shape(mixer.init, jax.random.key(0), jnp.zeros((1, 3, 3, 4)))
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), shapes)
+    with jax.enable_x64(True):
+        symbolic = jax.ShapeDtypeStruct(export.symbolic_shape("b, h, w, 4"), jnp.float64)
+        program = export.export(jax.jit(mixer.apply))(variables, symbolic)
+        for size in ((6, 8), (3, 7), (2, 2)):
+            x = rng.standard_normal((2, *size, 4))
+            exact = windows_in_numpy(variables["params"], x, 2, 3, 1)
+            got = program.call(variables, x)
+            np.testing.assert_allclose(got, exact[:, : size[0], : size[1]], atol=1e-12)

@@ -96,7 +96,7 @@ def test_plainmamba_moves_the_inputs_alone_and_adds_the_bias_twice(rng):
     }
     assert {tuple(walk(path, H, W).tolist()) for path in PATHS} == set(steps)
     for order, direction in steps.items():
-        assert tuple(arrivals(np.array(order), W)) == direction
+        assert tuple(arrivals(np.array(order), (H, W))) == direction
         arrays = {"u": u[:, order], "delta": delta, "A": -np.exp(selection["A_log"]),
                   "B": chosen[..., 1:3] + p["direction_B"][list(direction)],
                   "C": chosen[..., 3:], "D": selection["D"]}  # fmt: skip

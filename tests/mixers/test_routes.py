@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from mambaout_jax.mixers.routes import (
     DIRECTIONS,
@@ -15,6 +16,7 @@ from mambaout_jax.mixers.routes import (
     flatten,
     paths_of,
     restore,
+    steps_of,
     token_order,
     walk,
 )
@@ -86,6 +88,21 @@ def test_restoring_undoes_flattening(order, size, reverse):
     met = tokens[0, :, 0][tokens[0, :, 0] != 0]
     assert sorted(met) == sorted(np.asarray(x)[0, ..., 0].ravel())
     np.testing.assert_array_equal(restore(jnp.asarray(tokens), Path(order, reverse), size), x)
+
+
+@pytest.mark.slow
+def test_orders_of_a_symbolic_map_are_those_of_a_known_one():
+    def orders_and_steps(x):
+        walks = [walk(Path(order, True), *x.shape) for order in BY_HAND]
+        return [(order, steps_of(order, x.shape[0] * x.shape[1])) for order in walks]
+
+    sizes = jax.ShapeDtypeStruct(export.symbolic_shape("h, w"), jnp.float32)
+    program = export.export(jax.jit(orders_and_steps))(sizes)
+    for size in SIZES[-3:]:
+        x = np.zeros(size, np.float32)
+        for found, known in zip(program.call(x), orders_and_steps(x), strict=True):
+            np.testing.assert_array_equal(found[0], known[0])
+            np.testing.assert_array_equal(found[1], known[1])
 
 
 def test_restoring_leaves_zeros_where_nothing_was_met():

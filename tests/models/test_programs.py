@@ -21,6 +21,7 @@ from mambaout_jax.models import create_model
 BATCH = (8, 64, 32, 3)
 # By default one of each mixer: a convolution, an attention, an SSM over a map and over a sequence.
 DEFAULT = ("mambaout_femto", "swin_tiny_patch4_window7_224", "vmamba_v9_tiny", "vim_tiny")
+OPTIONS = {"swin_tiny_patch4_window7_224": {"depths": (2, 1)}}  # a block of shifted windows, too
 every_family = pytest.mark.parametrize(
     "name",
     [
@@ -33,7 +34,7 @@ every_family = pytest.mark.parametrize(
 @functools.cache
 def small(name):
     """The loss of a tiny model, and the shapes of its variables."""
-    model = create_model(name, **small_options(name))
+    model = create_model(name, **{**small_options(name), **OPTIONS.get(name, {})})
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *BATCH[1:])))
 
     def loss(params, rest, images):
@@ -98,53 +99,63 @@ def test_parameters_on_explicit_axes_are_an_error_too():
 
 ANY_SIZE = "b, h, w, 3"
 MULTIPLES = "b, 32*h, 32*w, 3"
-UNKNOWN = {
-    "deit_tiny_patch16_224": (ANY_SIZE, r"h x w pixels are not known.*such as 16\*h"),
-    "mamba2d_small": (MULTIPLES, r"4\*h x 4\*w tokens; export with numbers for"),
-    "swin_tiny_patch4_window7_224": (MULTIPLES, r"8\*h x 8\*w tokens; export with numbers for"),
+PATCHED = {  # families whose patches have to fill the image, and by what they are to be divided
     **dict.fromkeys(
-        ("vim_tiny", "local_vim_tiny", "plainmamba_l1"),
-        (MULTIPLES, r"2\*h x 2\*w tokens; export with numbers for"),
+        ("deit_tiny_patch16_224", "vim_tiny", "local_vim_tiny", "plainmamba_l1"), r"16\*h"
     ),
-    **dict.fromkeys(
-        ("local_vmamba_tiny", "efficientvmamba_tiny"),
-        (MULTIPLES, r"8\*h x 8\*w tokens; export with numbers for"),
-    ),
+    "mamba2d_small": r"8\*h",
 }
 
 
-@every_family
-def test_symbolic_batch_height_and_width(name, monkeypatch):
+@pytest.fixture
+def symbols(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a symbol is no int
+
+
+@every_family
+def test_symbolic_batch_height_and_width(name, symbols):
     loss, shapes = small(name)
     sizes = ANY_SIZE
-    if name in UNKNOWN:
-        refused, message = UNKNOWN[name]
+    if name in PATCHED:
+        sizes, message = MULTIPLES, f"h x w pixels are not known.*such as {PATCHED[name]}"
         with pytest.raises(ValueError, match=message):
-            jax.eval_shape(loss, *shapes.values(), images(*export.symbolic_shape(refused)))
-        sizes = "b, 64, 32, 3" if refused == MULTIPLES else MULTIPLES
+            jax.eval_shape(loss, *shapes.values(), images(*export.symbolic_shape(ANY_SIZE)))
     symbolic = images(*export.symbolic_shape(sizes))
     gradient = jax.eval_shape(jax.grad(loss), *shapes.values(), symbolic)
     assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, shapes["params"])
 
 
+def random_variables(shapes, rng):
+    """Small values; variances, the squares of such, are positive."""
+    arrays = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x**2 if path[-1].key == "var" else x, arrays
+    )
+
+
+def assert_close(found, wanted):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4 * np.abs(other).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mambaout_femto", "vmamba_v9_tiny"])
-def test_such_programs_compute_what_plain_calls_do(name, rng, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+def test_sharded_programs_compute_what_plain_calls_do(name, rng):
     loss, shapes = small(name)
-    arrays = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes)
-    own = jax.jit(jax.value_and_grad(loss))
-
-    def assert_close(found, wanted):
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4 * np.abs(other).max())
-
+    arrays = random_variables(shapes, rng)
     x = rng.standard_normal(BATCH, np.float32)
+    own = jax.jit(jax.value_and_grad(loss))
     assert_close(jax.jit(sharded(loss))(*arrays.values(), x), own(*arrays.values(), x))
 
-    symbolic = images(*export.symbolic_shape(ANY_SIZE))
-    program = export.export(own)(*(jax.tree.map(jnp.asarray, x) for x in arrays.values()), symbolic)
-    for shape in ((1, 33, 47, 3), (3, 64, 32, 3)):
-        x = rng.standard_normal(shape, np.float32)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_programs_of_symbolic_sizes_compute_what_plain_calls_do(name, rng, symbols):
+    loss, shapes = small(name)
+    arrays = jax.tree.map(jnp.asarray, random_variables(shapes, rng))
+    own = jax.jit(jax.value_and_grad(loss))
+    symbolic = images(*export.symbolic_shape(MULTIPLES if name in PATCHED else ANY_SIZE))
+    program = export.export(own)(*arrays.values(), symbolic)
+    for shape in ((1, 96, 32), (2, 32, 64)) if name in PATCHED else ((1, 33, 47), (2, 64, 50)):
+        x = rng.standard_normal((*shape, 3), np.float32)
         assert_close(program.call(*arrays.values(), x), own(*arrays.values(), x))
