@@ -122,3 +122,26 @@ def put(rows: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
 def unscored(count: int, length: int) -> Int[np.ndarray, "E L"]:
     """Targets of examples of which nothing is asked yet."""
     return np.full((count, length), UNSCORED, np.int32)
+
+
+def last_objects(
+    rng: np.random.Generator, shape: tuple[int, int], objects: int, colours: int
+) -> Examples:
+    """Rows (E, L) with objects anywhere: of every blank after one, the colour of the last is asked.
+
+    Args:
+        rng: what draws.
+        shape: (E, L).
+        objects: in each row.
+        colours: of objects; inputs count them from 1, blanks being 0, answers from 0.
+    """
+    count, length = shape
+    places = choose(rng, count, length, objects)
+    inputs = np.zeros(shape, np.int32)
+    put(inputs, places, 1 + rng.integers(colours, size=places.shape))
+    columns = np.arange(length)
+    last = np.maximum.accumulate(np.where(inputs > 0, columns, -1), axis=1)
+    asked = (inputs == 0) & (last >= 0)
+    colour = np.take_along_axis(inputs, np.maximum(last, 0), axis=1) - 1
+    targets = np.where(asked, colour, UNSCORED).astype(np.int32)
+    return Examples(inputs, targets, np.where(asked, columns - last, 0).astype(np.int32))

@@ -16,6 +16,7 @@ from mambaout_jax.ablation.examples import (
     TokenTask,
     choose,
     drawn,
+    last_objects,
     put,
     unscored,
 )
@@ -84,15 +85,7 @@ def sweep(
     """
 
     def draw(rng: np.random.Generator, count: int) -> Examples:
-        places = choose(rng, count * rows, length, objects)
-        inputs = np.zeros((count * rows, length), np.int32)
-        put(inputs, places, 1 + rng.integers(colours, size=places.shape))
-        columns = np.arange(length)
-        nearest = np.maximum.accumulate(np.where(inputs > 0, columns, -1), axis=1)
-        asked = (inputs == 0) & (nearest >= 0)
-        colour = np.take_along_axis(inputs, np.maximum(nearest, 0), axis=1) - 1
-        targets = np.where(asked, colour, UNSCORED).astype(np.int32)
-        distances = np.where(asked, columns - nearest, 0).astype(np.int32)
+        inputs, targets, distances = last_objects(rng, (count * rows, length), objects, colours)
         return Examples(
             inputs.reshape(count, rows, length),
             targets.reshape(count, -1),

@@ -56,7 +56,7 @@ class Preset:
     width: int = 16
     depth: int = 2
     kernel_size: int = 7
-    state_size: int = 16
+    state_size: int = 8
     heads: int = 2
     deepest: int = 8
     expansion: float = 8 / 3
@@ -89,8 +89,8 @@ def _forms(task: str, size: str, short: int, long: int, steps: int) -> dict[str,
     }
 
 
-_CUE = _forms("cue", "side", 6, 16, 1500)
-_COPYING = _forms("copying", "length", 12, 256, 1500)
+_CUE = _forms("cue", "side", 6, 14, 2000)
+_FLIP_FLOP = _forms("flip_flop", "length", 12, 128, 2000)
 
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
@@ -107,23 +107,23 @@ PRESETS: dict[str, Preset] = {
         depth_study=("cue_long", (1, 2)),
     ),
     "small": Preset(
-        {**_CUE, **_COPYING},
-        mixers=("conv", "conv+ssm causal", "conv+ssm bidirectional", "attention causal",
-                "attention full"),
+        {**_CUE, **_FLIP_FLOP},
+        mixers=("conv", "conv+ssm causal", "conv+ssm bidirectional"),
         seeds=(0, 1, 2),
-        learning_rates=(2e-3,),
+        learning_rates=(1e-3,),
     ),
     "full": Preset(
         {
             **_CUE,
-            **_forms("sweep", "length", 8, 64, 1500),
-            **_forms("legend", "side", 6, 16, 1500),
-            **_forms("digits", "side", 8, 28, 1000),
-            **_forms("scenes", "side", 16, 48, 1000),
-            **_COPYING,
-            **_forms("induction", "length", 12, 256, 1500),
-            **_forms("recall", "length", 12, 256, 1500),
-            **_forms("sequential_digits", "side", 8, 28, 1000),
+            **_FLIP_FLOP,
+            **_forms("sweep", "length", 8, 32, 1500),
+            **_forms("legend", "side", 6, 14, 2000),
+            **_forms("copying", "length", 12, 128, 2000),
+            **_forms("induction", "length", 12, 128, 2000),
+            **_forms("recall", "length", 12, 128, 2000),
+            **_forms("digits", "side", 8, 28, 500),
+            **_forms("sequential_digits", "side", 8, 28, 500),
+            **_forms("scenes", "side", 16, 48, 500),
         },
         mixers=("conv", "conv deep", "conv dilated", "conv pyramid", "conv+ssm causal",
                 "conv+ssm bidirectional", "conv+ssm cross", "ssm", "attention causal",

@@ -9,9 +9,33 @@ from mambaout_jax.ablation.examples import (
     TokenTask,
     choose,
     drawn,
+    last_objects,
     put,
     unscored,
 )
+
+
+def flip_flop(
+    *, sizes: Sizes, length: int, writes: int = 2, symbols: int = 4, seed: int = 0
+) -> TokenTask:
+    """Flip-flop (Liu et al. 2023, arXiv:2306.00946): which symbol was written last?
+
+    Asked of every blank after the first one. Accuracy counts answers at least half a sequence away.
+
+    Args:
+        sizes: examples of each split.
+        length: L.
+        writes: symbols in a sequence, anywhere in it.
+        symbols: different ones; there are as many answers.
+        seed: seed of the data.
+    """
+
+    def draw(rng: np.random.Generator, count: int) -> Examples:
+        inputs, targets, distances = last_objects(rng, (count, length), writes, symbols)
+        return Examples(inputs[:, None], targets, distances)
+
+    splits = drawn(draw, sizes, seed)
+    return TokenTask("flip_flop", True, symbols + 1, symbols, *splits, far=length // 2)
 
 
 def copying(

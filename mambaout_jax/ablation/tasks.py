@@ -3,7 +3,8 @@
 
     fully visible     cue, sweep, legend     a fact is carried across a map
                       digits, scenes         what is asked lies near its question
-    autoregressive    copying, induction, recall, sequential_digits
+    autoregressive    flip_flop              a symbol is carried along a sequence
+                      copying, induction, recall, sequential_digits
 
 A fully visible task shows all tokens at once, as a map. An autoregressive task asks for the next
 token of a sequence, so that a mixer which looks ahead would read the answer. From the short form to
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from mambaout_jax.ablation.digits import digits, scenes, sequential_digits
 from mambaout_jax.ablation.examples import TokenTask
 from mambaout_jax.ablation.maps import cue, legend, sweep
-from mambaout_jax.ablation.sequences import copying, induction, recall
+from mambaout_jax.ablation.sequences import copying, flip_flop, induction, recall
 
 TOKEN_TASKS: dict[str, Callable[..., TokenTask]] = {
     "cue": cue,
@@ -28,6 +29,7 @@ TOKEN_TASKS: dict[str, Callable[..., TokenTask]] = {
     "legend": legend,
     "digits": digits,
     "scenes": scenes,
+    "flip_flop": flip_flop,
     "copying": copying,
     "induction": induction,
     "recall": recall,

@@ -49,10 +49,10 @@ def test_a_cell_that_cannot_be_run_says_why(monkeypatch):
     monkeypatch.setattr(cells, "Trainer", Scripted)
     found = run_cell(TINY, "copying_long", "conv+ssm bidirectional")
     assert found == {"mixer": "conv+ssm bidirectional", "reason": SEES_THE_ANSWER}
-    dear = dataclasses.replace(PRESETS["small"], heads=16, state_size=1)
-    found = run_cell(dear, "copying_long", "attention causal")
+    dear = dataclasses.replace(PRESETS["full"], heads=16, state_size=1)
+    found = run_cell(dear, "flip_flop_long", "attention causal")
     assert found["mixer"] == "attention causal"
-    assert "of the SSM in copying of 256 tokens: with 16 channels" in found["reason"]
+    assert "of the SSM in flip_flop of 128 tokens: with 16 channels" in found["reason"]
 
 
 def test_deeper_convolutions_keep_their_width(monkeypatch):
@@ -76,7 +76,7 @@ def test_a_plan_is_described_with_its_length_and_chance():
     assert (found["train"], found["test"], found["steps"], found["learned"]) == (48, 32, 3, 0.9)
     assert describe_plan(TINY, "cue_long")["far"] == 3
     small = describe_plan(dataclasses.replace(PRESETS["small"], held_out=4), "cue_long")
-    assert (small["length"], small["long"], small["far"]) == (256, True, 8)
+    assert (small["length"], small["long"], small["far"]) == (196, True, 7)
 
 
 @pytest.mark.slow

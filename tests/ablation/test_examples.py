@@ -13,6 +13,7 @@ GENERATED = {
     "legend": {"side": 6},
     "sweep": {"length": 9},
     "scenes": {"side": 32},
+    "flip_flop": {"length": 9},
     "copying": {"length": 20},
     "induction": {"length": 20},
     "recall": {"length": 20},

@@ -36,7 +36,7 @@ def test_a_preset_repeats_seeds_and_knows_its_mixers(size):
         assert {plan.task for plan in preset.plans.values()} == set(TOKEN_TASKS)
 
 
-@pytest.mark.parametrize("task", ["cue", "copying"])
+@pytest.mark.parametrize("task", ["cue", "flip_flop"])
 def test_long_forms_are_long_in_the_sense_of_the_paper(task):
     preset = PRESETS["small"]
     ratios = []

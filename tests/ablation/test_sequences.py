@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mambaout_jax.ablation.examples import UNSCORED, Sizes
-from mambaout_jax.ablation.sequences import copying, induction, recall
+from mambaout_jax.ablation.sequences import copying, flip_flop, induction, recall
 
 SIZES = Sizes(60, 5, 20)
 
@@ -15,6 +15,21 @@ def sequences(task):
     for tokens, targets, distances in zip(*task.train, strict=True):
         assert (distances[targets == UNSCORED] == 0).all()
         yield tokens[0].tolist(), targets, distances
+
+
+def test_flip_flop_asks_every_blank_for_the_symbol_written_last():
+    task = flip_flop(sizes=SIZES, length=11, writes=2, symbols=3)
+    assert (task.length, task.vocabulary, task.num_classes, task.far) == (11, 4, 3, 5)
+    for tokens, targets, distances in sequences(task):
+        assert np.count_nonzero(tokens) == 2
+        last, place = None, None
+        for i, token in enumerate(tokens):
+            if token:
+                last, place = token - 1, i
+            if token or last is None:
+                assert targets[i] == UNSCORED
+            else:
+                assert (targets[i], distances[i]) == (last, i - place)
 
 
 def test_copying_asks_for_the_symbols_in_order():
