@@ -122,10 +122,10 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     B, C = (x if x.ndim == 4 else x[:, :, None] for x in (arrays["B"], arrays["C"]))
     if "delta_bias" in wide:
         delta = delta + wide["delta_bias"][None, None]
-    if delta_softplus:
-        delta = _SOFTPLUS.run("plain" if implementation in _OPERATION.plain else "auto", delta)
     state = wide.get("initial_state", jnp.zeros((u.shape[0], *A.shape), dtype))
-    y, state = _OPERATION.run(implementation, u, delta, A, B, C, state, reverse=reverse)
+    y, state = _OPERATION.run(
+        implementation, u, delta, A, B, C, state, reverse=reverse, softplus=delta_softplus
+    )
     if "D" in wide:
         y = y + wide["D"][None, None] * u
     if "z" in wide:
@@ -133,27 +133,19 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     return y.astype(u.dtype), state
 
 
-def _softplus_gradient(y, dy):
-    return (dy * -jnp.expm1(-y),)
-
-
-# Its gradient keeps the result alone, which the gradient of the scan keeps anyway.
-_softplus = jax.custom_vjp(jax.nn.softplus)
-_softplus.defvjp(lambda x: (y := jax.nn.softplus(x), y), _softplus_gradient)
-_SOFTPLUS = Operation("softplus", {"plain": jax.nn.softplus}, auto=_softplus, plain=("plain",))
-
 _SECOND = (
     "selective_scan(implementation={!r}) has first derivatives only; for second ones, or for "
     "forward mode over reverse mode, choose implementation='sequential' or 'associative', or, for "
     "all operations of a model, plain=True in create_model or plain_implementations()"
 )
 
-# The three cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N) and
-# the direction, and return y (B, L, D) and the last state, in the dtype of delta.
+# The cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N), the
+# direction, and whether softplus makes the step sizes of delta. They return y (B, L, D) and the
+# last state, in the dtype of delta.
 
 
-def _scan_sequential(u, delta, A, B, C, initial_state, reverse):
-    G = B.shape[2]
+def _scan_sequential(u, delta, A, B, C, initial_state, reverse, softplus):
+    G, delta = B.shape[2], _step_sizes(delta, softplus)
     A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
 
     def token(h, xs):
@@ -167,8 +159,8 @@ def _scan_sequential(u, delta, A, B, C, initial_state, reverse):
     return jnp.moveaxis(y, 0, 1).reshape(u.shape), _flat_state(h)
 
 
-def _scan_associative(u, delta, A, B, C, initial_state, reverse):
-    G = B.shape[2]
+def _scan_associative(u, delta, A, B, C, initial_state, reverse, softplus):
+    G, delta = B.shape[2], _step_sizes(delta, softplus)
     grouped = (*u.shape[:2], G, u.shape[2] // G)  # (B, L, G, D/G)
     decay, drive = _coefficients(
         u.reshape(grouped), delta.reshape(grouped), _grouped_rates(A, G), B
@@ -184,23 +176,28 @@ def _scan_associative(u, delta, A, B, C, initial_state, reverse):
     return y.reshape(u.shape), _flat_state(h[:, last])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _scan_chunked(u, delta, A, B, C, initial_state, reverse):
-    y, state, _ = _chunked_values(u, delta, A, B, C, initial_state, reverse)
-    return y, state
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _scan_chunked(u, delta, A, B, C, initial_state, reverse, softplus):
+    return _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus)[0]
 
 
-def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse):
+def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus):
+    delta = _step_sizes(delta, softplus)
     y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
     return (y, state), (u, delta, A, B, C, entering)
 
 
-def _scan_chunked_bwd(reverse, residuals, cotangents):
-    gradients = functools.partial(_chunked_gradients, reverse=reverse)
+def _scan_chunked_bwd(reverse, softplus, residuals, cotangents):
+    gradients = functools.partial(_chunked_gradients, reverse=reverse, softplus=softplus)
     return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
 
 
 _scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
+
+
+def _scan_pallas(u, delta, A, B, C, initial_state, reverse, softplus):
+    return scan_pallas(u, _step_sizes(delta, softplus), A, B, C, initial_state, reverse=reverse)
+
 
 _OPERATION = Operation(
     "selective_scan",
@@ -208,7 +205,7 @@ _OPERATION = Operation(
         "sequential": _scan_sequential,
         "associative": _scan_associative,
         "chunked": _scan_chunked,
-        "pallas": scan_pallas,
+        "pallas": _scan_pallas,
     },
     auto=_scan_chunked,  # measured on CPUs only
     plain=("sequential", "associative"),
@@ -252,17 +249,17 @@ def _chunked_values(u, delta, A, B, C, initial_state, reverse):
         stop = jnp.minimum(first + length, L)
         return lax.fori_loop(first, stop, token, carry), carry[0]
 
-    y = vary_alike(jnp.zeros(delta.shape, delta.dtype), like=u)
+    y = delta  # every token of it is written over
     (h, y), entering = lax.scan(chunk, (h, y), jnp.arange(0, L, length))
     return y, _flat_state(h), entering
 
 
-@functools.partial(jax.jit, static_argnums=8)
-def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
-    """Gradients of u, delta, A, B, C and the initial state.
+@functools.partial(jax.jit, static_argnums=(8, 9))
+def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse, softplus):
+    """Gradients of u, delta before softplus, A, B, C and the initial state.
 
     With g_t the gradient of h_t, that of h_{t-1} has the part exp(δ_t A) g_t, and the product of
-    this part with h_{t-1} is the gradient of δ_t A.
+    this part with h_{t-1} is the gradient of δ_t A. The derivative of softplus is 1 - exp(-δ_t).
     """
     L, G = B.shape[1:3]
     A, dh = _grouped_rates(A, G), _grouped_state(dstate, G)
@@ -282,22 +279,23 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
         return h, before, _write(dC, t, _sum_channels(h, dy_t))
 
     def differentiate_token(slot, carry, first, before):
-        dh, dA, dinput, ddelta, dB = carry
+        dh, dA, du, ddelta, dB = carry
         t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
         g = dh + _per_state(C_t) * dy_t[:, :, None]
         decay, _ = _coefficients(u_t, delta_t, A, B_t)
         dh = decay * g
         dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
+        dinput = _read_out(B_t, g)  # of δ_t u_t
         dA = dA + dexponent * delta_t[:, :, None]
-        dinput = _write(dinput, t, _read_out(B_t, g))
-        ddelta = _write(ddelta, t, _sum_states(A[None] * dexponent))
+        du = _write(du, t, dinput * delta_t)
+        dstep = _sum_states(A[None] * dexponent) + dinput * u_t
+        ddelta = _write(ddelta, t, dstep * -jnp.expm1(-delta_t) if softplus else dstep)
         dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
-        return dh, dA, dinput, ddelta, dB
+        return dh, dA, du, ddelta, dB
 
     def chunk(carry, xs):
         *carry, before, dC = carry
-        first, h = xs
-        count = jnp.minimum(length, L - first)
+        (first, h), count = xs, jnp.minimum(length, L - xs[0])
         rebuild = functools.partial(rebuild_token, first=first)
         before = lax.dynamic_update_index_in_dim(before, h, 0, axis=0)
         _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
@@ -307,17 +305,20 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse):
 
         return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, dC), None
 
-    # dA has one sum per image, so that a batch which is spread over devices stays where it is;
-    # dinput is the gradient of δu, and ddelta that by way of δA alone until the end.
-    dA, dinput, ddelta, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, delta, delta, B, C))
+    # dA has one sum per image, so that a batch which is spread over devices stays where it is.
+    dA, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, B, C))
+    du, ddelta = dy.astype(u.dtype), dy  # written over; XLA would make zeros early and keep them
     # The states before the steps of a chunk, and the last. All chunks use one buffer: zeroing a new
     # one for each costs as much as the recurrence itself.
     before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
-    carry = vary_alike((dh, dA, dinput, ddelta, dB, before, dC), like=u)
+    carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
-    (dh, dA, dinput, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
-    du, ddelta = (dinput * delta).astype(u.dtype), ddelta + dinput * u
+    (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
     return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
+
+
+def _step_sizes(delta, softplus):
+    return jax.nn.softplus(delta) if softplus else delta
 
 
 def _read(x, t, G):
