@@ -177,6 +177,37 @@ def read_result(name):
     return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
 
 
+def test_answer_to_the_question_is_what_the_grid_found():
+    cells = {
+        (task["name"], cell["mixer"]): cell["runs"]
+        for task in read_result("ablation_small")["tasks"]
+        for cell in task["cells"]
+        if "runs" in cell
+    }
+
+    def right(task, mixer="conv"):
+        return f"{100 * np.mean([run['accuracy'] for run in cells[task, mixer]]):.1f} %"
+
+    def between(first, last):
+        found = [run["by_distance"] for run in cells["flip_flop_long", "conv"]]
+        assert all(by_distance["width"] == 8 for by_distance in found)
+        hits, count = (sum(sum(x[key][first:last]) for x in found) for key in ("hits", "count"))
+        return f"{100 * hits / count:.1f} %"
+
+    both, forwards = "conv+ssm bidirectional", "conv+ssm causal"
+    text = " ".join(TEXT.split())
+    for words in (
+        f"`cue_short`, 36 fully visible tokens: {right('cue_short')} of the answers are right "
+        f"without and {right('cue_short', both)} with a bidirectional SSM",
+        f"`cue_long`, 196 tokens: {right('cue_long')} without, {right('cue_long', both)} with it",
+        f"`flip_flop_long`, 128 tokens: {right('flip_flop_long')} and "
+        f"{right('flip_flop_long', forwards)})",
+        f"is right in {between(0, 1)} of the answers less than 8 tokens away and, from 16 on, in "
+        f"{between(2, None)})",
+    ):
+        assert words in text
+
+
 def test_official_code_is_as_much_slower_as_is_said():
     rows = read_result("throughput_official_cpu")["rows"]
     assert [row["model"] for row in rows] == ["vim_tiny", "vmamba_v9_tiny"]
