@@ -126,14 +126,17 @@ def unscored(count: int, length: int) -> Int[np.ndarray, "E L"]:
 
 def last_objects(
     rng: np.random.Generator, shape: tuple[int, int], objects: int, colours: int
-) -> Examples:
-    """Rows (E, L) with objects anywhere: of every blank after one, the colour of the last is asked.
+) -> tuple[Int[np.ndarray, "E L"], Int[np.ndarray, "E L"], Int[np.ndarray, "E L"]]:
+    """Rows with objects anywhere: of every blank after one, the colour of the last is asked.
 
     Args:
         rng: what draws.
         shape: (E, L).
         objects: in each row.
         colours: of objects; inputs count them from 1, blanks being 0, answers from 0.
+
+    Returns:
+        Inputs, targets and distances, each (E, L); see `Examples`.
     """
     count, length = shape
     places = choose(rng, count, length, objects)
@@ -144,4 +147,4 @@ def last_objects(
     asked = (inputs == 0) & (last >= 0)
     colour = np.take_along_axis(inputs, np.maximum(last, 0), axis=1) - 1
     targets = np.where(asked, colour, UNSCORED).astype(np.int32)
-    return Examples(inputs, targets, np.where(asked, columns - last, 0).astype(np.int32))
+    return inputs, targets, np.where(asked, columns - last, 0).astype(np.int32)
