@@ -23,6 +23,8 @@ from mambaout_jax.cli.main import main
 from mambaout_jax.models import create_model
 from mambaout_jax.weights.convert import to_torch
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -77,8 +79,9 @@ def extra_arguments(arguments):
     extra = ["--seeds=1"] if arguments[0] == "compare" else []
     extra += ["--config.schedule.total_steps=2", "--config.schedule.warmup_steps=1"]
     if any("imagenet/" in argument for argument in arguments):
-        extra += ["--config.data.image_size=32", "--config.batch_size=32",
-                  "--config.data.num_threads=2", "--config.accumulate_steps=1",
+        extra += ["--config.model.name=test_mambaout", "--config.data.image_size=32",
+                  "--config.batch_size=32", "--config.data.num_threads=2",
+                  "--config.accumulate_steps=1",
                   "--config.augment.mix_group_size=4", "--config.schedule.cooldown_steps=0",
                   "--config.evaluation.batch_size=8"]  # fmt: skip
     if any("folder.py" in argument for argument in arguments):

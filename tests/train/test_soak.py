@@ -11,7 +11,7 @@ from support.tiny_run import get_config
 from mambaout_jax.train import loop
 from mambaout_jax.train.progress import Progress
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 UPDATES, EVERY = 3_000, 250
 
