@@ -56,7 +56,7 @@ BARS = (  # B, L, D, N, G
 # Arguments of `run` for a trial.
 QUICK = {
     "widths": WIDTHS[:1],
-    "lengths": LENGTHS[:4],
+    "lengths": LENGTHS[:2],
     "tokens_per_call": 3136,
     "rounds": 2,
     "bars": BARS[2:3],
