@@ -9,7 +9,7 @@
 
 Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at the end <out>.png,
 <out>_distance.png and <out>_depth.png (figures). Started again with the same settings, it goes on
-with the next cell. README.md in this folder tells the protocol and what was found.
+with the next cell. README.md in this folder tells the protocol.
 
 Hardware: two CPU cores; "tiny" takes a minute and only shows that everything runs.
 Result: experiments/results/ablation_small.md, in 13 minutes. "full" has not been run to its end.

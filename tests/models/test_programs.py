@@ -148,15 +148,8 @@ def test_sharded_programs_compute_what_plain_calls_do(name, rng):
     assert_close(jax.jit(sharded(loss))(*arrays.values(), x), own(*arrays.values(), x))
 
 
-# One of each way to lay tokens out: padded maps, windows, tables of positions, orders of a path.
-LAYOUTS = (
-    "mambaout_femto", "swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "vim_tiny",
-    "plainmamba_l1", "mamba2d_small", "local_vmamba_tiny",
-)  # fmt: skip
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_programs_of_symbolic_sizes_compute_what_plain_calls_do(name, rng, symbols):
     loss, shapes = small(name)
     arrays = jax.tree.map(jnp.asarray, random_variables(shapes, rng))
