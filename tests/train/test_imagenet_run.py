@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ImageNet recipe from end to end: three epochs by the command line on every kind of data.
 
-Only sizes differ from the recipe, that of the model among them: its warm-up, cosine and cool-down last an epoch each, a device
-still holds one mixing group per micro-batch, and the batch still has the whole learning rate.
+Only sizes differ from the recipe, that of the model among them: its warm-up, cosine and cool-down
+last an epoch each, a device still holds one mixing group per micro-batch, and the batch still has
+the whole learning rate.
 
 What has to be equal to the bit: class folders and what TensorFlow Datasets writes of them in the
 same order. `mambaout prepare` has an order of its own and compresses two of the images again, so
