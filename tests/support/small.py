@@ -23,6 +23,9 @@ OWN = {
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
+    "caformer_s18": {"token_mixers": ("conv", "attention")},
+    "hornet_base_gf": {"token_mixers": ("conv", "filter")},
+    "emo_6m": {"depths": (2, 2), "token_mixers": ("conv", "attention")},
 }
 
 
