@@ -37,11 +37,10 @@ class SqueezeExcite(nn.Module):
     def _dense(
         self, name: str, features: int, x: Float[Array, "B 1 1 C"]
     ) -> Float[Array, "B 1 1 F"]:
-        inits = {}
-        if self.dense_init is not None:
-            init = self.dense_init(x.shape[-1])
-            inits = {"kernel_init": init, "bias_init": init}
-        return Dense(features, dtype=self.dtype, **inits, name=name)(x)
+        if self.dense_init is None:
+            return Dense(features, dtype=self.dtype, name=name)(x)
+        init = self.dense_init(x.shape[-1])
+        return Dense(features, True, self.dtype, init, init, name=name)(x)
 
 
 class NormGate(nn.Module):

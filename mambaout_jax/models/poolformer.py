@@ -114,8 +114,7 @@ class PoolFormer(Pyramid):
     ) -> Float[Array, "B _ _ F"]:
         """Convolution of a window: side, stride and padding."""
         init = uniform_fan_in_init(window[0] ** 2 * jnp.shape(x)[-1])
-        inits = {"kernel_init": init, "bias_init": init}
-        return Conv(features, *window, dtype=self.layer_dtype, **inits, name=name)(x)
+        return Conv(features, *window, True, self.layer_dtype, init, init, name=name)(x)
 
 
 class PoolFormerHead(nn.Module):

@@ -76,8 +76,14 @@ class LargeKernelBlock(nn.Module):
         y = jax.nn.relu(_pointwise(channels, channels, dtype, "pointwise1")(y, train))
         if self.merged:
             init = uniform_fan_in_init(self.kernel_size**2)
-            inits = {"kernel_init": init, "bias_init": init}
-            y = DepthwiseConv(self.kernel_size, conv, dtype=dtype, **inits, name="merged")(y)
+            y = DepthwiseConv(
+                self.kernel_size,
+                conv,
+                dtype=dtype,
+                kernel_init=init,
+                bias_init=init,
+                name="merged",
+            )(y)
         else:
             large = _depthwise(self.kernel_size, conv, dtype, "large")(y, train)
             y = large + _depthwise(self.small_kernel, conv, dtype, "small")(y, train)
@@ -239,7 +245,7 @@ def _folded(flat: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> tuple[An
     scale, bias = (flat.pop(("params", *path, "norm", leaf)) for leaf in ("scale", "bias"))
     mean, variance = (flat.pop(("batch_stats", *path, "norm", leaf)) for leaf in ("mean", "var"))
     factor = scale / jnp.sqrt(variance + _EPSILON)
-    return kernel * factor, bias - mean * factor
+    return kernel * factor[None, None, None], bias - mean * factor
 
 
 BACKBONE = RepLKNet
