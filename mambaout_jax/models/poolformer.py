@@ -6,6 +6,8 @@ Sizes, names and initial values: github.com/sail-sg/poolformer at a075575. (timm
 PoolFormer takes the mean before the last norm, which gives other logits.)
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
@@ -69,8 +71,8 @@ class PoolFormerBlock(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         dtype, side = self.dtype, self.pool_size
         y = MapNorm(dtype=dtype, name="norm1")(x)
-        padding = ((side // 2, side // 2),) * 2
-        y = nn.avg_pool(y, (side, side), padding=padding, count_include_pad=False) - y
+        edges: Any = ((side // 2, side // 2),) * 2
+        y = nn.avg_pool(y, (side, side), padding=edges, count_include_pad=False) - y
         y = LayerScale(1e-5, dtype=dtype, name="layer_scale1")(y)
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 

@@ -104,6 +104,7 @@ PATCHED = {  # families whose patches have to fill the image, and by what they a
         ("deit_tiny_patch16_224", "vim_tiny", "local_vim_tiny", "plainmamba_l1"), r"16\*h"
     ),
     "mamba2d_small": r"8\*h",
+    **dict.fromkeys(("poolformer_s24", "caformer_s18"), r"4\*h"),
 }
 
 
