@@ -67,7 +67,8 @@ class DepthwiseConv(nn.Module):
         use_bias: whether there is a bias.
         dtype: dtype of the computation, None to promote.
         dilation: pixels from one tap to the next.
-        stride: step in pixels. All pixels are computed, whose kernel is fast, and some kept.
+        stride: step in pixels; the result at every pixel is computed and thinned out, so that every
+            implementation serves.
         kernel_init: initialiser of the kernel.
         bias_init: initialiser of the bias.
     """

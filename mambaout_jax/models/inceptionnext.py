@@ -19,7 +19,7 @@ from mambaout_jax.layers.conv_norm import ConvBatchNorm
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import BatchNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
-from mambaout_jax.published import Weights
+from mambaout_jax.published import Weights, released_weights
 
 
 class InceptionConv(nn.Module):
@@ -170,4 +170,13 @@ TORCH_NAMES = {
     ),
 }
 
-WEIGHTS: dict[str, Weights] = {}
+
+def _released(model: str) -> tuple[str, Weights]:
+    file = f"{model.replace('_next', 'next')}.pth"
+    url = f"https://github.com/sail-sg/inceptionnext/releases/download/model/{file}"
+    result = (224, 0.875, VARIANTS[model].top1)
+    return released_weights(model, url, "Apache-2.0", result, naming="timm", crop_fraction=0.875)
+
+
+# README.md of the release, with these accuracies; the licence is that of the code.
+WEIGHTS = dict(map(_released, VARIANTS))

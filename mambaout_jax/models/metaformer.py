@@ -24,7 +24,7 @@ from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
-from mambaout_jax.published import Weights
+from mambaout_jax.published import Weights, released_weights
 
 TOKEN_MIXERS = ("conv", "attention")
 HEAD_WIDTH = 32  # channels of a head of the attention
@@ -239,4 +239,11 @@ def _torch_names(variant: Variant) -> Mapping[str, _Rules]:
 
 TORCH_NAMES = _torch_names
 
-WEIGHTS: dict[str, Weights] = {}
+
+def _released(model: str) -> tuple[str, Weights]:
+    url = f"https://huggingface.co/sail/dl/resolve/main/{model.partition('_')[0]}/{model}.pth"
+    return released_weights(model, url, "Apache-2.0", (224, 1.0, VARIANTS[model].top1))
+
+
+# README.md of the release, with these accuracies; the licence is that of the code.
+WEIGHTS = dict(map(_released, VARIANTS))

@@ -22,7 +22,7 @@ from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import BatchNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.models import van
-from mambaout_jax.published import Weights
+from mambaout_jax.published import Weights, released_weights
 
 _SCALE = 1e-5  # initial value of every learned scale
 
@@ -250,4 +250,20 @@ TORCH_NAMES = {
     )
 }
 
-WEIGHTS: dict[str, Weights] = {}
+
+def _released(model: str, batch: int, top5: float) -> tuple[str, Weights]:
+    folder = "https://github.com/Westlake-AI/MogaNet/releases/download/moganet-in1k-weights"
+    url = f"{folder}/{model}_sz224_8xbs{batch}_ep300.pth.tar"
+    result = (224, 0.9, VARIANTS[model].top1, top5)
+    return released_weights(model, url, "Apache-2.0", result, crop_fraction=0.9)
+
+
+# README.md of the release; the licence is that of the code.
+# fmt: off
+WEIGHTS = dict((
+    _released("moganet_tiny", 128, 94.6),
+    _released("moganet_small", 128, 96.9),
+    _released("moganet_base", 128, 97.0),
+    _released("moganet_large", 64, 97.1),
+))
+# fmt: on

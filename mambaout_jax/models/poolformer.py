@@ -22,7 +22,7 @@ from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath, LayerScale
-from mambaout_jax.published import Weights
+from mambaout_jax.published import released_weights
 
 
 class MapNorm(nn.Module):
@@ -173,4 +173,8 @@ TORCH_NAMES = {
     ),
 }
 
-WEIGHTS: dict[str, Weights] = {}
+# README.md of the release; its licence is that of the code.
+_URL = "https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_s24.pth.tar"
+WEIGHTS = dict(
+    [released_weights("poolformer_s24", _URL, "Apache-2.0", (224, 0.9, 80.3), crop_fraction=0.9)]
+)

@@ -320,7 +320,9 @@ def sized(name):
 @pytest.mark.parametrize("name", [sized(name) for name in list_models()])
 def test_parameters_and_macs_are_those_of_the_table(name):
     _, variant = find_variant(name)
-    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+    quick = {"conv_implementation": "lax"} if takes_option(name, "conv_implementation") else {}
+    cost = count(create_model(name, **quick), (224, 224, 3))  # the same by any implementation
+    assert cost == (variant.parameters, variant.macs)
 
 
 # Table 1 of the MambaOut paper, as printed: parameters in millions, multiply-accumulates in 10⁹.
