@@ -86,8 +86,8 @@ def _check_symbols(x, kernel, stride, padding):
         except jax.errors.InconclusiveDimensionOperation as error:
             raise ValueError(
                 f"images of {x.shape[1]} x {x.shape[2]} pixels are not known to hold a kernel of "
-                f"{kernel.shape[0]} x {kernel.shape[1]} with padding={padding}; write the symbols as "
-                f"multiples, such as {stride}*h"
+                f"{kernel.shape[0]} x {kernel.shape[1]} with padding={padding}; write the symbols "
+                f"as multiples, such as {stride}*h"
             ) from error
 
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.channel_gates import SqueezeExcite
 from mambaout_jax.layers.conv_norm import ConvBatchNorm, DepthwiseConvBatchNorm
@@ -70,24 +69,18 @@ class StridedWindowAttention(nn.Module):
         """Mixes the pixels of each window.
 
         Raises:
-            ValueError: the heads do not divide the channels, or the map's size is not known when
-                the program is traced.
+            ValueError: the heads do not divide the channels.
         """
         (B, H, W, C), side, heads = x.shape, self.window, self.heads
-        if not is_known(H, W):
-            raise ValueError(
-                f"windows are laid out for maps of a known size, and this one has {H} x {W} "
-                "tokens; export with numbers for height and width: the batch may be a symbol"
-            )
         if C % heads:
             raise ValueError(f"heads={heads} does not divide the {C} channels")
         x = jnp.pad(x, ((0, 0), (0, -H % side), (0, -W % side), (0, 0)))
-        rows, columns = x.shape[1] // side, x.shape[2] // side  # windows, and steps between pixels
+        rows, columns = -(-H // side), -(-W // side)  # windows, and steps between their pixels
         x = x.reshape(B, side, rows, side, columns, C).transpose(0, 2, 4, 1, 3, 5)
-        x = x.reshape(-1, side**2, C)  # (B · windows, L, C)
+        x = x.reshape(B * rows * columns, side**2, C)  # (B · windows, L, C)
         qk = _dense(2 * C, C, self.dtype, "qk")(x)
         parts = jnp.concatenate((qk, x.astype(qk.dtype)), axis=-1)
-        parts = parts.reshape(-1, side**2, 3, heads, C // heads)
+        parts = parts.reshape(B * rows * columns, side**2, 3, heads, C // heads)
         query, key, value = jnp.moveaxis(parts, (2, 3), (0, 2))  # (B · windows, heads, L, width)
         y = scaled_dot_product_attention(query, key, value).swapaxes(1, 2)
         y = y.reshape(B, rows, columns, side, side, C).transpose(0, 3, 1, 4, 2, 5)

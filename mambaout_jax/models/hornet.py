@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import Array as JaxArray
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Complex, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import is_known, numpy_for
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.initializers import normal_init
@@ -46,46 +46,55 @@ class SpectralFilter(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        """Filters maps.
-
-        Raises:
-            ValueError: the map's size is not known when the program is traced.
-        """
         _, H, W, C = x.shape
-        if not is_known(H, W):
-            raise ValueError(
-                f"filters are laid out for maps of a known size, and this one has {H} x {W} "
-                "pixels; export with numbers for height and width: the batch may be a symbol"
-            )
         shape = (self.size[0], self.size[1] // 2 + 1, 2, C)  # real and imaginary parts
         kernel = jnp.asarray(self.param("kernel", normal_init, shape, jnp.float32))
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         kernel = kernel.astype(wide.dtype)
         if shape[:2] != (H, W // 2 + 1):
-            rows, columns = _linear_weights(shape[0], H), _linear_weights(shape[1], W // 2 + 1)
-            kernel = jnp.einsum(
-                "hr,wc,rcpd->hwpd",
-                jnp.asarray(rows, wide.dtype),
-                jnp.asarray(columns, wide.dtype),
-                kernel,
+            rows, columns = (
+                jnp.asarray(_linear_weights(size, new_size), wide.dtype)
+                for size, new_size in zip(shape[:2], (H, W // 2 + 1), strict=True)
             )
-        spectrum = jnp.fft.rfft2(wide, axes=(1, 2), norm="ortho")  # (B, H, W // 2 + 1, C)
-        spectrum = spectrum * (kernel[:, :, 0] + 1j * kernel[:, :, 1])[None]
-        return jnp.fft.irfft2(spectrum, (H, W), axes=(1, 2), norm="ortho").astype(x.dtype)
+            kernel = jnp.einsum("hr,wc,rcpd->hwpd", rows, columns, kernel)
+        factors = (kernel[:, :, 0] + 1j * kernel[:, :, 1])[None]
+        return (_filtered if is_known(H, W) else _filtered_by_sums)(wide, factors).astype(x.dtype)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
         return 0  # as in the literature
 
 
-def _linear_weights(size: int, new_size: int) -> Float[np.ndarray, "M N"]:
+def _filtered(x: Float[Array, "B H W C"], factors: Complex[Array, "1 H M C"]) -> Array:
+    spectrum = jnp.fft.rfft2(x, axes=(1, 2), norm="ortho")  # (B, H, W // 2 + 1, C)
+    return jnp.fft.irfft2(spectrum * factors, x.shape[1:3], axes=(1, 2), norm="ortho")
+
+
+def _filtered_by_sums(x: Float[Array, "B H W C"], factors: Complex[Array, "1 H M C"]) -> Array:
+    """The same by matrix products, for sizes that are symbols of `jax.export`."""
+    _, H, W, _ = x.shape
+    rows, columns = (_waves(size).astype(factors.dtype) for size in (H, W))
+    columns = columns[: W // 2 + 1]
+    spectrum = jnp.einsum("hi,wj,bijc->bhwc", rows, columns, x) * factors
+    # Waves stand for their mirror images, too, but for the constant and, where there is one, the
+    # shortest.
+    k = jnp.arange(W // 2 + 1)
+    times = jnp.where((k == 0) | (2 * k == W), 1, 2)[:, None]
+    return jnp.einsum("hi,wj,bhwc->bijc", rows.conj(), times * columns.conj(), spectrum).real
+
+
+def _waves(size: int) -> Complex[Array, "N N"]:
+    """exp(-2πi · k · n / size) / √size for waves k and places n."""
+    places = jnp.arange(size)
+    angles = -2j * jnp.pi * (places[:, None] * places[None] % size) / size
+    return jnp.exp(angles) / jnp.sqrt(size)
+
+
+def _linear_weights(size: int, new_size: int) -> Float[np.ndarray | Array, "M N"]:
     """Weight of each of `size` samples in each of `new_size`, the first and last being the same."""
-    at = np.linspace(0, size - 1, new_size)
-    first = np.minimum(at.astype(int), max(0, size - 2))
-    weights = np.zeros((new_size, size))
-    np.add.at(weights, (np.arange(new_size), first), 1 - (at - first))
-    np.add.at(weights, (np.arange(new_size), np.minimum(first + 1, size - 1)), at - first)
-    return weights
+    xp = numpy_for(new_size)
+    at = xp.arange(new_size) * (size - 1) / xp.maximum(1, xp.asarray(new_size - 1))
+    return xp.maximum(0, 1 - xp.abs(at[:, None] - np.arange(size)[None]))
 
 
 class GlobalLocalFilter(nn.Module):

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from mambaout_jax.models import create_backbone
-from mambaout_jax.models.hornet import SpectralFilter, _linear_weights
+from mambaout_jax.models.hornet import (
+    SpectralFilter,
+    _filtered,
+    _filtered_by_sums,
+    _linear_weights,
+)
 
 
 def test_a_filter_is_a_convolution_that_wraps_around(rng):
@@ -26,6 +31,15 @@ def test_a_filter_is_a_convolution_that_wraps_around(rng):
         {"params": {"kernel": jnp.asarray(kernel, jnp.float32)}}, jnp.asarray(x, jnp.bfloat16)
     )
     assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_sums_over_waves_are_the_fourier_transform(rng, size):
+    x = jnp.asarray(rng.standard_normal((2, *size, 3)), jnp.float32)
+    shape = (1, size[0], size[1] // 2 + 1, 3)
+    factors = jnp.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    factors = factors.astype(jnp.complex64)
+    np.testing.assert_allclose(_filtered_by_sums(x, factors), _filtered(x, factors), atol=1e-5)
 
 
 @pytest.mark.parametrize(
