@@ -73,8 +73,9 @@ def _filtered(x: Float[Array, "B H W C"], factors: Complex[Array, "1 H M C"]) ->
 def _filtered_by_sums(x: Float[Array, "B H W C"], factors: Complex[Array, "1 H M C"]) -> Array:
     """The same by matrix products, for sizes that are symbols of `jax.export`."""
     _, H, W, _ = x.shape
-    rows, columns = (_waves(size).astype(factors.dtype) for size in (H, W))
-    columns = columns[: W // 2 + 1]
+    rows, columns = (
+        _waves(count, size).astype(factors.dtype) for count, size in ((H, H), (W // 2 + 1, W))
+    )
     spectrum = jnp.einsum("hi,wj,bijc->bhwc", rows, columns, x) * factors
     # Waves stand for their mirror images, too, but for the constant and, where there is one, the
     # shortest.
@@ -83,10 +84,10 @@ def _filtered_by_sums(x: Float[Array, "B H W C"], factors: Complex[Array, "1 H M
     return jnp.einsum("hi,wj,bhwc->bijc", rows.conj(), times * columns.conj(), spectrum).real
 
 
-def _waves(size: int) -> Complex[Array, "N N"]:
-    """exp(-2πi · k · n / size) / √size for waves k and places n."""
-    places = jnp.arange(size)
-    angles = -2j * jnp.pi * (places[:, None] * places[None] % size) / size
+def _waves(count: int, size: int) -> Complex[Array, "K N"]:
+    """exp(-2πi · k · n / size) / √size for so many waves k, and places n."""
+    turns = jnp.arange(count)[:, None] * jnp.arange(size)[None] % size
+    angles = -2j * jnp.pi * turns / size
     return jnp.exp(angles) / jnp.sqrt(size)
 
 

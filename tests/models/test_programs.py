@@ -135,8 +135,12 @@ def random_variables(shapes, rng):
 
 
 def assert_close(found, wanted):
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4 * np.abs(other).max())
+    found, wanted = jax.tree.leaves(found), jax.tree.leaves(wanted)
+    # Some gradients are 0 but for rounding: what PoolFormer pools loses the biases before it.
+    rounding = 1e-7 * max(np.abs(x).max() for x in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        atol = 1e-4 * np.abs(other).max() + rounding
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=atol)
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import re
 import pytest
 
 from mambaout_jax.imagenet_classes import CLASS_NAMES
-from mambaout_jax.models import find_variant, list_models
+from mambaout_jax.models import list_models
 from mambaout_jax.weights.catalog import (
     CATALOG,
     find_weights,
     model_table,
     weights_of,
 )
+from mambaout_jax.weights.convert import namings
 
 UNPUBLISHED = {
     "test_mambaout",
@@ -39,7 +40,7 @@ def test_row_names_a_model_a_source_and_a_naming_that_exist(key):
     model, _, tag = key.partition(".")
     assert weights.model == model
     assert weights.model in list_models()
-    assert weights.naming in find_variant(model)[0].TORCH_NAMES
+    assert weights.naming in namings(model)
     if tag == "official":
         release = next(url for family, url in RELEASES.items() if model.startswith(family))
         assert weights.source.startswith(release)
