@@ -173,6 +173,15 @@ class Pyramid(Backbone):
             )
         return drop_path_rates(self.drop_path, self.depths)
 
+    @nn.nowrap
+    def check_words(self, field: str, words: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+        """Raises ValueError unless a field has an allowed word for each stage."""
+        if len(words) != len(self.depths) or not set(words) <= set(allowed):
+            raise ValueError(
+                f"{field}={words!r} is not allowed; it must have one of "
+                f"{', '.join(map(repr, allowed))} for each of the {len(self.depths)} stages"
+            )
+
 
 class Columnar(Backbone, kw_only=True):
     """A backbone of one resolution: blocks over the patches of the image, and perhaps a token.

@@ -90,3 +90,22 @@ def timm_weights(
     """
     rows = tuple(Result(int(size), *rest) for size, *rest in results)
     return tag, Weights(tag.partition(".")[0], f"{HUB}timm/{tag}", "timm", licence, rows, **fields)
+
+
+def released_weights(
+    model: str,
+    source: str,
+    licence: str | None,
+    *results: tuple[float, ...],
+    naming: str = "official",
+    **fields,
+) -> tuple[str, Weights]:
+    """Key and record of the weights of a model that its authors released, `<model>.official`.
+
+    Args:
+        model, source, licence, naming: fields of `Weights`.
+        *results: fields of `Result` in their order.
+        **fields: further fields of `Weights`.
+    """
+    rows = tuple(Result(int(size), *rest) for size, *rest in results)
+    return f"{model}.official", Weights(model, source, naming, licence, rows, **fields)

@@ -44,6 +44,23 @@ class PooledHead(nn.Module):
         return classify(x, self.num_classes, dtype)
 
 
+class MeanHead(nn.Module):
+    """Mean over the last map, linear classifier: for backbones whose maps are normalised.
+
+    Attributes:
+        num_classes: classes, 0 for none.
+        dtype: dtype of the computation; float32 means at least float32.
+    """
+
+    num_classes: int = 1000
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
+        return classify(x, self.num_classes, compute_dtype(self.dtype))
+
+
 class TokenHead(nn.Module):
     """Norm of the class token, linear classifier.
 
@@ -68,17 +85,25 @@ class TokenHead(nn.Module):
 
 
 class HiddenHead(nn.Module):
-    """Mean over the last map, norm, hidden layer of four times the width, linear classifier.
+    """Mean over the last map, norm, hidden layer, linear classifier.
 
     Attributes:
         num_classes: classes, 0 for none.
+        norm: normalise the mean.
+        hidden_ratio: width of the hidden layer over that of the map.
+        hidden_activation: a key of `layers.activations.ACTIVATIONS`.
         hidden_norm: normalise the hidden layer (MambaOut's head does, timm's `_rw` heads do not).
+        hidden_epsilon: added to the variance by that norm.
         dropout: rate, before the classifier, while training.
         dtype: dtype of the computation; float32 means at least float32.
     """
 
     num_classes: int = 1000
+    norm: bool = True
+    hidden_ratio: int = 4
+    hidden_activation: str = "gelu"
     hidden_norm: bool = True
+    hidden_epsilon: float = 1e-6
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
 
@@ -86,11 +111,12 @@ class HiddenHead(nn.Module):
     def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
         dtype = compute_dtype(self.dtype)
         x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
-        x = LayerNorm(dtype=dtype, name="norm")(x)
-        x = Dense(4 * x.shape[-1], dtype=dtype, name="hidden")(x)
-        x = activation("gelu")(x)  # also where the blocks use another activation
+        if self.norm:
+            x = LayerNorm(dtype=dtype, name="norm")(x)
+        x = Dense(self.hidden_ratio * x.shape[-1], dtype=dtype, name="hidden")(x)
+        x = activation(self.hidden_activation)(x)
         if self.hidden_norm:
-            x = LayerNorm(dtype=dtype, name="hidden_norm")(x)
+            x = LayerNorm(self.hidden_epsilon, dtype=dtype, name="hidden_norm")(x)
         x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return classify(x, self.num_classes, dtype)
 

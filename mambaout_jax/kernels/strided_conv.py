@@ -7,6 +7,7 @@ overlap, patches are a mere reshape, whatever the channels. All forms are differ
 automatically.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -42,12 +43,14 @@ def strided_conv(
 
     Raises:
         ValueError: wrong ranks, different channels or dtypes, a dtype that is not floating, a
-            stride below 1, a negative padding, or a kernel larger than the padded map.
+            stride below 1, a negative padding, or a kernel larger than the padded map; of an image,
+            also than one may be whose size is a symbol of `jax.export`.
     """
     _check(x, kernel, stride, padding)
     if kernel.shape[:2] == (stride, stride) and padding == 0:
         return _DISJOINT.run("auto", x, kernel, stride=stride, padding=padding)
     if x.shape[3] <= _MAX_PATCH_CHANNELS:
+        _check_symbols(x, kernel, stride, padding)
         return _FEW_CHANNELS.run("auto", x, kernel, stride=stride, padding=padding)
     return _conv(x, kernel, stride, padding)
 
@@ -73,6 +76,19 @@ def _check(x, kernel, stride, padding):
             shapes + f"with padding={padding} the map is smaller than the kernel; "
             "use larger images or more padding"
         )
+
+
+def _check_symbols(x, kernel, stride, padding):
+    """Raises ValueError where symbols of `jax.export` may stand for less than one window."""
+    for side, size in zip(kernel.shape[:2], x.shape[1:3], strict=True):
+        try:
+            bool(stride * (_windows(size, side, stride, padding) - 1) + 1 >= 0)
+        except jax.errors.InconclusiveDimensionOperation as error:
+            raise ValueError(
+                f"images of {x.shape[1]} x {x.shape[2]} pixels are not known to hold a kernel of "
+                f"{kernel.shape[0]} x {kernel.shape[1]} with padding={padding}; write the symbols "
+                f"as multiples, such as {stride}*h"
+            ) from error
 
 
 def _windows(size, side, stride, padding):

@@ -4,13 +4,16 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from mambaout_jax.kernels.gelu import gelu
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
+    "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates that weigh the channels of a whole map by what the map holds on average."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
 from mambaout_jax.layers.activations import activation
@@ -12,21 +14,33 @@ from mambaout_jax.layers.norms import LayerNorm
 
 
 class SqueezeExcite(nn.Module):
-    """x · sigmoid(expand(relu(reduce(mean(x))))) (Hu et al. 2018, Section 3).
+    """x · sigmoid(expand(act(reduce(mean(x))))) (Hu et al. 2018, Section 3).
 
     Attributes:
         reduced: channels in between.
+        activation: a key of `activations.ACTIVATIONS`.
         dtype: dtype of the computation, None to promote.
+        dense_init: fan-in to the initialiser of kernels and biases, None for those of `Dense`.
     """
 
     reduced: int
+    activation: str = "relu"
     dtype: Dtype | None = None
+    dense_init: Callable[[int], Initializer] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        mean = x.mean(axis=(1, 2), keepdims=True)
-        y = jax.nn.relu(Dense(self.reduced, dtype=self.dtype, name="reduce")(mean))
-        return x * jax.nn.sigmoid(Dense(x.shape[-1], dtype=self.dtype, name="expand")(y))
+        y = x.mean(axis=(1, 2), keepdims=True)
+        y = activation(self.activation)(self._dense("reduce", self.reduced, y))
+        return x * jax.nn.sigmoid(self._dense("expand", x.shape[-1], y))
+
+    def _dense(
+        self, name: str, features: int, x: Float[Array, "B 1 1 C"]
+    ) -> Float[Array, "B 1 1 F"]:
+        if self.dense_init is None:
+            return Dense(features, dtype=self.dtype, name=name)(x)
+        init = self.dense_init(x.shape[-1])
+        return Dense(features, True, self.dtype, init, init, name=name)(x)
 
 
 class NormGate(nn.Module):

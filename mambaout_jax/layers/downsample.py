@@ -19,6 +19,7 @@ class ConvNorm(nn.Module):
         features: channels that come out.
         kernel_size, stride, padding: see `layers.conv.Conv`.
         norm_first: normalise what comes in instead of what comes out.
+        norm_bias: whether the norm has a bias.
         epsilon: added to the variance by the norm.
         dtype: dtype of the computation, None to promote.
     """
@@ -28,12 +29,13 @@ class ConvNorm(nn.Module):
     stride: int
     padding: int = 0
     norm_first: bool = False
+    norm_bias: bool = True
     epsilon: float = 1e-6
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
-        norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
+        norm = LayerNorm(self.epsilon, self.dtype, self.norm_bias, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
         conv = Conv(self.features, *window, dtype=self.dtype, name="conv")
         x = jnp.asarray(x)

@@ -18,17 +18,22 @@ class LayerNorm(nn.Module):
     Attributes:
         epsilon: added to the variance.
         dtype: dtype of the result, None to promote.
+        use_bias: whether there is a bias.
     """
 
     epsilon: float = 1e-6
     dtype: Dtype | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+            bias = jnp.asarray(bias)
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
-        return layer_norm(x, jnp.asarray(scale), jnp.asarray(bias), self.epsilon)
+        return layer_norm(x, jnp.asarray(scale), bias, self.epsilon)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:

@@ -66,18 +66,20 @@ def split_heads(
 
 
 class MultiHeadSelfAttention(nn.Module):
-    """Multi-head self-attention, with biases on both projections.
+    """Multi-head self-attention.
 
     Attributes:
         heads: number of heads, a divisor of the channels.
         causal: a token sees itself and those before it, instead of all. The parameters are the
             same.
         dtype: dtype of the computation, None to promote.
+        use_bias: whether both projections have biases.
     """
 
     heads: int
     causal: bool = False
     dtype: Dtype | None = None
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
@@ -87,12 +89,12 @@ class MultiHeadSelfAttention(nn.Module):
             ValueError: the heads do not divide the channels.
         """
         _, length, channels = x.shape
-        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, self.use_bias, self.dtype, name="qkv")(x)
         mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
         query, key, value = split_heads(qkv, self.heads)
         y = scaled_dot_product_attention(query, key, value, mask)
         y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
-        return Dense(channels, dtype=self.dtype, name="proj")(y)
+        return Dense(channels, self.use_bias, self.dtype, name="proj")(y)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:

@@ -31,14 +31,22 @@ from mambaout_jax.models import (
     convnext,
     deit,
     efficientvmamba,
+    emo,
     fasternet,
+    hornet,
+    inceptionnext,
     isotropic,
     local_vim,
     local_vmamba,
     mamband,
     mambaout,
+    metaformer,
+    moganet,
     plainmamba,
+    poolformer,
+    replknet,
     swin,
+    van,
     vim,
     vmamba,
 )
@@ -48,6 +56,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
+    van, poolformer, metaformer, inceptionnext, moganet, hornet, replknet, emo,
 )
 # fmt: on
 
@@ -67,7 +76,7 @@ class ParameterRules(NamedTuple):
     """
 
     decay: tuple[tuple[str, bool], ...]
-    layer_of: Callable[[str], tuple[int, int] | None]
+    layer_of: Callable[[str], tuple[float, int] | None]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -16,30 +16,12 @@ from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import classify
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.conv_norm import ConvBatchNorm
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import BatchNorm
 from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.published import Weights
-
-
-class PatchConv(nn.Module):
-    """Convolution of patches that do not overlap, without bias, and batch normalisation.
-
-    Attributes:
-        dim: channels that come out.
-        side: height and width of a patch.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    dim: int
-    side: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[ArrayLike, "B H W I"], train: bool) -> Float[Array, "B _ _ C"]:
-        x = Conv(self.dim, self.side, self.side, use_bias=False, dtype=self.dtype, name="conv")(x)
-        return BatchNorm(dtype=self.dtype, name="norm")(x, train)
 
 
 class FasterNetBlock(nn.Module):
@@ -75,10 +57,11 @@ class FasterNet(Pyramid):
         dtype = self.layer_dtype
         block = self.block_class(FasterNetBlock)
         maps = []
-        x = PatchConv(self.dims[0], 4, dtype, name="patch_embed")(images, train)
+        x = ConvBatchNorm(self.dims[0], 4, 4, dtype=dtype, name="patch_embed")(images, train)
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
-                x = PatchConv(self.dims[i], 2, dtype, name=f"downsample_{i}")(x, train)
+                name = f"downsample_{i}"
+                x = ConvBatchNorm(self.dims[i], 2, 2, dtype=dtype, name=name)(x, train)
             for j, rate in enumerate(rates):
                 x = block(rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)

@@ -31,7 +31,7 @@ from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.mixers.conv import CausalConv
 from mambaout_jax.mixers.routes import paths_of
 from mambaout_jax.mixers.ssm import SSM_DECAY, STATE_SIZE, MapSSM, dt_rank_of
-from mambaout_jax.published import Result, Weights, timm_weights
+from mambaout_jax.published import released_weights, timm_weights
 
 TOKEN_MIXERS = ("conv", "conv+ssm", "ssm", "attention")
 DEFAULT_ROUTES = "cross"  # of the SSM, where none is asked for
@@ -309,8 +309,7 @@ TORCH_NAMES = {
 
 def _released(model, top1):
     url = f"https://github.com/yuweihao/MambaOut/releases/download/model/{model}.pth"
-    weights = Weights(model, url, "official", "Apache-2.0", (Result(224, 1.0, top1),))
-    return f"{model}.official", weights
+    return released_weights(model, url, "Apache-2.0", (224, 1.0, top1))
 
 
 _IMAGENET_12K = 11821  # classes

@@ -15,6 +15,8 @@ A kernel is laid out by its rank, everything else as it is, unless the rule has 
     "conv"            (K, K, I, O)   → (O, I, K, K)       of rank 4; depthwise has I = 1
     "conv1d"          (K, I, O)      → (O, I, K)          of rank 3
     "pointwise"       (I, O)         → (O, I, 1, 1)       a linear layer that is a 1x1 convolution
+    "filter"          (H, W, 2, C)    → (C, H, W, 2)      real and imaginary parts of a filter
+    "map"             (C,)            → (1, C, 1, 1)      of any leaf: one number for each channel
     "stacked"         P parameters of one name become one, on a new first axis, in order of their
                       paths; each is laid out by its rank
     "concatenated"    likewise, joined along their first axis
@@ -57,7 +59,9 @@ _LAYOUTS = {
     "conv": _transposition((3, 2, 0, 1)),
     "conv1d": _transposition((2, 1, 0)),
     "pointwise": _Layout(lambda x: x.T[:, :, None, None], lambda x: x[:, :, 0, 0].T),
+    "filter": _transposition((3, 0, 1, 2)),
 }
+_MAP = _Layout(lambda x: x[None, :, None, None], lambda x: x[0, :, 0, 0])
 _JOINED = ("stacked", "concatenated")
 _KERNELS_BY_RANK = {2: "linear", 3: "conv1d", 4: "conv"}
 
@@ -116,6 +120,8 @@ class Tensor(NamedTuple):
 
 
 def _layout(name: str | None, leaf: str, rank: int) -> _Layout:
+    if name == "map":
+        return _MAP
     if name in _LAYOUTS and leaf == "kernel":
         return _LAYOUTS[name]
     return _LAYOUTS[_KERNELS_BY_RANK[rank]] if leaf == "kernel" else _AS_IT_IS

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from jax import export
 from scipy.special import erf
+from support import oracles
 
 from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.channel_gates import SqueezeExcite
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.initializers import normal_fan_out_init, uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
@@ -20,6 +23,7 @@ from mambaout_jax.layers.positions import (
     rotation_tables,
 )
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
+from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 
 
 def test_strided_conv_pads_one_on_every_side(rng):
@@ -50,6 +54,48 @@ def test_dilated_depthwise_conv_takes_every_so_manyth_pixel(rng, size, dilation)
             expected[:, row, column] += kernel[i, j] * x[:, r, c]
     got = conv.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_depthwise_conv_of_a_stride_and_a_rectangle_keeps_pytorchs_pixels(rng):
+    x = jnp.asarray(rng.standard_normal((2, 6, 7, 3)), jnp.float32)
+    conv = DepthwiseConv((1, 5), stride=2)
+    variables = conv.init(jax.random.key(0), x)
+    kernel = variables["params"]["kernel"]
+    assert kernel.shape == (1, 5, 1, 3)
+    every = oracles.depthwise_conv(x, kernel[:, :, 0])
+    np.testing.assert_allclose(conv.apply(variables, x), every[:, ::2, ::2], atol=1e-6)
+
+
+def test_dilated_kernel_with_gaps_is_what_phases_compute(rng, monkeypatch):
+    x = jnp.asarray(rng.standard_normal((1, 7, 10, 3)), jnp.float32)
+    conv = DepthwiseConv(3, dilation=3)
+    variables = conv.init(jax.random.key(0), x)
+    expected = conv.apply(variables, x)
+    monkeypatch.setattr("mambaout_jax.layers.conv.is_known", lambda *sizes: False)
+    np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-6)
+
+
+def test_norms_and_projections_go_without_biases():
+    x = jax.ShapeDtypeStruct((1, 4, 6), jnp.float32)
+    attention = MultiHeadSelfAttention(2, use_bias=False)
+    shapes = jax.eval_shape(attention.init, jax.random.key(0), x)["params"]
+    assert {name: list(layer) for name, layer in shapes.items()} == {
+        "qkv": ["kernel"], "proj": ["kernel"],
+    }  # fmt: skip
+    norm = jax.eval_shape(LayerNorm(use_bias=False).init, jax.random.key(0), x)["params"]
+    assert list(norm) == ["scale"]
+
+
+def test_initial_values_follow_the_fan():
+    conv = {"kernel_init": normal_fan_out_init(3 * 3 * 50)}
+    kernel = Conv(50, 3, **conv).init(jax.random.key(0), jnp.zeros((1, 3, 3, 30)))
+    spread = float(jnp.std(kernel["params"]["kernel"]))
+    assert spread == pytest.approx((2 / 450) ** 0.5, rel=0.03)
+    gate = SqueezeExcite(5, "silu", dense_init=uniform_fan_in_init)
+    params = gate.init(jax.random.key(0), jnp.zeros((1, 2, 2, 40)))["params"]
+    for name, fan_in in (("reduce", 40), ("expand", 5)):
+        for leaf in params[name].values():
+            assert 0.5 * fan_in**-0.5 < float(jnp.abs(leaf).max()) <= fan_in**-0.5
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-5])

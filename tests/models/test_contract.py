@@ -138,14 +138,15 @@ def test_float64_stays_float64_and_logits_are_at_least_float32(name):
 
 @every_family
 def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
-    model, whole = small(name, num_classes=0), shapes_of(name)["params"]["head"]
+    model, whole = small(name, num_classes=0), subtree(shapes_of(name), "head")
     backbone = subtree(shapes_of(name), "backbone")
     features = jax.eval_shape(
         lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
     )
-    head = {key: leaf for key, leaf in whole.items() if key != "classifier"}
-    read = jax.eval_shape(model.head.apply, {"params": head}, features)
-    assert read.shape == (1, whole["classifier"]["kernel"].shape[0])
+    params = dict(whole["params"])
+    classifier = params.pop("classifier")
+    read = jax.eval_shape(model.head.apply, {**whole, "params": params}, features)
+    assert read.shape == (1, classifier["kernel"].shape[0])
 
 
 @every_family
@@ -319,7 +320,9 @@ def sized(name):
 @pytest.mark.parametrize("name", [sized(name) for name in list_models()])
 def test_parameters_and_macs_are_those_of_the_table(name):
     _, variant = find_variant(name)
-    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+    quick = {"conv_implementation": "lax"} if takes_option(name, "conv_implementation") else {}
+    cost = count(create_model(name, **quick), (224, 224, 3))  # the same by any implementation
+    assert cost == (variant.parameters, variant.macs)
 
 
 # Table 1 of the MambaOut paper, as printed: parameters in millions, multiply-accumulates in 10⁹.
@@ -331,8 +334,17 @@ TABLE_1 = {
     "vmamba_v0_base": (75, 18.0), "vmamba_v9_tiny": (31, 4.9), "vmamba_v9_small": (50, 8.7),
     "vmamba_v9_base": (89, 15.4), "plainmamba_l1": (7, 3.0), "plainmamba_l2": (25, 8.1),
     "plainmamba_l3": (50, 14.4), "mamba2d_small": (24, None), "mamba2d_base": (92, None),
+    "van_b0": (4, 0.9), "van_b2": (27, 5.0), "van_b3": (45, 9.0), "poolformer_s24": (21, 3.4),
+    "caformer_s18": (26, 4.1), "caformer_s36": (39, 8.0), "caformer_m36": (56, 13.2),
+    "convformer_s18": (27, 3.9), "convformer_s36": (40, 7.6), "convformer_m36": (57, 12.8),
+    "inception_next_atto": (4, 0.5), "inception_next_tiny": (28, 4.2), "moganet_tiny": (5, 1.1),
+    "moganet_small": (25, 5.0), "moganet_base": (44, 9.9), "moganet_large": (83, 15.9),
+    "hornet_base_gf": (88, 15.5), "replknet_31b": (79, 15.3), "replknet_31b_merged": (79, 15.3),
+    "emo_6m": (6.5, 1.0),
 }  # fmt: skip
 HEADLESS = 1.2e6  # at most: some of its rows leave the classifier out, Mamba-2D-B the merging, too
+ROUNDED = 0.52e6  # MogaNet-L's 82.48 million are 82.5 in its paper, and 83 there
+CUT = {"replknet_31b": 0.14, "replknet_31b_merged": 0.06}  # 15.43 and 15.35, printed as 15.3
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -340,10 +352,10 @@ def test_costs_are_those_of_table_1(name):
     parameters, macs = TABLE_1[name]
     _, variant = find_variant(name)
     left_out = 2.4e6 if name == "mamba2d_base" else HEADLESS
-    assert -0.5e6 <= variant.parameters - parameters * 1e6 <= 0.5e6 + left_out
+    assert -ROUNDED <= variant.parameters - parameters * 1e6 <= 0.5e6 + left_out
     if macs is not None:  # norms, up to 2 % of it, are counted there and not here
         counted = (variant.hand_macs or variant.macs) / 1e9
-        assert macs - 0.05 - 0.02 * macs <= counted <= macs + 0.05
+        assert macs - 0.05 - 0.02 * macs <= counted <= macs + CUT.get(name, 0.05)
 
 
 @pytest.mark.parametrize(

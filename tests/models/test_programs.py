@@ -104,6 +104,7 @@ PATCHED = {  # families whose patches have to fill the image, and by what they a
         ("deit_tiny_patch16_224", "vim_tiny", "local_vim_tiny", "plainmamba_l1"), r"16\*h"
     ),
     "mamba2d_small": r"8\*h",
+    **dict.fromkeys(("poolformer_s24", "caformer_s18"), r"4\*h"),
 }
 
 
@@ -134,8 +135,12 @@ def random_variables(shapes, rng):
 
 
 def assert_close(found, wanted):
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-3, atol=1e-4 * np.abs(other).max())
+    found, wanted = jax.tree.leaves(found), jax.tree.leaves(wanted)
+    # Some gradients are 0 but for rounding: what PoolFormer pools loses the biases before it.
+    rounding = 1e-7 * max(np.abs(x).max() for x in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        atol = 1e-4 * np.abs(other).max() + rounding
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=atol)
 
 
 @pytest.mark.slow

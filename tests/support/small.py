@@ -12,6 +12,7 @@ SMALL = {
     "depth": 1,
     "dim": 8,
     "state_size": 2,
+    "conv_implementation": "lax",  # quicker to trace than those written for speed
 }
 FAMILY_NAMES = [next(iter(family.VARIANTS)) for family in FAMILIES]  # a model of each
 IMAGE = (1, 64, 32, 3)  # every stride divides it
@@ -23,6 +24,9 @@ OWN = {
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
+    "caformer_s18": {"token_mixers": ("conv", "attention")},
+    "hornet_base_gf": {"token_mixers": ("conv", "filter")},
+    "emo_6m": {"depths": (2, 2), "token_mixers": ("conv", "attention")},
 }
 
 

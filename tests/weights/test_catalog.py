@@ -6,13 +6,14 @@ import re
 import pytest
 
 from mambaout_jax.imagenet_classes import CLASS_NAMES
-from mambaout_jax.models import find_variant, list_models
+from mambaout_jax.models import list_models
 from mambaout_jax.weights.catalog import (
     CATALOG,
     find_weights,
     model_table,
     weights_of,
 )
+from mambaout_jax.weights.convert import namings
 
 UNPUBLISHED = {
     "test_mambaout",
@@ -22,16 +23,29 @@ UNPUBLISHED = {
 }
 
 
+# Where authors released what `<model>.official` names.
+RELEASES = {
+    "mambaout": "https://github.com/yuweihao/MambaOut/releases/download/model/mambaout_",
+    "poolformer": "https://github.com/sail-sg/poolformer/releases/download/v1.0/poolformer_s24.",
+    "caformer": "https://huggingface.co/sail/dl/resolve/main/caformer/caformer_",
+    "convformer": "https://huggingface.co/sail/dl/resolve/main/convformer/convformer_",
+    "inception_next": "https://github.com/sail-sg/inceptionnext/releases/download/model/",
+    "moganet": "https://github.com/Westlake-AI/MogaNet/releases/download/moganet-in1k-weights/",
+}
+
+
 @pytest.mark.parametrize("key", CATALOG)
 def test_row_names_a_model_a_source_and_a_naming_that_exist(key):
     weights = CATALOG[key]
     model, _, tag = key.partition(".")
     assert weights.model == model
     assert weights.model in list_models()
-    assert weights.naming in find_variant(model)[0].TORCH_NAMES
+    assert weights.naming in namings(model)
     if tag == "official":
-        release = "https://github.com/yuweihao/MambaOut/releases/download/model/"
-        assert weights.source == f"{release}{model}.pth"
+        release = next(url for family, url in RELEASES.items() if model.startswith(family))
+        assert weights.source.startswith(release)
+        assert weights.source.endswith((".pth", ".pth.tar"))
+        assert model.split("_")[0] in weights.source
     else:
         assert weights.source == f"hf_hub:timm/{key}"
     assert weights.sha256 is None or re.fullmatch("[0-9a-f]{64}", weights.sha256)
@@ -68,8 +82,8 @@ def test_deit_has_weights_near_the_accuracies_of_its_paper():
 
 def test_find_weights_takes_patterns():
     assert list(find_weights("mambaout_tiny*")) == ["mambaout_tiny.in1k", "mambaout_tiny.official"]
-    assert len(find_weights("*.official")) == 5
-    assert len(find_weights()) == len(CATALOG) == 20
+    assert len(find_weights("*.official")) == 18
+    assert len(find_weights()) == len(CATALOG) == 33
     assert find_weights("resnet*") == {}
 
 

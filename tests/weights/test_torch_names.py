@@ -46,6 +46,7 @@ def test_two_parameters_of_one_name_are_an_error_unless_they_are_joined():
         ((5, 1, 3), None, (4, 0, 2), (2, 0, 4)),
         ((5, 7, 2, 3), None, (4, 6, 1, 2), (2, 1, 4, 6)),
         ((2, 3), "pointwise", (1, 2), (2, 1, 0, 0)),
+        ((5, 7, 2, 3), "filter", (4, 6, 1, 2), (2, 4, 6, 1)),
     ],
 )
 def test_kernels_are_laid_out_as_in_pytorch(rng, shape, layout, element, there):
@@ -71,3 +72,12 @@ def test_joined_tensors_keep_the_order_of_their_paths(rng):
         np.testing.assert_array_equal(joined[3 * k : 3 * k + 3], expected)
     for path, part in zip(tensor.paths, tensor.from_torch(joined), strict=True):
         np.testing.assert_array_equal(part, values[path])
+
+
+def test_any_leaf_of_channels_may_be_a_map_in_pytorch(rng):
+    value = rng.standard_normal(3)
+    path = ("params", "scale", "gamma")
+    tensor = torch_tensors((("scale/gamma", "sigma", "map"),), {path: value})["sigma"]
+    laid_out = tensor.to_torch([value])
+    assert laid_out.shape == tensor.torch_shape == (1, 3, 1, 1)
+    np.testing.assert_array_equal(tensor.from_torch(laid_out)[0], value)
