@@ -63,6 +63,8 @@ class DepthwiseConv(nn.Module):
         use_bias: whether there is a bias.
         dtype: dtype of the computation, None to promote.
         dilation: pixels from one tap to the next.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
     """
 
     kernel_size: int
@@ -70,15 +72,17 @@ class DepthwiseConv(nn.Module):
     use_bias: bool = True
     dtype: Dtype | None = None
     dilation: int = 1
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         channels = x.shape[-1]
         shape = (self.kernel_size, self.kernel_size, 1, channels)
-        kernel = self.param("kernel", normal_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         maps = phases(x, self.dilation)
         maps = depthwise_conv(maps, kernel[:, :, 0], implementation=self.implementation)

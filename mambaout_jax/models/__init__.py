@@ -29,6 +29,7 @@ from mambaout_jax.backbone import Backbone, Classifier, Variant
 from mambaout_jax.config import Config
 from mambaout_jax.models import (
     convnext,
+    cswin,
     deit,
     efficientvmamba,
     fasternet,
@@ -38,6 +39,7 @@ from mambaout_jax.models import (
     mamband,
     mambaout,
     plainmamba,
+    pvt_v2,
     swin,
     vim,
     vmamba,
@@ -48,6 +50,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
+    cswin, pvt_v2,
 )
 # fmt: on
 
