@@ -10,6 +10,7 @@ from mambaout_jax.kernels.gelu import gelu
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
+    "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
 

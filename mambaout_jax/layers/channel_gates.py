@@ -1,32 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates that weigh the channels of a whole map by what the map holds on average."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
 from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 
 
 class SqueezeExcite(nn.Module):
-    """x · sigmoid(expand(relu(reduce(mean(x))))) (Hu et al. 2018, Section 3).
+    """x · sigmoid(expand(act(reduce(mean(x))))) (Hu et al. 2018, Section 3).
 
     Attributes:
         reduced: channels in between.
         dtype: dtype of the computation, None to promote.
+        activation: a key of `activations.ACTIVATIONS`.
+        init_of: fan-out to the initialiser of a kernel.
     """
 
     reduced: int
     dtype: Dtype | None = None
+    activation: str = "relu"
+    init_of: Callable[[int], Initializer] = lambda fan_out: normal_init
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        mean = x.mean(axis=(1, 2), keepdims=True)
-        y = jax.nn.relu(Dense(self.reduced, dtype=self.dtype, name="reduce")(mean))
-        return x * jax.nn.sigmoid(Dense(x.shape[-1], dtype=self.dtype, name="expand")(y))
+        y = self._dense(self.reduced, "reduce")(x.mean(axis=(1, 2), keepdims=True))
+        y = self._dense(x.shape[-1], "expand")(activation(self.activation)(y))
+        return x * jax.nn.sigmoid(y)
+
+    def _dense(self, features: int, name: str) -> Dense:
+        return Dense(features, dtype=self.dtype, kernel_init=self.init_of(features), name=name)
 
 
 class NormGate(nn.Module):

@@ -94,6 +94,44 @@ class DepthwiseConv(nn.Module):
         return output.size * self.kernel_size**2
 
 
+class StridedDepthwiseConv(nn.Module):
+    """Depthwise convolution of any stride, without bias; zeros around the map.
+
+    Attributes:
+        kernel_size: side K of the kernel, stored as (K, K, 1, C).
+        stride: step in pixels.
+        padding: zeros before and after each axis, None for K // 2 on both sides.
+        dtype: dtype of the computation, None to promote.
+        kernel_init: initialiser of the kernel.
+    """
+
+    kernel_size: int
+    stride: int
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    dtype: Dtype | None = None
+    kernel_init: Initializer = normal_init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
+        K, half = self.kernel_size, self.kernel_size // 2
+        kernel = self.param("kernel", self.kernel_init, (K, K, 1, x.shape[-1]), jnp.float32)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        pads = self.padding or ((half, half), (half, half))
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        rows, columns = (1 + (n - K) // self.stride for n in x.shape[1:3])
+        y = 0
+        for i in range(K):  # elementwise: XLA's CPU convolution of groups is far slower
+            for j in range(K):
+                last = (i + (rows - 1) * self.stride + 1, j + (columns - 1) * self.stride + 1)
+                taps = x[:, i : last[0] : self.stride, j : last[1] : self.stride]
+                y = y + taps * kernel[i, j, 0][None, None, None]  # (B, rows, columns, C)
+        return jnp.asarray(y)
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return output.size * self.kernel_size**2
+
+
 def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:
     """Every step-th pixel in both directions as a map of its own: N = B · step² of them.
 

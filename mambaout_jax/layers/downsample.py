@@ -72,6 +72,14 @@ class ConvStem(nn.Module):
         return LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
 
 
+def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
+    """The mean of each 2 x 2 pixels; at the end of an odd side, of those that there are."""
+    B, H, W, C = x.shape
+    if H % 2 or W % 2:
+        x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    return x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).mean(axis=(2, 4))
+
+
 class PatchMerging(nn.Module):
     """2 x 2 neighbours become one token (Liu et al. 2021, Swin).
 

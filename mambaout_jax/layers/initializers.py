@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Initial values as PyTorch code has them."""
 
+import math
+
 import jax
 from flax import linen as nn
 from flax.typing import Initializer
@@ -14,6 +16,14 @@ def uniform_fan_in_init(fan_in: int) -> Initializer:
     """Uniform in ±1/√fan_in: PyTorch's default for linear layers, convolutions and biases."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def fan_out_init(fan_out: int) -> Initializer:
+    """Normal, of deviation √(2 / fan-out): EfficientNet's for convolutions.
+
+    The fan-out of a depthwise convolution is that of one channel.
+    """
+    return nn.initializers.normal(math.sqrt(2 / fan_out))
 
 
 def torch_inits(fan_in: int) -> dict[str, Initializer]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids of patches and their positions: absolute tables, rotations, relative ones in a window."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +127,28 @@ def rotate(
     turned = jnp.stack((-pairs[..., 1], pairs[..., 0]), axis=-1).reshape(x.shape)
     cosines, sines = (jnp.asarray(table, x.dtype)[None] for table in (cosines, sines))
     return x * cosines + turned * sines
+
+
+def relative_bias(
+    table: Float[Array, "offsets heads"], grid: tuple[int, int], size: tuple[int, int]
+) -> Float[Array, "1 heads L L"]:
+    """What attention over a map adds to the scores of each pair of its tokens.
+
+    Args:
+        table: a row for each offset, see `relative_position_index`.
+        grid: rows and columns of the map that the table is made for.
+        size: those of the map; for another one than `grid` the table is interpolated.
+    """
+    if grid != size:
+        offsets = [2 * n - 1 for n in grid]
+        table = resize_linear(table.reshape(*offsets, -1), [2 * n - 1 for n in size])
+        table = table.reshape(-1, table.shape[-1])
+    return jnp.moveaxis(table[relative_position_index(*size)], -1, 0)[None]
+
+
+def resize_linear(table: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*T C"]:
+    """Interpolates all axes but the last linearly; ends, not samples at the ends, are aligned."""
+    return jax.image.resize(table, (*size, table.shape[-1]), "linear", antialias=False)
 
 
 def relative_position_index(height: int, width: int) -> Int[np.ndarray, "L L"]:

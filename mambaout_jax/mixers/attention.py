@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mambaout_jax.kernels.dispatch import is_known, numpy_for
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.layers.positions import relative_position_index
+from mambaout_jax.layers.positions import relative_bias
 
 
 def scaled_dot_product_attention(
@@ -160,8 +160,7 @@ class WindowAttention(nn.Module):
     def _bias(self) -> Float[Array, "1 heads L L"]:
         shape = ((2 * self.window - 1) ** 2, self.heads)
         table = self.param("relative_position_bias", normal_init, shape, jnp.float32)
-        bias = table[relative_position_index(self.window, self.window)]  # (L, L, heads)
-        return jnp.moveaxis(bias, -1, 0)[None]
+        return relative_bias(table, (self.window, self.window), (self.window, self.window))
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:

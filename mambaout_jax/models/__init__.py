@@ -28,16 +28,20 @@ from mambaout_jax import backbone as contract
 from mambaout_jax.backbone import Backbone, Classifier, Variant
 from mambaout_jax.config import Config
 from mambaout_jax.models import (
+    coatnet,
     convnext,
     cswin,
     deit,
     efficientvmamba,
     fasternet,
+    focal,
     isotropic,
     local_vim,
     local_vmamba,
     mamband,
     mambaout,
+    moat,
+    mvit_v2,
     plainmamba,
     pvt_v2,
     swin,
@@ -50,7 +54,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    cswin, pvt_v2,
+    cswin, pvt_v2, coatnet, moat, mvit_v2, focal,
 )
 # fmt: on
 

@@ -10,8 +10,6 @@ Where the side of a map is no multiple of the reduction, its last rows and colum
 no keys, as in PyTorch.
 """
 
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
@@ -24,6 +22,7 @@ from mambaout_jax.heads.classifier import MeanHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm
+from mambaout_jax.layers.initializers import fan_out_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath
@@ -31,11 +30,6 @@ from mambaout_jax.mixers.attention import scaled_dot_product_attention
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of the norms behind convolutions; the others have 1e-6
-
-
-def _fan_out_init(kernel_size: int, filters: int) -> nn.initializers.Initializer:
-    """Normal, of deviation √(2 / fan-out); `filters` are those of one group."""
-    return nn.initializers.normal(math.sqrt(2 / (kernel_size**2 * filters)))
 
 
 class ReducedAttention(nn.Module):
@@ -56,7 +50,7 @@ class ReducedAttention(nn.Module):
         (B, _, _, C), dtype, step = x.shape, self.dtype, self.reduction
         small = x
         if step > 1:
-            init = _fan_out_init(step, C)
+            init = fan_out_init(step**2 * C)
             norm = {"epsilon": EPSILON, "dtype": dtype, "kernel_init": init}
             small = ConvNorm(C, step, step, **norm, name="reduce")(x)
         query = Dense(C, dtype=dtype, name="query")(x)
@@ -88,7 +82,7 @@ class ConvMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        channels, init = x.shape[-1], _fan_out_init(3, 1)
+        channels, init = x.shape[-1], fan_out_init(9)
         x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
         x = DepthwiseConv(3, dtype=self.dtype, kernel_init=init, name="conv")(x)
         return Dense(channels, dtype=self.dtype, name="fc2")(activation("gelu")(x))
@@ -149,7 +143,7 @@ class PVTv2(Pyramid):
         x = images
         for i, rates in enumerate(self.stage_rates):
             window, name = ((3, 2, 1), f"downsample_{i}") if i else ((7, 4, 3), "patch_embed")
-            init = _fan_out_init(window[0], self.dims[i])
+            init = fan_out_init(window[0] ** 2 * self.dims[i])
             norm = {"epsilon": EPSILON, "dtype": dtype, "kernel_init": init}
             x = ConvNorm(self.dims[i], *window, **norm, name=name)(x)
             options = (self.heads[i], self.reductions[i], self.mlp_ratios[i])

@@ -23,6 +23,8 @@ OWN = {
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
+    "coatnet_0_224": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
+    "moat_0": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
 }
 
 
