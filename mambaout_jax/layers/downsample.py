@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
-from mambaout_jax.layers.initializers import normal_init
+from mambaout_jax.layers.initializers import normal_init, torch_inits
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 
@@ -22,7 +22,7 @@ class ConvNorm(nn.Module):
         norm_first: normalise what comes in instead of what comes out.
         epsilon: added to the variance by the norm.
         dtype: dtype of the computation, None to promote.
-        kernel_init, bias_init: see `layers.conv.Conv`.
+        kernel_init, bias_init, use_bias: see `layers.conv.Conv`.
     """
 
     features: int
@@ -34,13 +34,14 @@ class ConvNorm(nn.Module):
     dtype: Dtype | None = None
     kernel_init: Initializer = normal_init
     bias_init: Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
         norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
         inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-        conv = Conv(self.features, *window, dtype=self.dtype, **inits, name="conv")
+        conv = Conv(self.features, *window, self.use_bias, dtype=self.dtype, **inits, name="conv")
         x = jnp.asarray(x)
         return conv(norm(x)) if self.norm_first else norm(conv(x))
 
@@ -54,6 +55,7 @@ class ConvStem(nn.Module):
         activation: what follows the first, a key of `layers.activations.ACTIVATIONS`.
         epsilon: added to the variance by the norms.
         dtype: dtype of the computation, None to promote.
+        torch_init: initial values of the convolutions as PyTorch makes them.
     """
 
     features: int
@@ -61,15 +63,22 @@ class ConvStem(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-6
     dtype: Dtype | None = None
+    torch_init: bool = False
 
     @nn.compact
     def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
-        x = Conv(self.features // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
+        x = self._conv(self.features // 2, "conv1", images)
         if self.mid_norm:
             x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         x = activation(self.activation)(x)
-        x = Conv(self.features, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
+        x = self._conv(self.features, "conv2", x)
         return LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
+
+    def _conv(
+        self, features: int, name: str, x: Float[ArrayLike, "B H W I"]
+    ) -> Float[Array, "B _ _ F"]:
+        inits = torch_inits(9 * jnp.shape(x)[-1]) if self.torch_init else {}
+        return Conv(features, 3, 2, 1, dtype=self.dtype, **inits, name=name)(x)
 
 
 def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:

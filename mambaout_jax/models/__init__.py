@@ -35,6 +35,7 @@ from mambaout_jax.models import (
     efficientvmamba,
     fasternet,
     focal,
+    internimage,
     isotropic,
     local_vim,
     local_vmamba,
@@ -54,7 +55,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    cswin, pvt_v2, coatnet, moat, mvit_v2, focal,
+    cswin, pvt_v2, coatnet, moat, mvit_v2, focal, internimage,
 )
 # fmt: on
 

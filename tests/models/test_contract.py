@@ -138,14 +138,14 @@ def test_float64_stays_float64_and_logits_are_at_least_float32(name):
 
 @every_family
 def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
-    model, whole = small(name, num_classes=0), shapes_of(name)["params"]["head"]
+    model, whole = small(name, num_classes=0), subtree(shapes_of(name), "head")
     backbone = subtree(shapes_of(name), "backbone")
     features = jax.eval_shape(
         lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
     )
-    head = {key: leaf for key, leaf in whole.items() if key != "classifier"}
-    read = jax.eval_shape(model.head.apply, {"params": head}, features)
-    assert read.shape == (1, whole["classifier"]["kernel"].shape[0])
+    classifier = whole["params"].pop("classifier")
+    read = jax.eval_shape(model.head.apply, whole, features)
+    assert read.shape == (1, classifier["kernel"].shape[0])
 
 
 @every_family

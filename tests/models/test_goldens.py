@@ -54,6 +54,15 @@ MODULES = (
     (r".*vmamba_.*", r"layers_(\d)_block0", "stage_{}_block_00"),
     (r"vmamba_v9_.*", r"patch_embed", "stem"),
     (r"(?!vmamba_v9_).*(mamba|vim).*", r"patch_embed", "patch_embed"),
+    (r"(cswin|focal)_.*", r"stem", "patch_embed"),
+    (r"(pvt_|mvit)v2_.*", r"patch_embed", "patch_embed"),
+    (r"coatnet_.*", r"stem", "stem_conv2"),
+    (r"moat_.*", r"stem", "stem_conv1"),
+    (r"moat_.*", r"mbconv_first", "stage_0_block_00"),
+    (r"moat_.*", r"moat_first", "stage_2_block_00"),
+    (r"focal_.*", r"blocks_(\d)_(\d)", "stage_{}_block_{:02}"),
+    (r"internimage_.*", r"stem", "stem"),
+    (r"internimage_.*", r"dcn_first", "stage_0_block_00/conv"),
 )
 
 
