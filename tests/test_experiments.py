@@ -64,6 +64,46 @@ PUBLISHED = {
         "mamba2d_small": (1024, 1e-3, 0.1, 300, 10, 0.1),
         "mamba2d_base": (1024, 1e-3, 0.1, 300, 10, 0.1),
     },
+    "cswin": {
+        "cswin_tiny": (2048, 2e-3, 0.05, 310, 20, 0.2),
+        "cswin_small": (2048, 2e-3, 0.05, 310, 20, 0.4),
+        "cswin_base": (1024, 1e-3, 0.1, 310, 20, 0.5),
+    },
+    "pvt_v2": {"pvt_v2_b0": (1024, 1e-3, 0.05, 300, 5, 0.1)},
+    "coatnet": {
+        "coatnet_0_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.2),
+        "coatnet_1_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.3),
+        "coatnet_2_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.5),
+        "coatnet_0_224": (4096, 1e-3, 0.05, 300, 32, 0.2),
+        "coatnet_1_224": (4096, 1e-3, 0.05, 300, 32, 0.3),
+        "coatnet_2_224": (4096, 1e-3, 0.05, 300, 32, 0.5),
+    },
+    "moat": {
+        "moat_0": (4096, 3e-3, 0.05, 300, 32, 0.2 * 13 / 14),
+        "moat_2": (4096, 3e-3, 0.05, 300, 32, 0.5 * 23 / 24),
+    },
+    "mvit_v2": {
+        "mvitv2_small": (256, 2.5e-4, 0.05, 300, 70, 0.1),
+        "mvitv2_base": (256, 2.5e-4, 0.05, 300, 70, 0.3),
+    },
+    "focal": {
+        "focal_tiny": (1024, 1e-3, 0.05, 300, 20, 0.2),
+        "focal_small": (1024, 1e-3, 0.05, 300, 20, 0.3),
+    },
+    "internimage": {
+        "internimage_t": (1024, 1e-3, 0.05, 300, 20, 0.1),
+        "internimage_s": (1024, 1e-3, 0.05, 300, 20, 0.4),
+        "internimage_b": (1024, 1e-3, 0.05, 300, 20, 0.5),
+    },
+}
+# RandAugment's layers, magnitude and its deviation, erasing and whether it follows mixing, cutmix,
+# the crop of the evaluation: those of most recipes, and of others.
+IMAGES = (2, 9, 0.5, 0.25, False, 1.0, 0.875)
+OTHER_IMAGES = {
+    "cswin": (2, 9, 0.5, 0.25, True, 1.0, 0.9),
+    "coatnet": (2, 10, 0.0, 0.0, False, 0.0, 0.875),
+    "moat": (2, 10, 0.0, 0.0, False, 0.0, 0.875),
+    "mvit_v2": (6, 9, 0.5, 0.25, False, 1.0, 0.875),
 }
 # fmt: on
 # Parameters of the SSM that the published optimisers, by name and number of axes, do not exempt.
@@ -146,13 +186,19 @@ def test_imagenet_recipe_is_the_published_one(file, model):
         drop_path,
     )
     augment = config.augment
-    assert (augment.rand_augment_magnitude, augment.rand_augment_deviation) == (9, 0.5)
-    assert (augment.erase_probability, augment.erase_after_mixing) == (0.25, False)
-    assert (augment.cutmix_alpha, config.loss.label_smoothing) == (1.0, 0.1)
-    assert config.data.crop_fraction == 0.875
+    assert OTHER_IMAGES.get(file, IMAGES) == (
+        augment.rand_augment_layers,
+        augment.rand_augment_magnitude,
+        augment.rand_augment_deviation,
+        augment.erase_probability,
+        augment.erase_after_mixing,
+        augment.cutmix_alpha,
+        config.data.crop_fraction,
+    )
+    assert config.loss.label_smoothing == 0.1
 
 
-@pytest.mark.parametrize("file", PUBLISHED)
+@pytest.mark.parametrize("file", DECAYING)
 def test_imagenet_recipe_decays_what_the_published_code_does(file):
     config = read_config(f"{IMAGENET / file}.py")
     rules = (*config.optimizer.decay_rules, *parameter_rules(config.model.name).decay)

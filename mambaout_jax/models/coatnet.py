@@ -184,7 +184,7 @@ _1 = {"depths": (2, 6, 14, 2), "dims": (96, 192, 384, 768)}
 _2 = {"depths": (2, 6, 14, 2), "dims": (128, 256, 512, 1024), "stem": 128}
 _FIRST = {"stride_first": True}
 
-# Rates of drop path: Table 12 of the paper.
+# Rates of drop path: Appendix A.2 of the paper.
 # fmt: off
 VARIANTS = {
     "coatnet_0_224": Variant(_0, {}, 25_036_820, 4_546_507_776, 0.2, top1=81.6),

@@ -171,7 +171,7 @@ HEAD = PooledHead
 
 _HEAD = {"epsilon": EPSILON}
 
-# The code's rates are those of Table 10 of the paper times the block's number over the number of
+# The code's rates are those of the paper's appendix times the block's number over the number of
 # blocks, which the last of them, counted from 0, does not reach.
 # fmt: off
 VARIANTS = {

@@ -8,7 +8,6 @@ reference are in test_goldens.py.
 import dataclasses
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -143,8 +142,9 @@ def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
     features = jax.eval_shape(
         lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
     )
-    classifier = whole["params"].pop("classifier")
-    read = jax.eval_shape(model.head.apply, whole, features)
+    params = dict(whole["params"])
+    classifier = params.pop("classifier")
+    read = jax.eval_shape(model.head.apply, {**whole, "params": params}, features)
     assert read.shape == (1, classifier["kernel"].shape[0])
 
 
@@ -152,8 +152,9 @@ def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
 def test_remat_recomputes_every_block_under_the_same_names(name):
     variables = shapes_of(name)
     blocks = {path for path in variables["params"]["backbone"] if "block_" in path}
-    program = str(jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE)))
-    assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", program)) == len(blocks) > 0
+    program = jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE))
+    outermost = [equation.primitive.name for equation in program.eqns]
+    assert sum(word in ("remat", "remat2", "checkpoint") for word in outermost) == len(blocks) > 0
 
 
 @every_family
