@@ -4,6 +4,9 @@
 ("SAME" would pad even sizes by (0, 1) at stride 2, half a pixel off.)
 """
 
+import functools
+import operator
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
@@ -118,18 +121,29 @@ class StridedDepthwiseConv(nn.Module):
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         pads = self.padding or ((half, half), (half, half))
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        rows, columns = (1 + (n - K) // self.stride for n in x.shape[1:3])
-        y = 0
-        for i in range(K):  # elementwise: XLA's CPU convolution of groups is far slower
-            for j in range(K):
-                last = (i + (rows - 1) * self.stride + 1, j + (columns - 1) * self.stride + 1)
-                taps = x[:, i : last[0] : self.stride, j : last[1] : self.stride]
-                y = y + taps * kernel[i, j, 0][None, None, None]  # (B, rows, columns, C)
-        return jnp.asarray(y)
+        kernel = kernel.reshape(K * K, 1, 1, 1, -1)
+        # Elementwise: XLA's CPU convolution of groups is far slower.
+        terms = [tap * factor for tap, factor in zip(taps(x, K, self.stride), kernel, strict=True)]
+        return functools.reduce(operator.add, terms)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
         return output.size * self.kernel_size**2
+
+
+def taps(x: Float[Array, "B H W C"], side: int, stride: int) -> list[Float[Array, "B _ _ C"]]:
+    """For each of side² places in a window, row by row, the pixels there in windows `stride` apart.
+
+    Rows and columns that fill no whole window are left out.
+    """
+    # Windows are counted so that symbols of `jax.export` cancel.
+    rows, columns = ((n - side + stride) // stride for n in x.shape[1:3])
+    down, across = (stride * (n - 1) + 1 for n in (rows, columns))
+    return [
+        x[:, i : i + down : stride, j : j + across : stride]
+        for i in range(side)
+        for j in range(side)
+    ]
 
 
 def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where maps become smaller: a convolution with its norm, a stem of two, merging of patches."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, ArrayLike, Float
 
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import normal_init, torch_inits
@@ -40,7 +43,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
         norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
-        inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        inits: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         conv = Conv(self.features, *window, self.use_bias, dtype=self.dtype, **inits, name="conv")
         x = jnp.asarray(x)
         return conv(norm(x)) if self.norm_first else norm(conv(x))
@@ -83,10 +86,11 @@ class ConvStem(nn.Module):
 
 def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
     """The mean of each 2 x 2 pixels; at the end of an odd side, of those that there are."""
-    B, H, W, C = x.shape
-    if H % 2 or W % 2:
-        x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    return x.reshape(B, -(-H // 2), 2, -(-W // 2), 2, C).mean(axis=(2, 4))
+    (B, H, W, C), rows, columns = x.shape, *((n + 1) // 2 for n in x.shape[1:3])
+    if not is_known(H, W) or H % 2 or W % 2:  # the last row and column once more
+        x = x[:, jnp.minimum(jnp.arange(2 * rows), H - 1)]
+        x = x[:, :, jnp.minimum(jnp.arange(2 * columns), W - 1)]
+    return x.reshape(B, rows, 2, columns, 2, C).mean(axis=(2, 4))
 
 
 class PatchMerging(nn.Module):

@@ -2,6 +2,7 @@
 """Initial values as PyTorch code has them."""
 
 import math
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -26,7 +27,7 @@ def fan_out_init(fan_out: int) -> Initializer:
     return nn.initializers.normal(math.sqrt(2 / fan_out))
 
 
-def torch_inits(fan_in: int) -> dict[str, Initializer]:
+def torch_inits(fan_in: int) -> dict[str, Any]:
     """`kernel_init` and `bias_init` of a layer that a reference leaves as PyTorch makes it."""
     init = uniform_fan_in_init(fan_in)
     return {"kernel_init": init, "bias_init": init}

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.channel_gates import SqueezeExcite
-from mambaout_jax.layers.conv import DepthwiseConv, StridedDepthwiseConv
+from mambaout_jax.layers.conv import DepthwiseConv, StridedDepthwiseConv, taps
 from mambaout_jax.layers.downsample import mean_pool
 from mambaout_jax.layers.initializers import fan_out_init
 from mambaout_jax.layers.linear import Dense
@@ -57,7 +57,7 @@ class MBConv(nn.Module):
         y = self._norm("norm")(x, train)
         stride = self.stride
         if self.stride_first:
-            y, stride = y[:, ::stride, ::stride], 1
+            y, stride = taps(y, 1, stride)[0], 1
         y = self._dense(hidden, "expand", use_bias=False)(y)
         y = activation("gelu")(self._norm("expand_norm")(y, train))
         y = self._conv(stride, (y.shape[1], y.shape[2]))(y)
@@ -79,5 +79,14 @@ class MBConv(nn.Module):
         options = {"dtype": self.dtype, "kernel_init": self.init_of(9), "name": "conv"}
         if stride == 1:
             return DepthwiseConv(3, use_bias=False, **options)
-        padding = None if self.even_padding else tuple((n % 2, 1) for n in size)
+        padding = None if self.even_padding else (same_padding(size[0]), same_padding(size[1]))
         return StridedDepthwiseConv(3, stride, padding, **options)
+
+
+def same_padding(length: int) -> tuple[int, int]:
+    """Zeros before and behind an axis for three taps at stride 2, as TensorFlow's "same" has them.
+
+    Behind an even axis there is one more than a window reaches, so that both kinds grow by two and
+    symbols of `jax.export` cancel.
+    """
+    return length % 2, 2 - length % 2

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The perceptron of a transformer block."""
 
+from typing import Any
+
 import flax.linen as nn
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
@@ -29,7 +31,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
         channels = x.shape[-1]
-        inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        inits: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         x = Dense(self.hidden, dtype=self.dtype, **inits, name="fc1")(x)
         x = activation(self.activation)(x)
         return Dense(channels, dtype=self.dtype, **inits, name="fc2")(x)

@@ -139,11 +139,11 @@ def relative_bias(
         grid: rows and columns of the map that the table is made for.
         size: those of the map; for another one than `grid` the table is interpolated.
     """
-    if grid != size:
-        offsets = [2 * n - 1 for n in grid]
-        table = resize_linear(table.reshape(*offsets, -1), [2 * n - 1 for n in size])
-        table = table.reshape(-1, table.shape[-1])
-    return jnp.moveaxis(table[relative_position_index(*size)], -1, 0)[None]
+    if grid != size:  # symbols are like no number
+        rows, columns = (2 * n - 1 for n in size)
+        table = table.reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
+        table = resize_linear(table, (rows, columns)).reshape(rows * columns, -1)
+    return jnp.moveaxis(jnp.asarray(table)[relative_position_index(*size)], -1, 0)[None]
 
 
 def resize_linear(table: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*T C"]:
@@ -151,13 +151,14 @@ def resize_linear(table: Float[Array, "*S C"], size: Sequence[int]) -> Float[Arr
     return jax.image.resize(table, (*size, table.shape[-1]), "linear", antialias=False)
 
 
-def relative_position_index(height: int, width: int) -> Int[np.ndarray, "L L"]:
+def relative_position_index(height: int, width: int) -> Int[np.ndarray | Array, "L L"]:
     """Row of a relative-position table for each pair of tokens of a window (Swin, Section 3.2).
 
     Entry [i, j] stands for the offset from token j to token i, tokens row by row; offsets are
     numbered row by row from (1 - height, 1 - width), (2 · height - 1) · (2 · width - 1) in all.
     """
-    rows, columns = np.divmod(np.arange(height * width), width)
+    xp = numpy_for(height, width)
+    rows, columns = xp.divmod(xp.arange(height * width), width)
     down = rows[:, None] - rows[None] + height - 1
     right = columns[:, None] - columns[None] + width - 1
     return down * (2 * width - 1) + right

@@ -105,8 +105,13 @@ class TransformerBlock(nn.Module):
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
         y = LayerNorm(dtype=dtype, name="norm2")(x)
-        inits = {"kernel_init": _XAVIER, "bias_init": nn.initializers.normal(1e-6)}
-        y = Mlp(4 * features, dtype=dtype, **inits, name="mlp")(y)
+        y = Mlp(
+            4 * features,
+            dtype=dtype,
+            kernel_init=_XAVIER,
+            bias_init=nn.initializers.normal(1e-6),
+            name="mlp",
+        )(y)
         return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
 

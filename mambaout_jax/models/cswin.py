@@ -57,34 +57,34 @@ class StripeAttention(nn.Module):
     @nn.compact
     def __call__(self, qkv: Float[Array, "B H W C3"]) -> Float[Array, "B H W C"]:
         """Mixes the tokens of each stripe; query, key and value stand one after the other."""
-        _, H, W, _ = qkv.shape
-        stripe = self._stripe(H, W)
-        (top, bottom), (left, right) = pads = (_both_sides(H, stripe[0]), _both_sides(W, stripe[1]))
-        windows = to_windows(jnp.pad(qkv, ((0, 0), *pads, (0, 0))), stripe)  # (stripes, L, 3 C)
+        _, H, W, channels = qkv.shape
+        (rows, down, (top, bottom)), (columns, across, (left, right)) = (
+            _cut(length, stripe) for length, stripe in zip((H, W), self.stripe, strict=True)
+        )
+        counts, stripe = (down, across), (rows, columns)
+        padded = jnp.pad(qkv, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        windows = to_windows(padded, counts, stripe)  # (stripes, L, 3 C)
         query, key, value = split_heads(windows, self.heads)
         y = scaled_dot_product_attention(query, key, value)
-        y = y.swapaxes(1, 2).reshape(*windows.shape[:2], -1)
+        y = y.swapaxes(1, 2).reshape(*windows.shape[:2], channels // 3)
         conv = DepthwiseConv(3, dtype=self.dtype, **torch_inits(9), name="position")
-        values = windows[..., 2 * y.shape[-1] :].reshape(-1, *stripe, y.shape[-1])
+        values = windows[..., 2 * y.shape[-1] :].reshape(y.shape[0], *stripe, y.shape[-1])
         y = y + conv(values).reshape(y.shape)
-        y = to_map(y, (top + H + bottom, left + W + right), stripe)
-        return y[:, top : top + H, left : left + W]
-
-    def _stripe(self, H: int, W: int) -> tuple[int, int]:
-        return self.stripe[0] or H, self.stripe[1] or W
+        return to_map(y, counts, stripe)[:, top : top + H, left : left + W]
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
         B, H, W, C = output.shape
-        rows, columns = self._stripe(H, W)
-        tokens = (H + -H % rows) * (W + -W % columns)
-        return 2 * B * tokens * C * rows * columns
+        (rows, down, _), (columns, across, _) = _cut(H, self.stripe[0]), _cut(W, self.stripe[1])
+        return 2 * B * down * across * C * (rows * columns) ** 2
 
 
-def _both_sides(length: int, stripe: int) -> tuple[int, int]:
-    """Zeros before and after an axis, so that stripes fill it."""
+def _cut(length: int, stripe: int | None) -> tuple[int, int, tuple[int, int]]:
+    """Of an axis: how long stripes are, how many, and the zeros on both sides that fill them up."""
+    if stripe is None:
+        return length, 1, (0, 0)
     missing = -length % stripe
-    return missing // 2, missing - missing // 2
+    return stripe, -(-length // stripe), (missing // 2, missing - missing // 2)
 
 
 class CSWinBlock(nn.Module):

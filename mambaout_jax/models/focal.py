@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.initializers import normal_init, torch_inits
 from mambaout_jax.layers.linear import Dense
@@ -34,6 +35,7 @@ from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
 WINDOW = 7  # side of a window in tokens
+_WINDOW = (WINDOW, WINDOW)
 _TABLE = "relative_position_bias_table"
 
 
@@ -60,13 +62,11 @@ class FocalAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        _, H, W, C = x.shape
-        window, dtype = (WINDOW, WINDOW), self.dtype
+        (B, H, W, C), dtype = x.shape, self.dtype
         x = jnp.pad(x, ((0, 0), (0, -H % WINDOW), (0, -W % WINDOW), (0, 0)))
-        size = x.shape[1:3]
-        rows, columns = size[0] // WINDOW, size[1] // WINDOW
-        tokens = to_windows(x, window).swapaxes(1, 2)  # (B · windows, C, L)
-        summaries = Dense(1, dtype=dtype, name="summary")(tokens).reshape(-1, rows, columns, C)
+        counts = rows, columns = (-(-H // WINDOW), -(-W // WINDOW))
+        tokens = to_windows(x, counts, _WINDOW).swapaxes(1, 2)  # (B · windows, C, L)
+        summaries = Dense(1, dtype=dtype, name="summary")(tokens).reshape(B, rows, columns, C)
 
         project = Dense(3 * C, dtype=dtype, name="qkv")
         query, *own = jnp.split(project(x), 3, axis=-1)
@@ -74,28 +74,34 @@ class FocalAttention(nn.Module):
         key, value = (
             self._split(
                 jnp.concatenate(
-                    (to_windows(near, window), self._around(near), self._region(distant)), axis=1
+                    (
+                        to_windows(near, counts, _WINDOW),
+                        self._around(near, counts),
+                        self._region(distant),
+                    ),
+                    axis=1,
                 )
             )
             for near, distant in zip(own, far, strict=True)
         )  # each (B · windows, heads, S, C / heads)
         mask = self._visible(rows, columns, key.shape[2])
-        mask = jnp.tile(mask[:, None, None], (x.shape[0], 1, WINDOW**2, 1))
-        query = self._split(to_windows(query, window))
+        mask = jnp.tile(mask[:, None, None], (B, 1, WINDOW**2, 1))
+        query = self._split(to_windows(query, counts, _WINDOW))
         y = scaled_dot_product_attention(query, key, value, mask, self._bias())
-        y = y.swapaxes(1, 2).reshape(-1, WINDOW**2, C)
+        y = y.swapaxes(1, 2).reshape(B * rows * columns, WINDOW**2, C)
         y = Dense(C, dtype=dtype, name="proj")(y)
-        return to_map(y, size, window)[:, :H, :W]
+        return to_map(y, counts, _WINDOW)[:, :H, :W]
 
     def _split(self, tokens: Float[Array, "N S C"]) -> Float[Array, "N heads S _"]:
-        return tokens.reshape(*tokens.shape[:2], self.heads, -1).swapaxes(1, 2)
+        width = tokens.shape[2] // self.heads
+        return tokens.reshape(*tokens.shape[:2], self.heads, width).swapaxes(1, 2)
 
-    def _around(self, x: Float[Array, "B H W C"]) -> Float[Array, "N S C"]:
+    def _around(self, x: Float[Array, "B H W C"], counts: tuple[int, int]) -> Float[Array, "N S C"]:
         """Tokens around each window, by the corner that they were rolled from."""
         if self.expand == 0:
-            return to_windows(x, (WINDOW, WINDOW))[:, :0]
+            return to_windows(x, counts, _WINDOW)[:, :0]
         rolled = [
-            to_windows(jnp.roll(x, (down, right), axis=(1, 2)), (WINDOW, WINDOW))
+            to_windows(jnp.roll(x, (down, right), axis=(1, 2)), counts, _WINDOW)
             for down, right in _corners(self.expand)
         ]
         return jnp.concatenate(rolled, axis=1)[:, _around_window(self.expand)]
@@ -110,20 +116,19 @@ class FocalAttention(nn.Module):
         ]
         return jnp.stack(shifted, axis=3).reshape(B * rows * columns, self.region**2, C)
 
-    def _visible(self, rows: int, columns: int, keys: int) -> Bool[np.ndarray, "windows S"]:
+    def _visible(self, rows: int, columns: int, keys: int) -> Bool[np.ndarray | Array, "windows S"]:
         """Which keys each window sees: all but summaries beyond the map."""
-        half = self.region // 2
-        inside = np.pad(np.ones((rows, columns), bool), half)
-        seen = [inside[i : i + rows, j : j + columns] for i, j in np.ndindex((self.region,) * 2)]
-        visible = np.ones((rows * columns, keys), bool)
-        visible[:, keys - self.region**2 :] = np.stack(seen, axis=-1).reshape(rows * columns, -1)
-        return visible
+        xp, steps = numpy_for(rows, columns), np.arange(self.region) - self.region // 2
+        down, right = (xp.arange(n)[:, None] + steps[None] for n in (rows, columns))
+        down, right = (down >= 0) & (down < rows), (right >= 0) & (right < columns)
+        seen = down[:, None, :, None] & right[None, :, None, :]  # (rows, columns, region, region)
+        near = xp.ones((rows * columns, keys - self.region**2), bool)
+        return xp.concatenate((near, seen.reshape(rows * columns, self.region**2)), axis=1)
 
     def _bias(self) -> Float[Array, "1 heads L S"]:
-        window, length = (WINDOW, WINDOW), WINDOW**2
-        zeros, heads = nn.initializers.zeros, self.heads
+        zeros, heads, length = nn.initializers.zeros, self.heads, WINDOW**2
         own = self.param(_TABLE, zeros, ((2 * WINDOW - 1) ** 2, heads), jnp.float32)
-        parts = [relative_bias(jnp.asarray(own), window, window)]
+        parts = [relative_bias(jnp.asarray(own), _WINDOW, _WINDOW)]
         if self.expand:
             shape = (1, heads, length, len(_around_window(self.expand)))
             parts.append(self.param(f"{_TABLE}_to_neighbors", normal_init, shape, jnp.float32))

@@ -21,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import classify
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm, ConvStem
@@ -65,7 +66,7 @@ class DeformableConv(nn.Module):
         offsets = Dense(2 * self.groups * POINTS, dtype=dtype, kernel_init=zeros, name="offset")(y)
         weights = Dense(self.groups * POINTS, dtype=dtype, kernel_init=zeros, name="weight")(y)
         y = sampled(
-            value.reshape(B, H, W, self.groups, -1),
+            value.reshape(B, H, W, self.groups, C // self.groups),
             offsets.reshape(B, H, W, self.groups, POINTS, 2),
             jax.nn.softmax(weights.reshape(B, H, W, self.groups, POINTS)),
         ).reshape(x.shape)
@@ -99,7 +100,8 @@ def sampled(
     right, down = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing="ij"))
     dtype = jnp.promote_types(offsets.dtype, jnp.float32)
     maps = x.reshape(B, H * W, G, C).swapaxes(1, 2)  # (B, G, L, C)
-    rows, columns = (axis.reshape(1, -1, 1) for axis in np.divmod(np.arange(H * W), W))
+    xp = numpy_for(H, W)
+    rows, columns = (axis[None, :, None] for axis in xp.divmod(xp.arange(H * W), W))
 
     @jax.checkpoint  # what is gathered is four times the map at each point
     def add(total, point):

@@ -14,6 +14,7 @@ The tables of relative positions are those of 224 pixels at any size, and are in
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from mambaout_jax.heads.classifier import PooledHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import normal_init
-from mambaout_jax.layers.mbconv import MBConv
+from mambaout_jax.layers.mbconv import MBConv, same_padding
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.positions import relative_bias
 from mambaout_jax.layers.residual import DropPath
@@ -36,11 +37,11 @@ from mambaout_jax.published import Weights
 
 HEAD_WIDTH = 32
 EPSILON = 1e-5  # of layer norms
-_BATCH_NORM = {"epsilon": 1e-3, "momentum": 0.01}
+_BATCH_NORM: dict[str, Any] = {"epsilon": 1e-3, "momentum": 0.01}
 _CONV_STAGES = 2  # the first ones
 _GRIDS = ((56, 56), (28, 28), (14, 14), (7, 7))  # that the tables are made for, by stage
 _INITS: Callable[[int], Initializer] = lambda fan_out: normal_init  # noqa: E731
-_MBCONV = {**_BATCH_NORM, "even_padding": False, "init_of": _INITS}
+_MBCONV: dict[str, Any] = {**_BATCH_NORM, "even_padding": False, "init_of": _INITS}
 
 
 class HeadsDense(nn.Module):
@@ -148,7 +149,7 @@ class MOAT(Pyramid):
         conv_block, attention_block = map(self.block_class, (MBConv, MOATBlock))
         maps = []
         _, H, W, _ = jnp.shape(images)
-        padded = jnp.pad(images, ((0, 0), (H % 2, 1), (W % 2, 1), (0, 0)))
+        padded = jnp.pad(images, ((0, 0), same_padding(H), same_padding(W), (0, 0)))
         x = Conv(self.stem, 3, 2, dtype=dtype, name="stem_conv0")(padded)
         x = activation("gelu")(BatchNorm(**_BATCH_NORM, dtype=dtype, name="stem_norm0")(x, train))
         x = Conv(self.stem, 3, 1, 1, dtype=dtype, name="stem_conv1")(x)

@@ -9,7 +9,10 @@ github.com/facebookresearch/mvit, which numbers blocks through all stages.
 There is no class token. The release applies a softmax while it evaluates; these are the logits.
 """
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
@@ -19,7 +22,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
-from mambaout_jax.layers.conv import Conv, DepthwiseConv, StridedDepthwiseConv
+from mambaout_jax.kernels.dispatch import numpy_for
+from mambaout_jax.layers.conv import Conv, DepthwiseConv, StridedDepthwiseConv, taps
 from mambaout_jax.layers.initializers import normal_init, torch_inits
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
@@ -81,15 +85,20 @@ class PooledAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ F"]:
         (B, H, W, _), width = x.shape, self.features // self.heads
-        qkv = Dense(3 * self.features, dtype=self.dtype, name="qkv")(x).reshape(B, H * W, -1)
+        qkv = Dense(3 * self.features, dtype=self.dtype, name="qkv")(x)
+        parts = split_heads(qkv.reshape(B, H * W, 3 * self.features), self.heads)
         strides = (self.stride, self.key_stride, self.key_stride)
         query, key, value = (
-            Pool(stride, self.dtype, name=f"pool_{name}")(part.reshape(-1, H, W, width))
-            for name, stride, part in zip("qkv", strides, split_heads(qkv, self.heads), strict=True)
+            Pool(stride, self.dtype, name=f"pool_{name}")(part.reshape(B * self.heads, H, W, width))
+            for name, stride, part in zip("qkv", strides, parts, strict=True)
         )  # each (B · heads, rows, columns, width)
-        size, keys = query.shape[1:3], key.shape[1:3]
-        bias = self._bias(query, size, keys).reshape(B, self.heads, -1, keys[0] * keys[1])
-        query, key, value = (part.reshape(B, self.heads, -1, width) for part in (query, key, value))
+        size, keys = (query.shape[1], query.shape[2]), (key.shape[1], key.shape[2])
+        pairs = (size[0] * size[1], keys[0] * keys[1])
+        bias = self._bias(query, size, keys).reshape(B, self.heads, *pairs)
+        query, key, value = (
+            part.reshape(B, self.heads, part.shape[1] * part.shape[2], width)
+            for part in (query, key, value)
+        )
         y = scaled_dot_product_attention(query, key, value, bias=bias) + query
         y = y.swapaxes(1, 2).reshape(B, *size, self.features)
         return Dense(self.features, dtype=self.dtype, name="proj")(y)
@@ -105,9 +114,9 @@ class PooledAttention(nn.Module):
             shape, name = (2 * length - 1, width), ("rows", "columns")[axis]
             table = jnp.asarray(self.param(name, normal_init, shape, jnp.float32))
             query, table = nn.dtypes.promote_dtype(query, table, dtype=self.dtype)
-            offsets = 2 * max(size[axis], keys[axis]) - 1
-            if offsets != len(table):
-                table = resize_linear(table, (offsets,))
+            longest = jax.core.max_dim(size[axis], keys[axis])
+            if longest != length:  # symbols are like no number
+                table = resize_linear(table, (2 * longest - 1,))
             products.append(jnp.einsum(equation, query, table[_offsets(size[axis], keys[axis])]))
         return products[0][..., None] + products[1][:, :, :, None]
 
@@ -125,11 +134,13 @@ class PooledAttention(nn.Module):
         return output.size * (2 * rows * columns + rows + columns)
 
 
-def _offsets(queries: int, keys: int) -> Int[np.ndarray, "queries keys"]:
+def _offsets(queries: int, keys: int) -> Int[np.ndarray | Array, "queries keys"]:
     """Row of a table for each query and key of one axis; the shorter axis takes longer steps."""
-    step, key_step = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    at = np.arange(queries)[:, None] * step - np.arange(keys)[None] * key_step
-    return (at + (keys - 1) * key_step).astype(int)
+    longest, xp = jax.core.max_dim(queries, keys), numpy_for(queries, keys)
+    # The place of a query is its number times longest / queries: fractions of one denominator.
+    at = xp.arange(queries)[:, None] * (longest * keys)
+    other = (keys - 1 - xp.arange(keys))[None] * (longest * queries)
+    return (at + other) // (queries * keys)
 
 
 class MViTv2Block(nn.Module):
@@ -171,14 +182,8 @@ class MViTv2Block(nn.Module):
 
 def _max_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B _ _ C"]:
     """The largest of 3 x 3 pixels; elementwise, which has derivatives of any order."""
-    rows, columns = (-(-n // stride) for n in x.shape[1:3])
-    pads = ((0, 0), (1, stride), (1, stride), (0, 0))
-    x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    y = x[:, : rows * stride : stride, : columns * stride : stride]
-    for i, j in np.ndindex(3, 3):
-        shifted = x[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
-        y = jnp.maximum(y, shifted)
-    return y
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return functools.reduce(jnp.maximum, taps(x, 3, stride))
 
 
 class MViTv2(Pyramid):

@@ -55,8 +55,9 @@ class ReducedAttention(nn.Module):
             small = ConvNorm(C, step, step, **norm, name="reduce")(x)
         query = Dense(C, dtype=dtype, name="query")(x)
         pairs = Dense(2 * C, dtype=dtype, name="key_value")(small)
-        query = query.reshape(B, -1, self.heads, C // self.heads).swapaxes(1, 2)
-        pairs = pairs.reshape(B, -1, 2, self.heads, C // self.heads)
+        width = C // self.heads
+        query = query.reshape(B, x.shape[1] * x.shape[2], self.heads, width).swapaxes(1, 2)
+        pairs = pairs.reshape(B, small.shape[1] * small.shape[2], 2, self.heads, width)
         key, value = jnp.moveaxis(pairs, (2, 3), (0, 2))  # each (B, heads, S, C / heads)
         y = scaled_dot_product_attention(query, key, value)
         y = y.swapaxes(1, 2).reshape(x.shape)

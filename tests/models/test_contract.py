@@ -332,7 +332,14 @@ TABLE_1 = {
     "vmamba_v0_base": (75, 18.0), "vmamba_v9_tiny": (31, 4.9), "vmamba_v9_small": (50, 8.7),
     "vmamba_v9_base": (89, 15.4), "plainmamba_l1": (7, 3.0), "plainmamba_l2": (25, 8.1),
     "plainmamba_l3": (50, 14.4), "mamba2d_small": (24, None), "mamba2d_base": (92, None),
+    "cswin_tiny": (23, 4.3), "cswin_small": (35, 6.9), "cswin_base": (78, 15.0),
+    "pvt_v2_b0": (3, 0.6), "coatnet_0_224_stride1x1": (25, 4.2),
+    "coatnet_1_224_stride1x1": (42, 8.4), "coatnet_2_224_stride1x1": (75, 15.7),
+    "moat_0": (28, 5.7), "moat_2": (73, 17.2), "mvitv2_small": (35, 7.0), "mvitv2_base": (52, 10.2),
+    "focal_tiny": (29, None), "focal_small": (51, None),  # 4.9 and 9.1, by a count of their own
+    "internimage_t": (30, 5), "internimage_s": (50, 8), "internimage_b": (97, 16),
 }  # fmt: skip
+LARGER = {"cswin_tiny", "cswin_base", "mvitv2_base"}  # printed, by up to 0.7 M, than in their code
 HEADLESS = 1.2e6  # at most: some of its rows leave the classifier out, Mamba-2D-B the merging, too
 
 
@@ -341,10 +348,12 @@ def test_costs_are_those_of_table_1(name):
     parameters, macs = TABLE_1[name]
     _, variant = find_variant(name)
     left_out = 2.4e6 if name == "mamba2d_base" else HEADLESS
-    assert -0.5e6 <= variant.parameters - parameters * 1e6 <= 0.5e6 + left_out
+    missing = 0.7e6 if name in LARGER else 0.5e6
+    assert -missing <= variant.parameters - parameters * 1e6 <= 0.5e6 + left_out
     if macs is not None:  # norms, up to 2 % of it, are counted there and not here
         counted = (variant.hand_macs or variant.macs) / 1e9
-        assert macs - 0.05 - 0.02 * macs <= counted <= macs + 0.05
+        rounding = 0.5 if isinstance(macs, int) else 0.05
+        assert macs - rounding - 0.02 * macs <= counted <= macs + rounding
 
 
 @pytest.mark.parametrize(
