@@ -52,7 +52,11 @@ TOP1 = {
     "vim_small": 80.5, "local_vim_tiny": 76.2, "local_vim_small": 81.2, "local_vmamba_tiny": 82.7,
     "local_vmamba_small": 83.7, "plainmamba_l1": 77.9, "plainmamba_l2": 81.6,
     "plainmamba_l3": 82.3, "efficientvmamba_tiny": 76.5, "efficientvmamba_small": 78.7,
-    "efficientvmamba_base": 81.8, "mamba2d_small": 81.7, "mamba2d_base": 83.0,
+    "efficientvmamba_base": 81.8, "mamba2d_small": 81.7, "mamba2d_base": 83.0, "cswin_tiny": 82.7,
+    "cswin_small": 83.6, "cswin_base": 84.2, "pvt_v2_b0": 70.5, "coatnet_0_224_stride1x1": 81.6,
+    "coatnet_1_224_stride1x1": 83.3, "coatnet_2_224_stride1x1": 84.1, "moat_0": 83.3,
+    "moat_2": 84.7, "mvitv2_small": 83.6, "mvitv2_base": 84.4, "focal_tiny": 82.2,
+    "focal_small": 83.5, "internimage_t": 83.5, "internimage_s": 84.2, "internimage_b": 84.9,
 }  # fmt: skip
 
 

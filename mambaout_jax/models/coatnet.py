@@ -192,9 +192,9 @@ _FIRST = {"stride_first": True}
 # Rates of drop path: Appendix A.2 of the paper.
 # fmt: off
 VARIANTS = {
-    "coatnet_0_224": Variant(_0, {}, 25_036_820, 4_546_507_776, 0.2, top1=81.6),
-    "coatnet_1_224": Variant(_1, {}, 42_225_776, 8_643_499_008, 0.3, top1=83.3),
-    "coatnet_2_224": Variant(_2, {}, 74_684_744, 16_427_134_976, 0.5, top1=84.1),
+    "coatnet_0_224": Variant(_0, {}, 25_036_820, 4_546_507_776, 0.2),
+    "coatnet_1_224": Variant(_1, {}, 42_225_776, 8_643_499_008, 0.3),
+    "coatnet_2_224": Variant(_2, {}, 74_684_744, 16_427_134_976, 0.5),
     "coatnet_0_224_stride1x1": Variant(
         {**_0, **_FIRST}, {}, 25_036_820, 4_141_888_512, 0.2, top1=81.6),
     "coatnet_1_224_stride1x1": Variant(

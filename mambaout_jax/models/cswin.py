@@ -5,9 +5,10 @@ Paper: Dong et al., "CSWin Transformer: A General Vision Transformer Backbone wi
 Windows", CVPR 2022, arXiv 2107.00652; sizes: Table 1 there. Names: models/cswin.py of
 github.com/microsoft/CSWin-Transformer at f111ae2.
 
-Stripes that a map does not fill are padded with zeros on both sides, behind the projection, as in
-the authors' code for segmentation, so that images may have any size. The last stage attends to the
-whole map, whatever its size; the authors' classifier does so in every stage of its stripes' width.
+A map that the stripes do not fill is padded with zeros on both sides, behind the projection, as in
+the authors' code for segmentation, so that images may have any size. As there, the last stage alone
+attends to the whole map at once; the authors' classifier for smaller images than 224 pixels would
+also do so where a stripe is as wide as the map.
 """
 
 import flax.linen as nn

@@ -43,7 +43,7 @@ class FocalAttention(nn.Module):
     """Attention of each window to three kinds of keys (Section 3.2), one softmax over them all.
 
         the window's own tokens         with a bias for each offset, as in Swin
-        tokens around it, `expand` deep with a bias for each pair
+        `expand` rows of tokens around  with a bias for each pair
         summaries of `region`² windows  with a bias for each offset; none beyond the map
 
     A summary is a linear layer over the tokens of a window, the same for all channels.
