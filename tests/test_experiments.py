@@ -101,11 +101,43 @@ PUBLISHED = {
     "emo": {
         "emo_6m": (2048, 6e-3, 0.05, 300, 20, 0.05),
     },
+    "cswin": {
+        "cswin_tiny": (2048, 2e-3, 0.05, 310, 20, 0.2),
+        "cswin_small": (2048, 2e-3, 0.05, 310, 20, 0.4),
+        "cswin_base": (1024, 1e-3, 0.1, 310, 20, 0.5),
+    },
+    "pvt_v2": {"pvt_v2_b0": (1024, 1e-3, 0.05, 300, 5, 0.1)},
+    "coatnet": {
+        "coatnet_0_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.2),
+        "coatnet_1_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.3),
+        "coatnet_2_224_stride1x1": (4096, 1e-3, 0.05, 300, 32, 0.5),
+        "coatnet_0_224": (4096, 1e-3, 0.05, 300, 32, 0.2),
+        "coatnet_1_224": (4096, 1e-3, 0.05, 300, 32, 0.3),
+        "coatnet_2_224": (4096, 1e-3, 0.05, 300, 32, 0.5),
+    },
+    "moat": {
+        "moat_0": (4096, 3e-3, 0.05, 300, 32, 0.2 * 13 / 14),
+        "moat_2": (4096, 3e-3, 0.05, 300, 32, 0.5 * 23 / 24),
+    },
+    "mvit_v2": {
+        "mvitv2_small": (256, 2.5e-4, 0.05, 300, 70, 0.1),
+        "mvitv2_base": (256, 2.5e-4, 0.05, 300, 70, 0.3),
+    },
+    "focal": {
+        "focal_tiny": (1024, 1e-3, 0.05, 300, 20, 0.2),
+        "focal_small": (1024, 1e-3, 0.05, 300, 20, 0.3),
+    },
+    "internimage": {
+        "internimage_t": (1024, 1e-3, 0.05, 300, 20, 0.1),
+        "internimage_s": (1024, 1e-3, 0.05, 300, 20, 0.4),
+        "internimage_b": (1024, 1e-3, 0.05, 300, 20, 0.5),
+    },
 }
 # fmt: on
 # Images and targets, as most recipes have them, and what a file or a model has instead.
 IMAGES = {
     "data.crop_fraction": 0.875,
+    "augment.rand_augment_layers": 2,
     "augment.rand_augment_magnitude": 9,
     "augment.rand_augment_deviation": 0.5,
     "augment.erase_probability": 0.25,
@@ -114,6 +146,12 @@ IMAGES = {
     "loss.label_smoothing": 0.1,
 }
 _TIMM = {"augment.erase_after_mixing": True}
+_GOOGLE = {
+    "augment.rand_augment_magnitude": 10,
+    "augment.rand_augment_deviation": 0,
+    "augment.erase_probability": 0,
+    "augment.cutmix_alpha": 0,
+}
 OTHER_IMAGES = {
     "van": {**_TIMM, "data.crop_fraction": 0.9, "data.mean": (0.5, 0.5, 0.5)},
     "poolformer": {**_TIMM, "data.crop_fraction": 0.9},
@@ -129,6 +167,10 @@ OTHER_IMAGES = {
     "moganet": {"data.crop_fraction": 0.9},
     "moganet_tiny": {"augment.rand_augment_magnitude": 7, "augment.mixup_alpha": 0.1},
     "hornet": {"augment.rand_augment_magnitude": 10, "augment.rand_augment_deviation": 0},
+    "cswin": {**_TIMM, "data.crop_fraction": 0.9},
+    "coatnet": _GOOGLE,
+    "moat": _GOOGLE,
+    "mvit_v2": {"augment.rand_augment_layers": 6},
     "emo": {"augment.erase_probability": 0, "augment.mixup_alpha": 0, "augment.cutmix_alpha": 0},
 }
 UNTRAINED = {"replknet_31b_merged"}  # made of another model's weights

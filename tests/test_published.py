@@ -58,6 +58,10 @@ TOP1 = {
     "convformer_m36": 84.5, "inception_next_atto": 75.3, "inception_next_tiny": 82.3,
     "moganet_tiny": 79.0, "moganet_small": 83.4, "moganet_base": 84.3, "moganet_large": 84.7,
     "hornet_base_gf": 84.3, "replknet_31b": 83.5, "replknet_31b_merged": 83.5, "emo_6m": 79.0,
+    "cswin_tiny": 82.7, "cswin_small": 83.6, "cswin_base": 84.2, "pvt_v2_b0": 70.5,
+    "coatnet_0_224_stride1x1": 81.6, "coatnet_1_224_stride1x1": 83.3, "coatnet_2_224_stride1x1": 84.1,
+    "moat_0": 83.3, "moat_2": 84.7, "mvitv2_small": 83.6, "mvitv2_base": 84.4, "focal_tiny": 82.2,
+    "focal_small": 83.5, "internimage_t": 83.5, "internimage_s": 84.2, "internimage_b": 84.9,
 }  # fmt: skip
 
 

@@ -20,27 +20,22 @@ class SqueezeExcite(nn.Module):
         reduced: channels in between.
         activation: a key of `activations.ACTIVATIONS`.
         dtype: dtype of the computation, None to promote.
-        dense_init: fan-in to the initialiser of kernels and biases, None for those of `Dense`.
+        inits: a layer's channels in and out to its initialisers, as arguments of `Dense`.
     """
 
     reduced: int
     activation: str = "relu"
     dtype: Dtype | None = None
-    dense_init: Callable[[int], Initializer] | None = None
+    inits: Callable[[int, int], dict[str, Initializer]] = lambda fan_in, fan_out: {}
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         y = x.mean(axis=(1, 2), keepdims=True)
-        y = activation(self.activation)(self._dense("reduce", self.reduced, y))
-        return x * jax.nn.sigmoid(self._dense("expand", x.shape[-1], y))
+        y = activation(self.activation)(self._dense(self.reduced, x.shape[-1], "reduce")(y))
+        return x * jax.nn.sigmoid(self._dense(x.shape[-1], self.reduced, "expand")(y))
 
-    def _dense(
-        self, name: str, features: int, x: Float[Array, "B 1 1 C"]
-    ) -> Float[Array, "B 1 1 F"]:
-        if self.dense_init is None:
-            return Dense(features, dtype=self.dtype, name=name)(x)
-        init = self.dense_init(x.shape[-1])
-        return Dense(features, True, self.dtype, init, init, name=name)(x)
+    def _dense(self, features: int, inputs: int, name: str) -> Dense:
+        return Dense(features, dtype=self.dtype, **self.inits(inputs, features), name=name)
 
 
 class NormGate(nn.Module):

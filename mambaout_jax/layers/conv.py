@@ -4,7 +4,9 @@
 ("SAME" would pad even sizes by (0, 1) at stride 2, half a pixel off.)
 """
 
+import functools
 import math
+import operator
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -67,8 +69,9 @@ class DepthwiseConv(nn.Module):
         use_bias: whether there is a bias.
         dtype: dtype of the computation, None to promote.
         dilation: pixels from one tap to the next.
-        stride: step in pixels; the result at every pixel is computed and thinned out, so that every
-            implementation serves.
+        stride: step in pixels. With one above 1 there are products and sums of every so-manyth
+            pixel, which every backend fuses, and `implementation` says nothing.
+        padding: of a stride above 1, zeros before and behind each axis; None: K // 2 everywhere.
         kernel_init: initialiser of the kernel.
         bias_init: initialiser of the bias.
     """
@@ -79,6 +82,7 @@ class DepthwiseConv(nn.Module):
     dtype: Dtype | None = None
     dilation: int = 1
     stride: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
     kernel_init: Initializer = normal_init
     bias_init: Initializer = nn.initializers.zeros
 
@@ -91,10 +95,10 @@ class DepthwiseConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = self._convolve(x, kernel[:, :, 0])[:, :: self.stride, :: self.stride]
+        y = (self._everywhere if self.stride == 1 else self._thinned)(x, kernel[:, :, 0])
         return y if bias is None else y + bias[None, None, None]
 
-    def _convolve(
+    def _everywhere(
         self, x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW C"]
     ) -> Float[Array, "B H W C"]:
         size, step = (x.shape[1], x.shape[2]), self.dilation
@@ -103,6 +107,16 @@ class DepthwiseConv(nn.Module):
         maps = phases(x, step)
         maps = depthwise_conv(maps, kernel, implementation=self.implementation)
         return from_phases(maps, step, size)
+
+    def _thinned(
+        self, x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW C"]
+    ) -> Float[Array, "B _ _ C"]:
+        sides = (kernel.shape[0], kernel.shape[1])
+        pads = self.padding or tuple((side // 2, side // 2) for side in sides)
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        factors = kernel.reshape(math.prod(sides), 1, 1, 1, -1)
+        pairs = zip(taps(x, sides, self.stride), factors, strict=True)
+        return functools.reduce(operator.add, (pixels * factor for pixels, factor in pairs))
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
@@ -114,6 +128,30 @@ def _with_gaps(kernel: Float[Array, "KH KW C"], step: int) -> Float[Array, "_ _ 
     KH, KW, C = kernel.shape
     shape = ((KH - 1) * step + 1, (KW - 1) * step + 1, C)
     return jnp.zeros(shape, kernel.dtype).at[::step, ::step].set(kernel)
+
+
+def taps(
+    x: Float[Array, "B H W C"], sides: tuple[int, int], stride: int
+) -> list[Float[Array, "B _ _ C"]]:
+    """For each place in a window, row by row, the pixels there in windows `stride` apart.
+
+    Rows and columns that fill no whole window are left out.
+
+    Args:
+        x: a map, with its padding.
+        sides: rows and columns of a window.
+        stride: step in pixels.
+    """
+    # Windows are counted so that symbols of `jax.export` cancel.
+    down, across = (
+        stride * ((n - side + stride) // stride - 1) + 1
+        for n, side in zip(x.shape[1:3], sides, strict=True)
+    )
+    return [
+        x[:, i : i + down : stride, j : j + across : stride]
+        for i in range(sides[0])
+        for j in range(sides[1])
+    ]
 
 
 def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where maps become smaller: a convolution with its norm, a stem of two, merging of patches."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, ArrayLike, Float
 
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.initializers import normal_init, torch_inits
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 
@@ -22,6 +26,7 @@ class ConvNorm(nn.Module):
         norm_bias: whether the norm has a bias.
         epsilon: added to the variance by the norm.
         dtype: dtype of the computation, None to promote.
+        kernel_init, bias_init, use_bias: see `layers.conv.Conv`.
     """
 
     features: int
@@ -32,12 +37,16 @@ class ConvNorm(nn.Module):
     norm_bias: bool = True
     epsilon: float = 1e-6
     dtype: Dtype | None = None
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
         norm = LayerNorm(self.epsilon, self.dtype, self.norm_bias, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
-        conv = Conv(self.features, *window, dtype=self.dtype, name="conv")
+        inits: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        conv = Conv(self.features, *window, self.use_bias, dtype=self.dtype, **inits, name="conv")
         x = jnp.asarray(x)
         return conv(norm(x)) if self.norm_first else norm(conv(x))
 
@@ -51,6 +60,7 @@ class ConvStem(nn.Module):
         activation: what follows the first, a key of `layers.activations.ACTIVATIONS`.
         epsilon: added to the variance by the norms.
         dtype: dtype of the computation, None to promote.
+        torch_init: initial values of the convolutions as PyTorch makes them.
     """
 
     features: int
@@ -58,15 +68,31 @@ class ConvStem(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-6
     dtype: Dtype | None = None
+    torch_init: bool = False
 
     @nn.compact
     def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
-        x = Conv(self.features // 2, 3, 2, 1, dtype=self.dtype, name="conv1")(images)
+        x = self._conv(self.features // 2, "conv1", images)
         if self.mid_norm:
             x = LayerNorm(self.epsilon, dtype=self.dtype, name="norm1")(x)
         x = activation(self.activation)(x)
-        x = Conv(self.features, 3, 2, 1, dtype=self.dtype, name="conv2")(x)
+        x = self._conv(self.features, "conv2", x)
         return LayerNorm(self.epsilon, dtype=self.dtype, name="norm2")(x)
+
+    def _conv(
+        self, features: int, name: str, x: Float[ArrayLike, "B H W I"]
+    ) -> Float[Array, "B _ _ F"]:
+        inits = torch_inits(9 * jnp.shape(x)[-1]) if self.torch_init else {}
+        return Conv(features, 3, 2, 1, dtype=self.dtype, **inits, name=name)(x)
+
+
+def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
+    """The mean of each 2 x 2 pixels; at the end of an odd side, of those that there are."""
+    (B, H, W, C), rows, columns = x.shape, *((n + 1) // 2 for n in x.shape[1:3])
+    if not is_known(H, W) or H % 2 or W % 2:  # the last row and column once more
+        x = x[:, jnp.minimum(jnp.arange(2 * rows), H - 1)]
+        x = x[:, :, jnp.minimum(jnp.arange(2 * columns), W - 1)]
+    return x.reshape(B, rows, 2, columns, 2, C).mean(axis=(2, 4))
 
 
 class PatchMerging(nn.Module):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids of patches and their positions: absolute tables, rotations, relative ones in a window."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,13 +129,36 @@ def rotate(
     return x * cosines + turned * sines
 
 
-def relative_position_index(height: int, width: int) -> Int[np.ndarray, "L L"]:
+def relative_bias(
+    table: Float[Array, "offsets heads"], grid: tuple[int, int], size: tuple[int, int]
+) -> Float[Array, "1 heads L L"]:
+    """What attention over a map adds to the scores of each pair of its tokens.
+
+    Args:
+        table: a row for each offset, see `relative_position_index`.
+        grid: rows and columns of the map that the table is made for.
+        size: those of the map; for another one than `grid` the table is interpolated.
+    """
+    if grid != size:  # symbols are like no number
+        rows, columns = (2 * n - 1 for n in size)
+        table = table.reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
+        table = resize_linear(table, (rows, columns)).reshape(rows * columns, -1)
+    return jnp.moveaxis(jnp.asarray(table)[relative_position_index(*size)], -1, 0)[None]
+
+
+def resize_linear(table: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*T C"]:
+    """Interpolates all axes but the last linearly; ends, not samples at the ends, are aligned."""
+    return jax.image.resize(table, (*size, table.shape[-1]), "linear", antialias=False)
+
+
+def relative_position_index(height: int, width: int) -> Int[np.ndarray | Array, "L L"]:
     """Row of a relative-position table for each pair of tokens of a window (Swin, Section 3.2).
 
     Entry [i, j] stands for the offset from token j to token i, tokens row by row; offsets are
     numbered row by row from (1 - height, 1 - width), (2 · height - 1) · (2 · width - 1) in all.
     """
-    rows, columns = np.divmod(np.arange(height * width), width)
+    xp = numpy_for(height, width)
+    rows, columns = xp.divmod(xp.arange(height * width), width)
     down = rows[:, None] - rows[None] + height - 1
     right = columns[:, None] - columns[None] + width - 1
     return down * (2 * width - 1) + right

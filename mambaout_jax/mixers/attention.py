@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mambaout_jax.kernels.dispatch import is_known, numpy_for
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
-from mambaout_jax.layers.positions import relative_position_index
+from mambaout_jax.layers.positions import relative_bias
 
 
 def scaled_dot_product_attention(
@@ -137,7 +137,8 @@ class WindowAttention(nn.Module):
         shifted = any(not is_known(shift) or shift for shift in shifts)
         if shifted:
             x = jnp.roll(x, (-shifts[0], -shifts[1]), axis=(1, 2))
-        windows = _to_windows(x, counts, side)  # (B · windows, L, C)
+        window = (side, side)
+        windows = to_windows(x, counts, window)  # (B · windows, L, C)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(windows)
         query, key, value = split_heads(qkv, self.heads)
         mask = None
@@ -147,7 +148,7 @@ class WindowAttention(nn.Module):
         y = scaled_dot_product_attention(query, key, value, mask, self._bias())
         y = y.swapaxes(1, 2).reshape(windows.shape)
         y = Dense(channels, dtype=self.dtype, name="proj")(y)
-        y = _to_map(y, counts, side)
+        y = to_map(y, counts, window)
         if shifted:
             y = jnp.roll(y, shifts, axis=(1, 2))
         return y[:, :H, :W]
@@ -161,8 +162,7 @@ class WindowAttention(nn.Module):
     def _bias(self) -> Float[Array, "1 heads L L"]:
         shape = ((2 * self.window - 1) ** 2, self.heads)
         table = self.param("relative_position_bias", normal_init, shape, jnp.float32)
-        bias = table[relative_position_index(self.window, self.window)]  # (L, L, heads)
-        return jnp.moveaxis(bias, -1, 0)[None]
+        return relative_bias(table, (self.window, self.window), (self.window, self.window))
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
@@ -199,17 +199,25 @@ def _region(
     return (places >= length - window).astype(int) + (places >= length - shift)
 
 
-def _to_windows(
-    x: Float[Array, "B H W C"], counts: tuple[int, int], side: int
+def to_windows(
+    x: Float[Array, "B H W C"], counts: tuple[int, int], window: tuple[int, int]
 ) -> Float[Array, "_ L C"]:
-    (B, _, _, C), (rows, columns) = x.shape, counts
-    x = x.reshape(B, rows, side, columns, side, C).swapaxes(2, 3)
-    return x.reshape(B * rows * columns, side * side, C)
+    """The tokens of each window of a map, row by row: B · windows of them.
+
+    Args:
+        x: a map that windows fill.
+        counts: rows and columns of windows.
+        window: rows and columns of a window.
+    """
+    (B, _, _, C), (down, across), (rows, columns) = x.shape, counts, window
+    x = x.reshape(B, down, rows, across, columns, C).swapaxes(2, 3)
+    return x.reshape(B * down * across, rows * columns, C)
 
 
-def _to_map(
-    windows: Float[Array, "_ L C"], counts: tuple[int, int], side: int
+def to_map(
+    windows: Float[Array, "_ L C"], counts: tuple[int, int], window: tuple[int, int]
 ) -> Float[Array, "B H W C"]:
-    (rows, columns), C = counts, windows.shape[-1]
-    x = windows.reshape(-1, rows, columns, side, side, C).swapaxes(2, 3)
-    return x.reshape(-1, rows * side, columns * side, C)
+    """The map whose `to_windows` these are."""
+    (down, across), (rows, columns), C = counts, window, windows.shape[-1]
+    x = windows.reshape(-1, down, across, rows, columns, C).swapaxes(2, 3)
+    return x.reshape(-1, down * rows, across * columns, C)

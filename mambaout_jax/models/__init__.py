@@ -28,22 +28,29 @@ from mambaout_jax import backbone as contract
 from mambaout_jax.backbone import Backbone, Classifier, Variant
 from mambaout_jax.config import Config
 from mambaout_jax.models import (
+    coatnet,
     convnext,
+    cswin,
     deit,
     efficientvmamba,
     emo,
     fasternet,
+    focal,
     hornet,
     inceptionnext,
+    internimage,
     isotropic,
     local_vim,
     local_vmamba,
     mamband,
     mambaout,
     metaformer,
+    moat,
     moganet,
+    mvit_v2,
     plainmamba,
     poolformer,
+    pvt_v2,
     replknet,
     swin,
     van,
@@ -57,6 +64,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
     van, poolformer, metaformer, inceptionnext, moganet, hornet, replknet, emo,
+    cswin, pvt_v2, coatnet, moat, mvit_v2, focal, internimage,
 )
 # fmt: on
 

@@ -20,7 +20,7 @@ from mambaout_jax.heads.classifier import PooledHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.channel_gates import SqueezeExcite
 from mambaout_jax.layers.conv_norm import ConvBatchNorm, DepthwiseConvBatchNorm
-from mambaout_jax.layers.initializers import uniform_fan_in_init
+from mambaout_jax.layers.initializers import torch_inits, uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.residual import DropPath
@@ -163,7 +163,7 @@ class EMOStem(nn.Module):
             width, 3, 2, 1, True, EPSILON, dtype, kernel_init=init, bias_init=init, name="embed"
         )
         x = jax.nn.silu(_conv(3, 1, self.conv_implementation, dtype)(embed(images, train), train))
-        x = SqueezeExcite(width, "silu", dtype, uniform_fan_in_init, name="se")(x)
+        x = SqueezeExcite(width, "silu", dtype, lambda inputs, _: torch_inits(inputs), name="se")(x)
         return _dense(width, width, dtype, "proj", use_bias=False)(x)
 
 

@@ -17,6 +17,7 @@ A kernel is laid out by its rank, everything else as it is, unless the rule has 
     "pointwise"       (I, O)         → (O, I, 1, 1)       a linear layer that is a 1x1 convolution
     "filter"          (H, W, 2, C)    → (C, H, W, 2)      real and imaginary parts of a filter
     "map"             (C,)            → (1, C, 1, 1)      of any leaf: one number for each channel
+    "unchanged"       as it is                            a kernel laid out there as here
     "stacked"         P parameters of one name become one, on a new first axis, in order of their
                       paths; each is laid out by its rank
     "concatenated"    likewise, joined along their first axis
@@ -58,6 +59,7 @@ _LAYOUTS = {
     "linear": _transposition((1, 0)),
     "conv": _transposition((3, 2, 0, 1)),
     "conv1d": _transposition((2, 1, 0)),
+    "unchanged": _AS_IT_IS,
     "pointwise": _Layout(lambda x: x.T[:, :, None, None], lambda x: x[:, :, 0, 0].T),
     "filter": _transposition((3, 0, 1, 2)),
 }

@@ -12,11 +12,13 @@ from support import oracles
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.channel_gates import SqueezeExcite
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
-from mambaout_jax.layers.initializers import normal_fan_out_init, uniform_fan_in_init
+from mambaout_jax.layers.downsample import mean_pool
+from mambaout_jax.layers.initializers import normal_fan_out_init, torch_inits
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
     height_and_width,
+    relative_bias,
     relative_position_index,
     resize_positions,
     rotate,
@@ -91,11 +93,33 @@ def test_initial_values_follow_the_fan():
     kernel = Conv(50, 3, **conv).init(jax.random.key(0), jnp.zeros((1, 3, 3, 30)))
     spread = float(jnp.std(kernel["params"]["kernel"]))
     assert spread == pytest.approx((2 / 450) ** 0.5, rel=0.03)
-    gate = SqueezeExcite(5, "silu", dense_init=uniform_fan_in_init)
+    gate = SqueezeExcite(5, "silu", inits=lambda fan_in, _: torch_inits(fan_in))
     params = gate.init(jax.random.key(0), jnp.zeros((1, 2, 2, 40)))["params"]
     for name, fan_in in (("reduce", 40), ("expand", 5)):
         for leaf in params[name].values():
             assert 0.5 * fan_in**-0.5 < float(jnp.abs(leaf).max()) <= fan_in**-0.5
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(2, None), (4, None), (2, ((0, 2), (1, 1)))])
+def test_strided_depthwise_conv_takes_every_so_manyth_window(rng, stride, padding):
+    x = rng.standard_normal((1, 6, 7, 2))
+    conv = DepthwiseConv(3, use_bias=False, stride=stride, padding=padding)
+    variables = conv.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+    kernel = np.asarray(variables["params"]["kernel"], np.float64)[:, :, 0]
+    padded = np.pad(x, ((0, 0), *(padding or ((1, 1), (1, 1))), (0, 0)))
+    rows, columns = ((n - 3) // stride + 1 for n in padded.shape[1:3])
+    expected = np.zeros((1, rows, columns, 2))
+    for i, j in np.ndindex(rows, columns):
+        window = padded[0, stride * i : stride * i + 3, stride * j : stride * j + 3]
+        expected[0, i, j] = (window * kernel).sum(axis=(0, 1))
+    got = conv.apply(variables, jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_mean_pool_takes_what_there_is_at_the_end_of_an_odd_side(rng):
+    x = rng.standard_normal((1, 3, 4, 2))
+    expected = np.stack((x[:, :2].mean(axis=1), x[:, 2]), axis=1).reshape(1, 2, 2, 2, 2).mean(3)
+    np.testing.assert_allclose(mean_pool(jnp.asarray(x, jnp.float32)), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-5])
@@ -343,3 +367,18 @@ def test_positions_of_tokens_without_a_place_are_kept(rng, prefix):
     got = resize_positions(table, (2, 3), (4, 3))
     assert got.shape == (1, prefix + 12, 4)
     np.testing.assert_array_equal(got[:, :prefix], table[:, :prefix])
+
+
+def test_relative_bias_of_another_map_is_interpolated():
+    offsets = np.mgrid[-1:2, -2:3].reshape(2, -1).T  # of maps of 2 x 3 tokens
+    table = jnp.asarray(offsets @ [[10, 1], [1, 0]], jnp.float32)  # (offsets, heads)
+    own = relative_bias(table, (2, 3), (2, 3))
+    rows, columns = np.divmod(np.arange(6), 3)
+    down, right = rows[:, None] - rows[None], columns[:, None] - columns[None]
+    np.testing.assert_array_equal(own[0], [10 * down + right, down])
+    larger = relative_bias(table, (2, 3), (4, 3))
+    assert larger.shape == (1, 2, 12, 12)
+    # Offsets -3 to 3 of the larger map are at -1, -6/7, -3/7, 0, ... of the table's, ends aligned.
+    places = np.interp((np.arange(7) + 0.5) * 3 / 7 - 0.5, np.arange(3), [-1, 0, 1])
+    rows = np.arange(12) // 3
+    np.testing.assert_allclose(larger[0, 1], places[rows[:, None] - rows[None] + 3], atol=1e-6)

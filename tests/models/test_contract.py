@@ -8,7 +8,6 @@ reference are in test_goldens.py.
 import dataclasses
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -153,8 +152,9 @@ def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
 def test_remat_recomputes_every_block_under_the_same_names(name):
     variables = shapes_of(name)
     blocks = {path for path in variables["params"]["backbone"] if "block_" in path}
-    program = str(jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE)))
-    assert len(re.findall(r"\b(?:remat2?|checkpoint)\[", program)) == len(blocks) > 0
+    program = jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE))
+    outermost = [equation.primitive.name for equation in program.eqns]
+    assert sum(word in ("remat", "remat2", "checkpoint") for word in outermost) == len(blocks) > 0
 
 
 @every_family
@@ -341,9 +341,18 @@ TABLE_1 = {
     "moganet_small": (25, 5.0), "moganet_base": (44, 9.9), "moganet_large": (83, 15.9),
     "hornet_base_gf": (88, 15.5), "replknet_31b": (79, 15.3), "replknet_31b_merged": (79, 15.3),
     "emo_6m": (6.5, 1.0),
+    "cswin_tiny": (23, 4.3), "cswin_small": (35, 6.9), "cswin_base": (78, 15.0),
+    "pvt_v2_b0": (3, 0.6), "coatnet_0_224_stride1x1": (25, 4.2),
+    "coatnet_1_224_stride1x1": (42, 8.4), "coatnet_2_224_stride1x1": (75, 15.7),
+    "moat_0": (28, 5.7), "moat_2": (73, 17.2), "mvitv2_small": (35, 7.0), "mvitv2_base": (52, 10.2),
+    "focal_tiny": (29, None), "focal_small": (51, None),  # 4.9 and 9.1, by a count of their own
+    "internimage_t": (30, 5), "internimage_s": (50, 8), "internimage_b": (97, 16),
 }  # fmt: skip
-HEADLESS = 1.2e6  # at most: some of its rows leave the classifier out, Mamba-2D-B the merging, too
-ROUNDED = 0.52e6  # MogaNet-L's 82.48 million are 82.5 in its paper, and 83 there
+# Millions of parameters that may be missing, where rounding does not tell: MogaNet-L's 82.48 are
+# 82.5 in its paper and 83 there; CSWin and MViTv2-B are printed larger than their code makes them.
+LARGER = {"moganet_large": 0.52, "cswin_tiny": 0.7, "cswin_base": 0.7, "mvitv2_base": 0.7}
+HEADLESS = 1.2  # million at most: some of its rows leave the classifier out
+MERGING = {"mamba2d_base": 2.4}  # and the merging, too
 CUT = {"replknet_31b": 0.14, "replknet_31b_merged": 0.06}  # 15.43 and 15.35, printed as 15.3
 
 
@@ -351,11 +360,12 @@ CUT = {"replknet_31b": 0.14, "replknet_31b_merged": 0.06}  # 15.43 and 15.35, pr
 def test_costs_are_those_of_table_1(name):
     parameters, macs = TABLE_1[name]
     _, variant = find_variant(name)
-    left_out = 2.4e6 if name == "mamba2d_base" else HEADLESS
-    assert -ROUNDED <= variant.parameters - parameters * 1e6 <= 0.5e6 + left_out
+    more = variant.parameters / 1e6 - parameters
+    assert -LARGER.get(name, 0.5) <= more <= 0.5 + MERGING.get(name, HEADLESS)
     if macs is not None:  # norms, up to 2 % of it, are counted there and not here
         counted = (variant.hand_macs or variant.macs) / 1e9
-        assert macs - 0.05 - 0.02 * macs <= counted <= macs + CUT.get(name, 0.05)
+        rounding = 0.5 if isinstance(macs, int) else 0.05
+        assert macs - rounding - 0.02 * macs <= counted <= macs + CUT.get(name, rounding)
 
 
 @pytest.mark.parametrize(

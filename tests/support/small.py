@@ -27,6 +27,8 @@ OWN = {
     "caformer_s18": {"token_mixers": ("conv", "attention")},
     "hornet_base_gf": {"token_mixers": ("conv", "filter")},
     "emo_6m": {"depths": (2, 2), "token_mixers": ("conv", "attention")},
+    "coatnet_0_224": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
+    "moat_0": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
 }
 
 
