@@ -272,10 +272,17 @@ class Columnar(Backbone, kw_only=True):
             at = patches.shape[1] // 2 if self.class_token == "middle" else 0
             token = jnp.broadcast_to(token.astype(patches.dtype), (patches.shape[0], 1, self.dim))
             patches = jnp.concatenate((patches[:, :at], token, patches[:, at:]), axis=1)
-        table = self.param("pos_embed", normal_init, shape, jnp.float32)
+        table = self.param("pos_embed", self.init_positions, shape, jnp.float32)
         positions = self.resize_positions(table, self.grid, size)
         patches, positions = nn.dtypes.promote_dtype(patches, positions, dtype=self.layer_dtype)
         return patches + positions
+
+    @nn.nowrap
+    def init_positions(
+        self, key: Array, shape: tuple[int, ...], dtype: Dtype
+    ) -> Float[ArrayLike, "1 L C"]:
+        """The position table's initial values."""
+        return normal_init(key, shape, dtype)
 
     @nn.nowrap
     def resize_positions(

@@ -90,6 +90,24 @@ class DepthwiseConv(nn.Module):
         return output.size * self.kernel_size**2
 
 
+def unfold(
+    x: Float[Array, "B H W C"], side: int, stride: int, padding: int
+) -> Float[Array, "B _ _ C K"]:
+    """The pixels that a convolution reads at each of its places, row by row: K = side² of them.
+
+    As `torch.nn.Unfold`, whose channels are C · K here. They are copied, never multiplied.
+    """
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = ((n - side) // stride + 1 for n in x.shape[1:3])
+    last = ((rows - 1) * stride + 1, (columns - 1) * stride + 1)
+    taps = [
+        x[:, i : i + last[0] : stride, j : j + last[1] : stride]
+        for i in range(side)
+        for j in range(side)
+    ]
+    return jnp.stack(taps, axis=-1)
+
+
 def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:
     """Every step-th pixel in both directions as a map of its own: N = B · step² of them.
 

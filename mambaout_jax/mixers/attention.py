@@ -23,6 +23,7 @@ def scaled_dot_product_attention(
     value: Float[Array, "B heads S width"],
     mask: Bool[Array, "#B #heads L S"] | None = None,
     bias: Float[Array, "#B heads L S"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B heads L width"]:
     """softmax(query keyᵀ / √width + bias) value.
 
@@ -33,10 +34,11 @@ def scaled_dot_product_attention(
         key, value: keys and values of the S tokens that they look at.
         mask: [..., i, j]: does token i see token j? Each must see one; None: each sees all.
         bias: added to the scores before the softmax.
+        scale: factor of the scores, None for 1 / √width.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhld,bhsd->bhls", query, key, preferred_element_type=dtype)
-    scores = scores * query.shape[-1] ** -0.5
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias.astype(dtype)
     if mask is not None:
@@ -66,18 +68,22 @@ def split_heads(
 
 
 class MultiHeadSelfAttention(nn.Module):
-    """Multi-head self-attention, with biases on both projections.
+    """Multi-head self-attention.
 
     Attributes:
         heads: number of heads, a divisor of the channels.
         causal: a token sees itself and those before it, instead of all. The parameters are the
             same.
         dtype: dtype of the computation, None to promote.
+        qkv_bias: whether queries, keys and values have biases; the projection behind them has.
+        scale: factor of the scores, None for 1 over the root of a head's width.
     """
 
     heads: int
     causal: bool = False
     dtype: Dtype | None = None
+    qkv_bias: bool = True
+    scale: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
@@ -87,10 +93,10 @@ class MultiHeadSelfAttention(nn.Module):
             ValueError: the heads do not divide the channels.
         """
         _, length, channels = x.shape
-        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
         query, key, value = split_heads(qkv, self.heads)
-        y = scaled_dot_product_attention(query, key, value, mask)
+        y = scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
         y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
         return Dense(channels, dtype=self.dtype, name="proj")(y)
 

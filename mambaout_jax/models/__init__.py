@@ -10,6 +10,7 @@ A family is one file with
                      this where names depend on its sizes
     DECAY            which parameters decay: patterns as `backbone.DECAY`
     layer_of         only where `backbone.layer_of` does not know its parts
+    FROZEN           only where parameters never change: patterns of those whose gradient is zero
     torch_buffers    only where PyTorch saves tables beside parameters, see `weights.convert`
 
 To add one, write the file and name it in `FAMILIES`.
@@ -39,6 +40,7 @@ from mambaout_jax.models import (
     mambaout,
     plainmamba,
     swin,
+    t2t_vit,
     vim,
     vmamba,
 )
@@ -48,6 +50,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
+    t2t_vit,
 )
 # fmt: on
 

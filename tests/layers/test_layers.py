@@ -9,7 +9,7 @@ from jax import export
 from scipy.special import erf
 
 from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.conv import Conv, DepthwiseConv, unfold
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
@@ -35,6 +35,18 @@ def test_strided_conv_pads_one_on_every_side(rng):
             expected[0, i, j] = np.einsum("abc,abcd->d", window, kernel)
     got = conv.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 4, 2)])
+def test_unfolded_pixels_are_those_that_a_convolution_reads(rng, side, stride, padding):
+    x = rng.standard_normal((2, 9, 12, 3), np.float32)
+    kernel = rng.standard_normal((side, side, 3, 4), np.float32)
+    conv = Conv(4, side, stride, padding, use_bias=False)
+    expected = conv.apply({"params": {"kernel": kernel}}, x)
+    pixels = unfold(jnp.asarray(x), side, stride, padding)  # (B, H, W, C, K)
+    assert pixels.shape[3:] == (3, side**2)
+    got = np.einsum("bhwck,kcf->bhwf", pixels, kernel.reshape(side**2, 3, 4))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "dilation"), [((7, 10), 3), ((4, 5), 7)])

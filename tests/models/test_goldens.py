@@ -44,6 +44,9 @@ PATHS = [golden(path) for path in MODELS]
 # Modules whose outputs a reference lists as its stages, beside the stage maps: names of models, the
 # reference's label, our path with the label's number.
 MODULES = (
+    (r"t2t_vit_.*", r"t2t_attention(\d)", "patch_embed/attention{}"),
+    (r"t2t_vit_.*", r"stem", "patch_embed"),
+    (r"t2t_vit_.*", r"blocks_(\d+)", "block_{:02}"),
     (r"(local_)?vim_.*", r"layers_(\d+)", "block_{:02}/mixer"),
     (r"plainmamba_.*", r"layers_(\d+)", "block_{:02}"),
     (r"mamba2d_.*", r"layers_(9)", "merging_{}"),
