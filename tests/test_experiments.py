@@ -72,11 +72,14 @@ PUBLISHED = {
         "t2t_vit_7_kqv025": (512, 1e-3, 0.03, 310, 10, 0.1),
         "t2t_vit_14_kqv025": (512, 5e-4, 0.05, 310, 10, 0.1),
     },
+    "mobilevit_v3": {"mobilevitv3_xs": (384, 2e-3, 0.01, 300, 3000 / 3336, 0.0)},
 }
 # fmt: on
-# Where it is not Swin's: erasing after mixing, and the crop of the evaluation.
+# Operations of RandAugment, cutmix, erasing, whether after mixing, and the crop of the evaluation.
+SWINS_IMAGES = (2, 1.0, 0.25, False, 0.875)
 IMAGES = {
-    "t2t_vit": (True, 0.9),
+    "t2t_vit": (2, 1.0, 0.25, True, 0.9),
+    "mobilevit_v3": (0, 0.0, 0.0, False, 256 / 288),
 }
 # Parameters of the SSM that the published optimisers, by name and number of axes, do not exempt.
 DECAYING = {
@@ -159,10 +162,14 @@ def test_imagenet_recipe_is_the_published_one(file, model):
     )
     augment = config.augment
     assert (augment.rand_augment_magnitude, augment.rand_augment_deviation) == (9, 0.5)
-    images = (augment.erase_after_mixing, config.data.crop_fraction)
-    assert augment.erase_probability == 0.25
-    assert images == IMAGES.get(file, (False, 0.875))
-    assert (augment.cutmix_alpha, config.loss.label_smoothing) == (1.0, 0.1)
+    assert IMAGES.get(file, SWINS_IMAGES) == (
+        augment.rand_augment_layers,
+        augment.cutmix_alpha,
+        augment.erase_probability,
+        augment.erase_after_mixing,
+        config.data.crop_fraction,
+    )
+    assert config.loss.label_smoothing == 0.1
 
 
 @pytest.mark.parametrize("file", DECAYING)

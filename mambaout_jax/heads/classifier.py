@@ -44,6 +44,23 @@ class PooledHead(nn.Module):
         return classify(x, self.num_classes, dtype)
 
 
+class MeanHead(nn.Module):
+    """Mean over the last map, linear classifier: for backbones whose maps are normalised.
+
+    Attributes:
+        num_classes: classes, 0 for none.
+        dtype: dtype of the computation; float32 means at least float32.
+    """
+
+    num_classes: int = 1000
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
+        x = features.maps[-1].mean(axis=(1, 2))  # (B, C)
+        return classify(x, self.num_classes, compute_dtype(self.dtype))
+
+
 class TokenHead(nn.Module):
     """Norm of the class token, linear classifier.
 

@@ -4,6 +4,8 @@
 ("SAME" would pad even sizes by (0, 1) at stride 2, half a pixel off.)
 """
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
@@ -11,8 +13,10 @@ from jax import Array as JaxArray
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
+from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.kernels.strided_conv import strided_conv
 from mambaout_jax.layers.initializers import normal_init
+from mambaout_jax.layers.positions import height_and_width
 
 
 class Conv(nn.Module):
@@ -55,39 +59,60 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution of stride 1 that keeps the map's size.
+    """Depthwise convolution, zeros around the map: of stride 1 it keeps the map's size.
 
     Attributes:
-        kernel_size: odd side K of the kernel, stored as (K, K, 1, C).
+        kernel_size: odd side K of the kernel, stored as (K, K, 1, C), or its odd height and width.
         implementation: see `kernels.depthwise_conv`.
         use_bias: whether there is a bias.
         dtype: dtype of the computation, None to promote.
         dilation: pixels from one tap to the next.
+        stride: step in pixels. All pixels are computed, whose kernel is fast, and some kept.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
     """
 
-    kernel_size: int
+    kernel_size: int | tuple[int, int]
     implementation: str = "auto"
     use_bias: bool = True
     dtype: Dtype | None = None
     dilation: int = 1
+    stride: int = 1
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
         channels = x.shape[-1]
-        shape = (self.kernel_size, self.kernel_size, 1, channels)
-        kernel = self.param("kernel", normal_init, shape, jnp.float32)
+        shape = (*height_and_width(self.kernel_size), 1, channels)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+            bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        maps = phases(x, self.dilation)
-        maps = depthwise_conv(maps, kernel[:, :, 0], implementation=self.implementation)
-        y = from_phases(maps, self.dilation, (x.shape[1], x.shape[2]))
+        y = self._convolve(x, kernel[:, :, 0])[:, :: self.stride, :: self.stride]
         return y if bias is None else y + bias[None, None, None]
+
+    def _convolve(
+        self, x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW C"]
+    ) -> Float[Array, "B H W C"]:
+        size, step = (x.shape[1], x.shape[2]), self.dilation
+        if not is_known(*size):  # phases of a symbolic size have none
+            kernel, step = _with_gaps(kernel, step), 1
+        maps = phases(x, step)
+        maps = depthwise_conv(maps, kernel, implementation=self.implementation)
+        return from_phases(maps, step, size)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
-        return output.size * self.kernel_size**2
+        return output.size * math.prod(height_and_width(self.kernel_size))
+
+
+def _with_gaps(kernel: Float[Array, "KH KW C"], step: int) -> Float[Array, "_ _ C"]:
+    """The kernel of a dilated convolution with zeros between its taps."""
+    KH, KW, C = kernel.shape
+    shape = ((KH - 1) * step + 1, (KW - 1) * step + 1, C)
+    return jnp.zeros(shape, kernel.dtype).at[::step, ::step].set(kernel)
 
 
 def unfold(

@@ -10,6 +10,15 @@ from flax.typing import Initializer
 normal_init = nn.initializers.normal(0.02)
 
 
+def normal_fan_out_init(fan_out: int) -> Initializer:
+    """Normal of variance 2 / fan_out (He et al. 2015), fan_out as taps of one output channel.
+
+    Args:
+        fan_out: side² · channels that come out / groups of a convolution.
+    """
+    return nn.initializers.normal((2 / fan_out) ** 0.5)
+
+
 def uniform_fan_in_init(fan_in: int) -> Initializer:
     """Uniform in ±1/√fan_in: PyTorch's default for linear layers, convolutions and biases."""
     bound = fan_in**-0.5

@@ -38,6 +38,7 @@ from mambaout_jax.models import (
     local_vmamba,
     mamband,
     mambaout,
+    mobilevit_v3,
     plainmamba,
     swin,
     t2t_vit,
@@ -50,7 +51,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    t2t_vit,
+    t2t_vit, mobilevit_v3,
 )
 # fmt: on
 

@@ -47,6 +47,7 @@ MODULES = (
     (r"t2t_vit_.*", r"t2t_attention(\d)", "patch_embed/attention{}"),
     (r"t2t_vit_.*", r"stem", "patch_embed"),
     (r"t2t_vit_.*", r"blocks_(\d+)", "block_{:02}"),
+    (r"mobilevitv3_.*", r"layer_1", "stem"),
     (r"(local_)?vim_.*", r"layers_(\d+)", "block_{:02}/mixer"),
     (r"plainmamba_.*", r"layers_(\d+)", "block_{:02}"),
     (r"mamba2d_.*", r"layers_(9)", "merging_{}"),
@@ -62,7 +63,7 @@ def features_and_stages(name, backbone, variables, images, labels):
     features, stages = captured_stages(name, backbone, variables, images, labels)
     if hasattr(backbone, "depths"):
         for i, stage in enumerate(features.maps):
-            names = (f"stages_{i}", f"layers_{i}_blocks", f"layers_{i}")
+            names = (f"stages_{i}", f"layers_{i}_blocks", f"layers_{i}", f"layer_{i + 2}")
             if not name.startswith("efficient") or names[1] in labels:  # its layers_2 is merged
                 stages[next(label for label in names if label in labels)] = stage
     if name.startswith("deit"):  # after single blocks, the class token first

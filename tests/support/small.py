@@ -23,6 +23,7 @@ OWN = {
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
+    "mobilevitv3_xs": {"transformer_dims": (8,)},
 }
 
 
