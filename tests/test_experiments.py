@@ -72,6 +72,10 @@ PUBLISHED = {
         "t2t_vit_7_kqv025": (512, 1e-3, 0.03, 310, 10, 0.1),
         "t2t_vit_14_kqv025": (512, 5e-4, 0.05, 310, 10, 0.1),
     },
+    "uniformer": {
+        "uniformer_base_ls": (1024, 8e-4, 0.05, 300, 5, 0.3),
+        "uniformer_base": (1024, 8e-4, 0.05, 300, 5, 0.3),
+    },
     "mobilevit_v3": {"mobilevitv3_xs": (384, 2e-3, 0.01, 300, 3000 / 3336, 0.0)},
 }
 # fmt: on

@@ -3,11 +3,12 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
 
@@ -21,6 +22,7 @@ class ConvNorm(nn.Module):
         norm_first: normalise what comes in instead of what comes out.
         epsilon: added to the variance by the norm.
         dtype: dtype of the computation, None to promote.
+        kernel_init, bias_init: see `layers.conv.Conv`.
     """
 
     features: int
@@ -30,12 +32,15 @@ class ConvNorm(nn.Module):
     norm_first: bool = False
     epsilon: float = 1e-6
     dtype: Dtype | None = None
+    kernel_init: Initializer = normal_init
+    bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
         norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
-        conv = Conv(self.features, *window, dtype=self.dtype, name="conv")
+        inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        conv = Conv(self.features, *window, dtype=self.dtype, **inits, name="conv")
         x = jnp.asarray(x)
         return conv(norm(x)) if self.norm_first else norm(conv(x))
 

@@ -23,3 +23,9 @@ def uniform_fan_in_init(fan_in: int) -> Initializer:
     """Uniform in ±1/√fan_in: PyTorch's default for linear layers, convolutions and biases."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def torch_inits(fan_in: int) -> dict[str, Initializer]:
+    """`kernel_init` and `bias_init` of a layer that a reference leaves as PyTorch makes it."""
+    init = uniform_fan_in_init(fan_in)
+    return {"kernel_init": init, "bias_init": init}

@@ -42,6 +42,7 @@ from mambaout_jax.models import (
     plainmamba,
     swin,
     t2t_vit,
+    uniformer,
     vim,
     vmamba,
 )
@@ -51,7 +52,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    t2t_vit, mobilevit_v3,
+    t2t_vit, mobilevit_v3, uniformer,
 )
 # fmt: on
 

@@ -48,6 +48,7 @@ MODULES = (
     (r"t2t_vit_.*", r"stem", "patch_embed"),
     (r"t2t_vit_.*", r"blocks_(\d+)", "block_{:02}"),
     (r"mobilevitv3_.*", r"layer_1", "stem"),
+    (r"uniformer_.*", r"stem", "patch_embed"),
     (r"(local_)?vim_.*", r"layers_(\d+)", "block_{:02}/mixer"),
     (r"plainmamba_.*", r"layers_(\d+)", "block_{:02}"),
     (r"mamba2d_.*", r"layers_(9)", "merging_{}"),

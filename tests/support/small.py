@@ -18,13 +18,18 @@ IMAGE = (1, 64, 32, 3)  # every stride divides it
 
 
 # What the fields above do not reach.
+# fmt: off
 OWN = {
     "local_vim_tiny": {"directions": ("h v_flip w2 w7_flip",)},
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
     "mobilevitv3_xs": {"transformer_dims": (8,)},
+    "uniformer_base": {
+        "depths": (1, 1, 1), "dims": (8, 16, 24), "head_dim": 8, "layer_scale": True,
+    },
 }
+# fmt: on
 
 
 def small_options(name):
