@@ -76,6 +76,10 @@ PUBLISHED = {
         "uniformer_base_ls": (1024, 8e-4, 0.05, 300, 5, 0.3),
         "uniformer_base": (1024, 8e-4, 0.05, 300, 5, 0.3),
     },
+    "iformer": {
+        "iformer_small": (1024, 1e-3, 0.05, 310, 5, 0.2),
+        "iformer_large": (1024, 1e-3, 0.05, 310, 5, 0.5),
+    },
     "mobilevit_v3": {"mobilevitv3_xs": (384, 2e-3, 0.01, 300, 3000 / 3336, 0.0)},
 }
 # fmt: on
@@ -83,6 +87,7 @@ PUBLISHED = {
 SWINS_IMAGES = (2, 1.0, 0.25, False, 0.875)
 IMAGES = {
     "t2t_vit": (2, 1.0, 0.25, True, 0.9),
+    "iformer": (2, 1.0, 0.25, False, 0.9),
     "mobilevit_v3": (0, 0.0, 0.0, False, 256 / 288),
 }
 # Parameters of the SSM that the published optimisers, by name and number of axes, do not exempt.

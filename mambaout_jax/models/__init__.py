@@ -33,6 +33,7 @@ from mambaout_jax.models import (
     deit,
     efficientvmamba,
     fasternet,
+    iformer,
     isotropic,
     local_vim,
     local_vmamba,
@@ -52,7 +53,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    t2t_vit, mobilevit_v3, uniformer,
+    t2t_vit, mobilevit_v3, uniformer, iformer,
 )
 # fmt: on
 

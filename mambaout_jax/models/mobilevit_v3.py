@@ -29,6 +29,7 @@ from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath
+from mambaout_jax.layers.resize import resize_linear
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.published import Weights
 
@@ -165,25 +166,17 @@ class MobileViTBlock(nn.Module):
         local = Dense(self.dim, False, dtype, init, name="local_proj")(local)
 
         size = (H + H % 2, W + W % 2)
-        maps = phases(resized(local, size), 2)
+        maps = phases(resize_linear(local, size), 2)
         y = maps.reshape(maps.shape[0], -1, self.dim)  # (4 B, L, D)
         for i, rate in enumerate(self.drop_path):
             options = (self.heads, self.dropout, rate, dtype)
             y = TransformerLayer(*options, name=f"layer_{i}")(y, train)
         y = LayerNorm(EPSILON, dtype=dtype, name="norm")(y)
-        y = resized(from_phases(y.reshape(maps.shape), 2, size), (H, W))
+        y = resize_linear(from_phases(y.reshape(maps.shape), 2, size), (H, W))
 
         y = jax.nn.silu(conv_norm(channels, 1, dtype, "global_proj")(y, train))
         y = jnp.concatenate((local, y), axis=-1)
         return x + jax.nn.silu(conv_norm(channels, 1, dtype, "fusion")(y, train))
-
-
-def resized(x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B _ _ C"]:
-    """The map interpolated to a size, linearly and without antialias."""
-    if x.shape[1:3] == size:
-        return x
-    shape = (x.shape[0], *size, x.shape[3])
-    return jax.image.resize(x, shape, "linear", antialias=False)
 
 
 class MobileViTv3(Pyramid):

@@ -20,6 +20,7 @@ from mambaout_jax.layers.positions import (
     rotation_tables,
 )
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
+from mambaout_jax.layers.resize import resize_linear
 
 
 def test_strided_conv_pads_one_on_every_side(rng):
@@ -253,6 +254,15 @@ def test_positions_of_a_symbolic_grid_are_those_of_a_known_one(rng):
         x = np.zeros(grid, np.float32)
         for found, known in zip(program.call(x), resized(x), strict=True):
             np.testing.assert_allclose(found, known, atol=1e-6)
+
+
+def test_maps_are_interpolated_linearly_between_the_centres_of_pixels():
+    x = jnp.asarray([0.0, 1.0, 4.0]).reshape(1, 3, 1, 1)
+    larger = resize_linear(x, (6, 1))[0, :, 0, 0]
+    np.testing.assert_allclose(larger, [0, 0.25, 0.75, 1.75, 3.25, 4], atol=1e-6)
+    smaller = resize_linear(x, (2, 1))[0, :, 0, 0]  # at 0.25 and 1.75 of the three
+    np.testing.assert_allclose(smaller, [0.25, 3.25], atol=1e-6)
+    assert resize_linear(x, (3, 1)) is x
 
 
 def test_image_size_is_one_side_or_both():

@@ -49,6 +49,8 @@ MODULES = (
     (r"t2t_vit_.*", r"blocks_(\d+)", "block_{:02}"),
     (r"mobilevitv3_.*", r"layer_1", "stem"),
     (r"uniformer_.*", r"stem", "patch_embed"),
+    (r"iformer_.*", r"stem", "patch_embed/norm2"),
+    (r"iformer_.*", r"blocks1_(\d+)", "stage_0_block_{:02}"),
     (r"(local_)?vim_.*", r"layers_(\d+)", "block_{:02}/mixer"),
     (r"plainmamba_.*", r"layers_(\d+)", "block_{:02}"),
     (r"mamba2d_.*", r"layers_(9)", "merging_{}"),

@@ -25,6 +25,10 @@ OWN = {
     "efficientvmamba_tiny": {"depths": (1, 1, 1), "dims": (8, 16, 24)},  # of both kinds of stages
     "mamba2d_small": {"merging": 0},
     "mobilevitv3_xs": {"transformer_dims": (8,)},
+    "iformer_small": {
+        "depths": (1, 1, 1), "dims": (8, 16, 24), "attention_heads": (1, 2, 3), "head_dim": 4,
+        "table_size": 64,
+    },
     "uniformer_base": {
         "depths": (1, 1, 1), "dims": (8, 16, 24), "head_dim": 8, "layer_scale": True,
     },
