@@ -80,6 +80,15 @@ PUBLISHED = {
         "iformer_small": (1024, 1e-3, 0.05, 310, 5, 0.2),
         "iformer_large": (1024, 1e-3, 0.05, 310, 5, 0.5),
     },
+    "sg_former": {
+        "sgformer_s": (1024, 1e-3, 0.05, 310, 20, 0.1),
+        "sgformer_m": (1024, 1e-3, 0.05, 310, 20, 0.2),
+    },
+    "transnext": {
+        "transnext_tiny": (1024, 1e-3, 0.05, 300, 5, 0.25),
+        "transnext_small": (1024, 1e-3, 0.05, 300, 5, 0.45),
+        "transnext_base": (1024, 1e-3, 0.05, 300, 5, 0.6),
+    },
     "mobilevit_v3": {"mobilevitv3_xs": (384, 2e-3, 0.01, 300, 3000 / 3336, 0.0)},
 }
 # fmt: on
@@ -88,6 +97,7 @@ SWINS_IMAGES = (2, 1.0, 0.25, False, 0.875)
 IMAGES = {
     "t2t_vit": (2, 1.0, 0.25, True, 0.9),
     "iformer": (2, 1.0, 0.25, False, 0.9),
+    "sg_former": (2, 1.0, 0.25, True, 0.9),
     "mobilevit_v3": (0, 0.0, 0.0, False, 256 / 288),
 }
 # Parameters of the SSM that the published optimisers, by name and number of axes, do not exempt.

@@ -39,8 +39,14 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ F"]:
         norm = LayerNorm(self.epsilon, dtype=self.dtype, name="norm")
         window = (self.kernel_size, self.stride, self.padding)
-        inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-        conv = Conv(self.features, *window, dtype=self.dtype, **inits, name="conv")
+        conv = Conv(
+            self.features,
+            *window,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            name="conv",
+        )
         x = jnp.asarray(x)
         return conv(norm(x)) if self.norm_first else norm(conv(x))
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Initial values as PyTorch code has them."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 from flax.typing import Initializer
@@ -25,7 +27,7 @@ def uniform_fan_in_init(fan_in: int) -> Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def torch_inits(fan_in: int) -> dict[str, Initializer]:
+def torch_inits(fan_in: int) -> dict[str, Any]:
     """`kernel_init` and `bias_init` of a layer that a reference leaves as PyTorch makes it."""
     init = uniform_fan_in_init(fan_in)
     return {"kernel_init": init, "bias_init": init}

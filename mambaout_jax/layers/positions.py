@@ -100,6 +100,17 @@ def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray | Array, "M N
     return weights
 
 
+def grid_sinusoids(grid: tuple[int, int], channels: int) -> Float[np.ndarray, "L C"]:
+    """Positions of a grid as sines and cosines, row by row, of rates from 1 down to 1 / 10000.
+
+    The first half of the channels tells the column, the second the row; a multiple of four.
+    """
+    rates = 10000.0 ** (-np.arange(channels // 4) / (channels // 4))
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    angles = [place[:, None] * rates for place in (columns, rows)]
+    return np.concatenate([f(x) for x in angles for f in (np.sin, np.cos)], axis=1)
+
+
 def rotation_tables(
     channels: int, grid: tuple[int, int], side: int
 ) -> tuple[Float[np.ndarray, "L C"], Float[np.ndarray, "L C"]]:

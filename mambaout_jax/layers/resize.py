@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolation of maps."""
+"""Interpolation and pooling of maps to a size."""
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.dispatch import is_known
@@ -25,3 +26,11 @@ def resize_linear(x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Ar
         )
     shape = (x.shape[0], *size, x.shape[3])
     return jax.image.resize(x, shape, "linear", antialias=False)
+
+
+def pooling_weights(size: int, pooled: int) -> Float[np.ndarray, "P N"]:
+    """Weight of each of `size` pixels in each of `pooled` means: PyTorch's adaptive pooling."""
+    starts = np.arange(pooled) * size // pooled
+    ends = -(-(np.arange(pooled) + 1) * size // pooled)
+    inside = (np.arange(size) >= starts[:, None]) & (np.arange(size) < ends[:, None])
+    return inside / inside.sum(axis=1, keepdims=True)

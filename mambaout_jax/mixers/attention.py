@@ -32,6 +32,24 @@ def scaled_dot_product_attention(
     Args:
         query: queries of the L tokens that look.
         key, value: keys and values of the S tokens that they look at.
+        mask, bias, scale: see `attention_weights`.
+    """
+    weights = attention_weights(query, key, mask, bias, scale).astype(value.dtype)
+    return jnp.einsum("bhls,bhsd->bhld", weights, value)
+
+
+def attention_weights(
+    query: Float[Array, "B heads L width"],
+    key: Float[Array, "B heads S width"],
+    mask: Bool[Array, "#B #heads L S"] | None = None,
+    bias: Float[Array, "#B heads L S"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B heads L S"]:
+    """softmax(query keyᵀ / √width + bias), in at least float32.
+
+    Args:
+        query: queries of the L tokens that look.
+        key: keys of the S tokens that they look at.
         mask: [..., i, j]: does token i see token j? Each must see one; None: each sees all.
         bias: added to the scores before the softmax.
         scale: factor of the scores, None for 1 / √width.
@@ -43,8 +61,17 @@ def scaled_dot_product_attention(
         scores = scores + bias.astype(dtype)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhls,bhsd->bhld", weights, value)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def to_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B heads L width"]:
+    """The channels of each head, which stand side by side."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def from_heads(x: Float[Array, "B heads L width"]) -> Float[Array, "B L C"]:
+    """The reverse of `to_heads`."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def split_heads(
@@ -141,7 +168,7 @@ class WindowAttention(nn.Module):
         shifted = any(not is_known(shift) or shift for shift in shifts)
         if shifted:
             x = jnp.roll(x, (-shifts[0], -shifts[1]), axis=(1, 2))
-        windows = _to_windows(x, counts, side)  # (B · windows, L, C)
+        windows = to_windows(x, counts, (side, side))  # (B · windows, L, C)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(windows)
         query, key, value = split_heads(qkv, self.heads)
         mask = None
@@ -151,7 +178,7 @@ class WindowAttention(nn.Module):
         y = scaled_dot_product_attention(query, key, value, mask, self._bias())
         y = y.swapaxes(1, 2).reshape(windows.shape)
         y = Dense(channels, dtype=self.dtype, name="proj")(y)
-        y = _to_map(y, counts, side)
+        y = to_map(y, counts, (side, side))
         if shifted:
             y = jnp.roll(y, shifts, axis=(1, 2))
         return y[:, :H, :W]
@@ -203,17 +230,25 @@ def _region(
     return (places >= length - window).astype(int) + (places >= length - shift)
 
 
-def _to_windows(
-    x: Float[Array, "B H W C"], counts: tuple[int, int], side: int
+def to_windows(
+    x: Float[Array, "B H W C"], counts: tuple[int, int], window: tuple[int, int]
 ) -> Float[Array, "_ L C"]:
-    (B, _, _, C), (rows, columns) = x.shape, counts
-    x = x.reshape(B, rows, side, columns, side, C).swapaxes(2, 3)
-    return x.reshape(B * rows * columns, side * side, C)
+    """The tokens of each window of a map, row by row: B · windows of them.
+
+    Args:
+        x: a map that windows fill.
+        counts: how many windows stand below and beside each other.
+        window: rows and columns of a window.
+    """
+    (B, _, _, C), (rows, columns), (height, width) = x.shape, counts, window
+    x = x.reshape(B, rows, height, columns, width, C).swapaxes(2, 3)
+    return x.reshape(B * rows * columns, height * width, C)
 
 
-def _to_map(
-    windows: Float[Array, "_ L C"], counts: tuple[int, int], side: int
+def to_map(
+    windows: Float[Array, "_ L C"], counts: tuple[int, int], window: tuple[int, int]
 ) -> Float[Array, "B H W C"]:
-    (rows, columns), C = counts, windows.shape[-1]
-    x = windows.reshape(-1, rows, columns, side, side, C).swapaxes(2, 3)
-    return x.reshape(-1, rows * side, columns * side, C)
+    """The map whose `to_windows` these are."""
+    (rows, columns), (height, width), C = counts, window, windows.shape[-1]
+    x = windows.reshape(-1, rows, columns, height, width, C).swapaxes(2, 3)
+    return x.reshape(-1, rows * height, columns * width, C)

@@ -41,8 +41,10 @@ from mambaout_jax.models import (
     mambaout,
     mobilevit_v3,
     plainmamba,
+    sg_former,
     swin,
     t2t_vit,
+    transnext,
     uniformer,
     vim,
     vmamba,
@@ -53,7 +55,7 @@ from mambaout_jax.settings import refused, rule_of_field, shown
 FAMILIES: tuple[ModuleType, ...] = (
     mambaout, isotropic, deit, convnext, swin, fasternet, vmamba, vim, local_vim, local_vmamba,
     plainmamba, efficientvmamba, mamband,
-    t2t_vit, mobilevit_v3, uniformer, iformer,
+    t2t_vit, mobilevit_v3, uniformer, iformer, sg_former, transnext,
 )
 # fmt: on
 
@@ -73,7 +75,7 @@ class ParameterRules(NamedTuple):
     """
 
     decay: tuple[tuple[str, bool], ...]
-    layer_of: Callable[[str], tuple[int, int] | None]
+    layer_of: Callable[[str], tuple[float, int] | None]
 
 
 def list_models(pattern: str = "*") -> list[str]:

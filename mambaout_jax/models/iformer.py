@@ -28,7 +28,7 @@ from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.layers.resize import resize_linear
 from mambaout_jax.mixers.attention import scaled_dot_product_attention, split_heads
-from mambaout_jax.published import Weights
+from mambaout_jax.published import Result, Weights
 
 _POOLED_STAGES = 2  # in so many of the first, attention sees means of 2 x 2 tokens
 
@@ -57,8 +57,9 @@ class PatchEmbed(nn.Module):
         x = BatchNorm(dtype=self.dtype, name="norm2")(x, train)
         shape = (1, *self.grid, self.features)
         table = jnp.asarray(self.param("pos_embed", normal_init, shape, jnp.float32))
+        table = resize_linear(table, (x.shape[1], x.shape[2]))
         x, table = nn.dtypes.promote_dtype(x, table, dtype=self.dtype)
-        return x + resize_linear(table, (x.shape[1], x.shape[2]))
+        return jnp.asarray(x) + table
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
@@ -114,7 +115,8 @@ class LowMixer(nn.Module):
         if self.pooled:
             x = mean_of_four(x)
         qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(x.reshape(B, -1, C))
-        y = scaled_dot_product_attention(*split_heads(qkv, self.heads))
+        query, key, value = split_heads(qkv, self.heads)
+        y = scaled_dot_product_attention(query, key, value)
         y = y.swapaxes(1, 2).reshape(x.shape)
         if self.pooled:
             y = jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2)[:, :H, :W]
@@ -298,4 +300,13 @@ TORCH_NAMES = {
     ),
 }
 
-WEIGHTS: dict[str, Weights] = {}
+
+def _released(model: str, top1: float) -> tuple[str, Weights]:
+    url = f"https://huggingface.co/sail/dl2/resolve/main/iformer/{model}.pth"
+    results = (Result(224, 0.9, top1),)
+    weights = Weights(model, url, "official", "Apache-2.0", results, crop_fraction=0.9)
+    return f"{model}.official", weights
+
+
+# README.md of the release.
+WEIGHTS = dict((_released("iformer_small", 83.4), _released("iformer_large", 84.8)))

@@ -50,11 +50,13 @@ def conv_norm(
 
 
 def depthwise_norm(
-    channels: int, dtype: Dtype | None, name: str, stride: int = 1
+    channels: int, implementation: str, dtype: Dtype | None, name: str, stride: int = 1
 ) -> DepthwiseConvBatchNorm:
     """Depthwise convolution of 3 x 3 taps, with the published initial values."""
     init = normal_fan_out_init(9 * channels)  # as if it had one group
-    return DepthwiseConvBatchNorm(3, stride, dtype=dtype, kernel_init=init, name=name)
+    return DepthwiseConvBatchNorm(
+        3, stride, implementation, EPSILON, dtype, kernel_init=init, name=name
+    )
 
 
 class InvertedResidual(nn.Module):
@@ -63,12 +65,14 @@ class InvertedResidual(nn.Module):
     Attributes:
         features: channels that come out.
         stride: of the depthwise convolution.
+        conv_implementation: see `kernels.depthwise_conv`.
         drop_path: probability of dropping the branch of an example while training.
         dtype: dtype of the computation, None to promote.
     """
 
     features: int
     stride: int
+    conv_implementation: str
     drop_path: float
     dtype: Dtype | None
 
@@ -77,7 +81,8 @@ class InvertedResidual(nn.Module):
         channels, dtype = x.shape[-1], self.dtype
         hidden = _EXPANSION * channels
         y = jax.nn.silu(conv_norm(hidden, 1, dtype, "expand")(x, train))
-        y = jax.nn.silu(depthwise_norm(hidden, dtype, "conv", self.stride)(y, train))
+        conv = depthwise_norm(hidden, self.conv_implementation, dtype, "conv", self.stride)
+        y = jax.nn.silu(conv(y, train))
         y = conv_norm(self.features, 1, dtype, "reduce")(y, train)
         if self.stride > 1 or self.features != channels:
             return y
@@ -88,15 +93,18 @@ class Stem(nn.Module):
     """Images to a map of half their size: a convolution and an inverted residual.
 
     Attributes:
+        conv_implementation: see `kernels.depthwise_conv`.
         dtype: dtype of the computation, None to promote.
     """
 
+    conv_implementation: str
     dtype: Dtype | None
 
     @nn.compact
     def __call__(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Float[Array, "B _ _ C"]:
         x = jax.nn.silu(conv_norm(_STEM[0], 3, self.dtype, "conv", stride=2)(images, train))
-        return InvertedResidual(_STEM[1], 1, 0.0, self.dtype, name="residual")(x, train)
+        options = (_STEM[1], 1, self.conv_implementation, 0.0, self.dtype)
+        return InvertedResidual(*options, name="residual")(x, train)
 
 
 class TransformerLayer(nn.Module):
@@ -138,6 +146,7 @@ class MobileViTBlock(nn.Module):
         dim: channels of the transformers.
         heads: heads of their attention.
         dropout: rate, of their branches while training.
+        conv_implementation: see `kernels.depthwise_conv`.
         drop_path: for each of them, probability of dropping its branches while training.
         dtype: dtype of the computation, None to promote.
     """
@@ -145,6 +154,7 @@ class MobileViTBlock(nn.Module):
     dim: int
     heads: int
     dropout: float
+    conv_implementation: str
     drop_path: tuple[float, ...]
     dtype: Dtype | None
 
@@ -161,7 +171,8 @@ class MobileViTBlock(nn.Module):
                 f"patches of 2 x 2 are laid out for maps of a known size, and this one has {H} x "
                 f"{W} pixels; export with numbers for height and width: the batch may be a symbol"
             )
-        local = jax.nn.silu(depthwise_norm(channels, dtype, "local_conv")(x, train))
+        conv = depthwise_norm(channels, self.conv_implementation, dtype, "local_conv")
+        local = jax.nn.silu(conv(x, train))
         init = normal_fan_out_init(self.dim)
         local = Dense(self.dim, False, dtype, init, name="local_proj")(local)
 
@@ -187,25 +198,37 @@ class MobileViTv3(Pyramid):
             inverted residuals.
         heads: heads of the attention.
         dropout: rate of the transformers' branches while training.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     transformer_dims: tuple[int, ...]
     heads: int = 4
     dropout: float = 0.1
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
-        dtype = self.layer_dtype
+        """Maps of all stages.
+
+        Raises:
+            ValueError: there are not as many `transformer_dims` as stages behind the first.
+        """
+        dtype, conv = self.layer_dtype, self.conv_implementation
         residual, mobile = self.block_class(InvertedResidual), self.block_class(MobileViTBlock)
         first, *others = self.stage_rates
-        x = Stem(dtype, name="stem")(images, train)
+        if len(self.transformer_dims) != len(others):
+            raise ValueError(
+                f"transformer_dims={self.transformer_dims} must have one entry for each of the "
+                f"{len(others)} stages behind the first"
+            )
+        x = Stem(conv, dtype, name="stem")(images, train)
         for j, rate in enumerate(first):
-            stride = 2 if j == 0 else 1
-            x = residual(self.dims[0], stride, rate, dtype, name=f"stage_0_block_{j:02d}")(x, train)
+            options = (self.dims[0], 1 if j else 2, conv, rate, dtype)
+            x = residual(*options, name=f"stage_0_block_{j:02d}")(x, train)
         maps = [x]
         for i, (dim, rates) in enumerate(zip(self.transformer_dims, others, strict=True), start=1):
-            down = InvertedResidual(self.dims[i], 2, 0.0, dtype, name=f"downsample_{i}")
-            options = (dim, self.heads, self.dropout, tuple(rates), dtype)
+            down = InvertedResidual(self.dims[i], 2, conv, 0.0, dtype, name=f"downsample_{i}")
+            options = (dim, self.heads, self.dropout, conv, tuple(rates), dtype)
             x = mobile(*options, name=f"stage_{i}_block_00")(down(x, train), train)
             maps.append(x)
         return Features(tuple(maps))
@@ -275,7 +298,7 @@ def _names_of_stage(i: int) -> tuple[tuple[str, ...], ...]:
 def torch_names(variant: Variant) -> dict[str, tuple[tuple[str, ...], ...]]:
     """The rules of each naming: the norm behind a stage's transformers is numbered as they are."""
     depths = variant.backbone["depths"]
-    rules = [
+    rules: list[tuple[str, ...]] = [
         (r"backbone/stem/conv/(\w+)", r"conv_1.block.\1"),
         (r"head/hidden/(\w+)", r"conv_1x1_exp.block.\1"),
         (r"head/classifier", r"classifier.fc"),

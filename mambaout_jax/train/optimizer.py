@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from mambaout_jax.config import Config, Resolved
 from mambaout_jax.models import ParameterRules
 
-LayerOf = Callable[[str], tuple[int, int] | None]
+LayerOf = Callable[[str], tuple[float, int] | None]
 
 
 def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:

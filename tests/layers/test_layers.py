@@ -13,6 +13,7 @@ from mambaout_jax.layers.conv import Conv, DepthwiseConv, unfold
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
+    grid_sinusoids,
     height_and_width,
     relative_position_index,
     resize_positions,
@@ -20,7 +21,7 @@ from mambaout_jax.layers.positions import (
     rotation_tables,
 )
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
-from mambaout_jax.layers.resize import resize_linear
+from mambaout_jax.layers.resize import pooling_weights, resize_linear
 
 
 def test_strided_conv_pads_one_on_every_side(rng):
@@ -263,6 +264,22 @@ def test_maps_are_interpolated_linearly_between_the_centres_of_pixels():
     smaller = resize_linear(x, (2, 1))[0, :, 0, 0]  # at 0.25 and 1.75 of the three
     np.testing.assert_allclose(smaller, [0.25, 3.25], atol=1e-6)
     assert resize_linear(x, (3, 1)) is x
+
+
+def test_pooling_to_a_size_takes_means_that_may_overlap():
+    third = 1 / 3
+    expected = [[third, third, third, 0, 0], [0, 0, third, third, third]]
+    np.testing.assert_allclose(pooling_weights(5, 2), expected)
+    np.testing.assert_array_equal(pooling_weights(4, 4), np.eye(4))
+
+
+def test_sinusoids_of_a_grid_tell_columns_before_rows():
+    table = grid_sinusoids((2, 3), 8)  # rates 1 and 1 / 100
+    assert table.shape == (6, 8)
+    row, column = 1, 2
+    angles = [(f, place) for place in (column, row) for f in (np.sin, np.cos)]
+    expected = [f(place * rate) for f, place in angles for rate in (1, 0.01)]
+    np.testing.assert_allclose(table[row * 3 + column], expected)
 
 
 def test_image_size_is_one_side_or_both():

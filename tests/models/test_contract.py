@@ -335,7 +335,9 @@ TABLE_1 = {
     "plainmamba_l3": (50, 14.4), "mamba2d_small": (24, None), "mamba2d_base": (92, None),
     "t2t_vit_7": (4, 1.1), "t2t_vit_14": (22, 4.8), "t2t_vit_19": (39, 8.5),
     "t2t_vit_24": (64, 13.8), "uniformer_base_ls": (50, 8.3),
-    "iformer_small": (20, 4.8), "iformer_large": (87, 14.0),
+    "iformer_small": (20, 4.8), "iformer_large": (87, 14.0), "sgformer_s": (23, 4.8),
+    "sgformer_m": (39, 7.5), "transnext_tiny": (28, 5.7), "transnext_small": (50, 10.3),
+    "transnext_base": (90, 18.4),
 }  # fmt: skip
 HEADLESS = 1.2e6  # at most: some of its rows leave the classifier out, Mamba-2D-B the merging, too
 

@@ -29,6 +29,8 @@ OWN = {
         "depths": (1, 1, 1), "dims": (8, 16, 24), "attention_heads": (1, 2, 3), "head_dim": 4,
         "table_size": 64,
     },
+    "sgformer_s": {"depths": (2, 1)},  # of both kinds of blocks
+    "transnext_tiny": {"reductions": (8, 1)},  # of both kinds of attention
     "uniformer_base": {
         "depths": (1, 1, 1), "dims": (8, 16, 24), "head_dim": 8, "layer_scale": True,
     },

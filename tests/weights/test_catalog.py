@@ -20,6 +20,12 @@ UNPUBLISHED = {
     *list_models("*_ssm"),
     *list_models("isotropic_*"),
 }
+# What authors released themselves.
+RELEASES = {
+    "mambaout": "https://github.com/yuweihao/MambaOut/releases/download/model/",
+    "iformer": "https://huggingface.co/sail/dl2/resolve/main/iformer/",
+    "transnext": "https://huggingface.co/DaiShiResearch/transnext-",
+}
 
 
 @pytest.mark.parametrize("key", CATALOG)
@@ -30,8 +36,8 @@ def test_row_names_a_model_a_source_and_a_naming_that_exist(key):
     assert weights.model in list_models()
     assert weights.naming in find_variant(model)[0].TORCH_NAMES
     if tag == "official":
-        release = "https://github.com/yuweihao/MambaOut/releases/download/model/"
-        assert weights.source == f"{release}{model}.pth"
+        assert weights.source.startswith(RELEASES[model.partition("_")[0]])
+        assert re.search(rf"/{model}[^/]*\.pth$", weights.source)
     else:
         assert weights.source == f"hf_hub:timm/{key}"
     assert weights.sha256 is None or re.fullmatch("[0-9a-f]{64}", weights.sha256)
@@ -68,8 +74,8 @@ def test_deit_has_weights_near_the_accuracies_of_its_paper():
 
 def test_find_weights_takes_patterns():
     assert list(find_weights("mambaout_tiny*")) == ["mambaout_tiny.in1k", "mambaout_tiny.official"]
-    assert len(find_weights("*.official")) == 5
-    assert len(find_weights()) == len(CATALOG) == 20
+    assert len(find_weights("mambaout*.official")) == 5
+    assert len(find_weights()) == len(CATALOG) == 25
     assert find_weights("resnet*") == {}
 
 
