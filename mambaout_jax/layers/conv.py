@@ -123,7 +123,7 @@ def unfold(
     As `torch.nn.Unfold`, whose channels are C · K here. They are copied, never multiplied.
     """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    rows, columns = ((n - side) // stride + 1 for n in x.shape[1:3])
+    rows, columns = ((n - side + stride) // stride for n in x.shape[1:3])  # so symbols cancel
     last = ((rows - 1) * stride + 1, (columns - 1) * stride + 1)
     taps = [
         x[:, i : i + last[0] : stride, j : j + last[1] : stride]
