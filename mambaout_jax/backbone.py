@@ -8,6 +8,7 @@ consumer live with the consumer. A classifier is a backbone and a head, hence ``
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -70,7 +71,7 @@ class Backbone(nn.Module, kw_only=True):
 
     It adds its own fields, the properties `channels` and `strides` (one entry per map, known before
     initialisation) and the compact method `forward`. One with a table of absolute positions is
-    `Columnar` and calls the table `pos_embed`.
+    `Positioned` and calls the table `pos_embed`.
 
     Attributes:
         in_chans: image channels.
@@ -183,23 +184,15 @@ class Pyramid(Backbone):
             )
 
 
-class Columnar(Backbone, kw_only=True):
-    """A backbone of one resolution: blocks over the patches of the image, and perhaps a token.
+class Positioned(Backbone, kw_only=True):
+    """A backbone with one table of absolute positions, `pos_embed`, of its first map's stride.
 
     Attributes:
-        dim: channels.
-        depth: blocks.
         image_size: side or (height, width) in pixels that the position table is made for; for
             images of another size the table is interpolated.
-        patch_size: side of the patches.
-        out_blocks: blocks, from 0 and in rising order, whose tokens become maps; None: the last.
     """
 
-    dim: int
-    depth: int
     image_size: int | tuple[int, int] = 224
-    patch_size: int = 16
-    out_blocks: tuple[int, ...] | None = None
 
     antialias: ClassVar[bool] = False  # see `resize_positions`
 
@@ -209,17 +202,52 @@ class Columnar(Backbone, kw_only=True):
         return None
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the position table."""
+        return patch_grid(*height_and_width(self.image_size), self.strides[0])
+
+    @nn.nowrap
+    def init_positions(
+        self, key: Array, shape: tuple[int, ...], dtype: Dtype
+    ) -> Float[ArrayLike, "1 L C"]:
+        """The position table's initial values."""
+        return normal_init(key, shape, dtype)
+
+    @nn.nowrap
+    def resize_positions(
+        self, table: Float[ArrayLike, "1 L C"], grid: tuple[int, int], new_grid: tuple[int, int]
+    ) -> Float[ArrayLike, "1 _ C"]:
+        """`layers.positions.resize_positions`, as the family's own code does it."""
+        middle = self.class_token == "middle"
+        return resize_positions(table, grid, new_grid, antialias=self.antialias, middle=middle)
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: object) -> int:
+        return 0  # positions and the class token are added
+
+
+class Columnar(Positioned, kw_only=True):
+    """A backbone of one resolution: blocks over the patches of the image, and perhaps a token.
+
+    Attributes:
+        dim: channels.
+        depth: blocks.
+        patch_size: side of the patches.
+        out_blocks: blocks, from 0 and in rising order, whose tokens become maps; None: the last.
+    """
+
+    dim: int
+    depth: int
+    patch_size: int = 16
+    out_blocks: tuple[int, ...] | None = None
+
+    @property
     def channels(self) -> tuple[int, ...]:
         return (self.dim,) * len(self.map_blocks)
 
     @property
     def strides(self) -> tuple[int, ...]:
         return (self.patch_size,) * len(self.map_blocks)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the position table."""
-        return patch_grid(*height_and_width(self.image_size), self.patch_size)
 
     @property
     def map_blocks(self) -> tuple[int, ...]:
@@ -281,22 +309,10 @@ class Columnar(Backbone, kw_only=True):
             at = patches.shape[1] // 2 if self.class_token == "middle" else 0
             token = jnp.broadcast_to(token.astype(patches.dtype), (patches.shape[0], 1, self.dim))
             patches = jnp.concatenate((patches[:, :at], token, patches[:, at:]), axis=1)
-        table = self.param("pos_embed", normal_init, shape, jnp.float32)
+        table = self.param("pos_embed", self.init_positions, shape, jnp.float32)
         positions = self.resize_positions(table, self.grid, size)
         patches, positions = nn.dtypes.promote_dtype(patches, positions, dtype=self.layer_dtype)
         return patches + positions
-
-    @nn.nowrap
-    def resize_positions(
-        self, table: Float[ArrayLike, "1 L C"], grid: tuple[int, int], new_grid: tuple[int, int]
-    ) -> Float[ArrayLike, "1 _ C"]:
-        """`layers.positions.resize_positions`, as the family's own code does it."""
-        middle = self.class_token == "middle"
-        return resize_positions(table, grid, new_grid, antialias=self.antialias, middle=middle)
-
-    @nn.nowrap
-    def macs(self, inputs: tuple, output: object) -> int:
-        return 0  # positions and the class token are added
 
 
 class Classifier(nn.Module):
@@ -343,10 +359,11 @@ def subtree(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
 DECAY = ((r"/kernel$", True), (r"/(bias|scale|gamma)$", False))
 
 
-def layer_of(path: str) -> tuple[int, int] | None:
+def layer_of(path: str) -> tuple[float, int] | None:
     """Stage and block in which a parameter of a backbone stands, for decay of rates by layer.
 
-    What stands before the first block is (-1, 0); a downsampling belongs to the block behind it.
+    What stands before the first block is (-1, 0); a downsampling belongs to the block behind it,
+    and the norm that closes a stage to what reads it, the last one to the head.
     These are the groups of timm's `param_groups_layer_decay`, for a transformer those of BEiT (Bao
     et al. 2022). A family whose parts have other names defines a `layer_of` of its own.
 
@@ -362,4 +379,6 @@ def layer_of(path: str) -> tuple[int, int] | None:
         return int(block[1] or 0), int(block[2])
     if downsample := re.match(r"(?:downsample|merging)_(\d+)/", path):
         return int(downsample[1]), 0
-    return None
+    if norm := re.match(r"norm_(\d+)/", path):
+        return int(norm[1]) + 1, 0
+    return (math.inf, 0) if path.startswith("norm/") else None

@@ -132,6 +132,32 @@ PUBLISHED = {
         "internimage_s": (1024, 1e-3, 0.05, 300, 20, 0.4),
         "internimage_b": (1024, 1e-3, 0.05, 300, 20, 0.5),
     },
+    "t2t_vit": {
+        "t2t_vit_7": (512, 1e-3, 0.03, 310, 10, 0.1),
+        "t2t_vit_14": (512, 5e-4, 0.05, 310, 10, 0.1),
+        "t2t_vit_19": (512, 5e-4, 0.065, 310, 10, 0.1),
+        "t2t_vit_24": (512, 5e-4, 0.065, 310, 10, 0.1),
+        "t2t_vit_7_kqv025": (512, 1e-3, 0.03, 310, 10, 0.1),
+        "t2t_vit_14_kqv025": (512, 5e-4, 0.05, 310, 10, 0.1),
+    },
+    "uniformer": {
+        "uniformer_base_ls": (1024, 8e-4, 0.05, 300, 5, 0.3),
+        "uniformer_base": (1024, 8e-4, 0.05, 300, 5, 0.3),
+    },
+    "iformer": {
+        "iformer_small": (1024, 1e-3, 0.05, 310, 5, 0.2),
+        "iformer_large": (1024, 1e-3, 0.05, 310, 5, 0.5),
+    },
+    "sg_former": {
+        "sgformer_s": (1024, 1e-3, 0.05, 310, 20, 0.1),
+        "sgformer_m": (1024, 1e-3, 0.05, 310, 20, 0.2),
+    },
+    "transnext": {
+        "transnext_tiny": (1024, 1e-3, 0.05, 300, 5, 0.25),
+        "transnext_small": (1024, 1e-3, 0.05, 300, 5, 0.45),
+        "transnext_base": (1024, 1e-3, 0.05, 300, 5, 0.6),
+    },
+    "mobilevit_v3": {"mobilevitv3_xs": (384, 2e-3, 0.01, 300, 3000 / 3336, 0.0)},
 }
 # fmt: on
 # Images and targets, as most recipes have them, and what a file or a model has instead.
@@ -171,6 +197,15 @@ OTHER_IMAGES = {
     "coatnet": _GOOGLE,
     "moat": _GOOGLE,
     "mvit_v2": {"augment.rand_augment_layers": 6},
+    "t2t_vit": {**_TIMM, "data.crop_fraction": 0.9},
+    "iformer": {"data.crop_fraction": 0.9},
+    "sg_former": {**_TIMM, "data.crop_fraction": 0.9},
+    "mobilevit_v3": {
+        "data.crop_fraction": 256 / 288,
+        "augment.rand_augment_layers": 0,
+        "augment.erase_probability": 0,
+        "augment.cutmix_alpha": 0,
+    },
     "emo": {"augment.erase_probability": 0, "augment.mixup_alpha": 0, "augment.cutmix_alpha": 0},
 }
 UNTRAINED = {"replknet_31b_merged"}  # made of another model's weights

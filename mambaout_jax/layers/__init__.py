@@ -6,8 +6,8 @@
     norms        layer and batch normalisation        residual     layer scale, drop path
     positions    position tables and relative biases  downsample   convolutions with norms
     initializers as in PyTorch code                   precision    float32 as "at least float32"
-    conv_norm    convolutions with batch norms        mbconv       inverted residuals
-    channel_gates  channels weighed by their means
+    conv_norm    convolutions with batch norms        resize       interpolation and pooling
+    mbconv       inverted residuals                   channel_gates  channels weighed by their means
 
 `dtype` is the dtype of a layer's computation, None to promote its inputs and parameters; the
 parameters themselves are float32. A layer states its multiply-accumulates in `macs`, which

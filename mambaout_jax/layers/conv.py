@@ -154,6 +154,17 @@ def taps(
     ]
 
 
+def unfold(
+    x: Float[Array, "B H W C"], side: int, stride: int, padding: int
+) -> Float[Array, "B _ _ C K"]:
+    """The pixels that a convolution reads at each of its places, row by row: K = side² of them.
+
+    As `torch.nn.Unfold`, whose channels are C · K here. They are copied, never multiplied.
+    """
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return jnp.stack(taps(x, (side, side), stride), axis=-1)
+
+
 def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:
     """Every step-th pixel in both directions as a map of its own: N = B · step² of them.
 

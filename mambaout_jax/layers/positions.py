@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids of patches and their positions: absolute tables, rotations, relative ones in a window."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from mambaout_jax.kernels.dispatch import is_known, numpy_for
+from mambaout_jax.layers.resize import resize_linear
 
 
 def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -102,6 +101,17 @@ def _bicubic_weights(size: int, new_size: int) -> Float[np.ndarray | Array, "M N
     return weights
 
 
+def grid_sinusoids(grid: tuple[int, int], channels: int) -> Float[np.ndarray, "L C"]:
+    """Positions of a grid as sines and cosines, row by row, of rates from 1 down to 1 / 10000.
+
+    The first half of the channels tells the column, the second the row; a multiple of four.
+    """
+    rates = 10000.0 ** (-np.arange(channels // 4) / (channels // 4))
+    rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    angles = [place[:, None] * rates for place in (columns, rows)]
+    return np.concatenate([f(x) for x in angles for f in (np.sin, np.cos)], axis=1)
+
+
 def rotation_tables(
     channels: int, grid: tuple[int, int], side: int
 ) -> tuple[Float[np.ndarray, "L C"], Float[np.ndarray, "L C"]]:
@@ -144,11 +154,6 @@ def relative_bias(
         table = table.reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
         table = resize_linear(table, (rows, columns)).reshape(rows * columns, -1)
     return jnp.moveaxis(jnp.asarray(table)[relative_position_index(*size)], -1, 0)[None]
-
-
-def resize_linear(table: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*T C"]:
-    """Interpolates all axes but the last linearly; ends, not samples at the ends, are aligned."""
-    return jax.image.resize(table, (*size, table.shape[-1]), "linear", antialias=False)
 
 
 def relative_position_index(height: int, width: int) -> Int[np.ndarray | Array, "L L"]:

@@ -23,6 +23,7 @@ def scaled_dot_product_attention(
     value: Float[Array, "B heads S width"],
     mask: Bool[Array, "#B #heads L S"] | None = None,
     bias: Float[Array, "#B heads L S"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B heads L width"]:
     """softmax(query keyᵀ / √width + bias) value.
 
@@ -31,18 +32,46 @@ def scaled_dot_product_attention(
     Args:
         query: queries of the L tokens that look.
         key, value: keys and values of the S tokens that they look at.
+        mask, bias, scale: see `attention_weights`.
+    """
+    weights = attention_weights(query, key, mask, bias, scale).astype(value.dtype)
+    return jnp.einsum("bhls,bhsd->bhld", weights, value)
+
+
+def attention_weights(
+    query: Float[Array, "B heads L width"],
+    key: Float[Array, "B heads S width"],
+    mask: Bool[Array, "#B #heads L S"] | None = None,
+    bias: Float[Array, "#B heads L S"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B heads L S"]:
+    """softmax(query keyᵀ / √width + bias), in at least float32.
+
+    Args:
+        query: queries of the L tokens that look.
+        key: keys of the S tokens that they look at.
         mask: [..., i, j]: does token i see token j? Each must see one; None: each sees all.
         bias: added to the scores before the softmax.
+        scale: factor of the scores, None for 1 / √width.
     """
     dtype = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("bhld,bhsd->bhls", query, key, preferred_element_type=dtype)
-    scores = scores * query.shape[-1] ** -0.5
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias.astype(dtype)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhls,bhsd->bhld", weights, value)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def to_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B heads L width"]:
+    """The channels of each head, which stand side by side."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def from_heads(x: Float[Array, "B heads L width"]) -> Float[Array, "B L C"]:
+    """The reverse of `to_heads`."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def split_heads(
@@ -73,13 +102,17 @@ class MultiHeadSelfAttention(nn.Module):
         causal: a token sees itself and those before it, instead of all. The parameters are the
             same.
         dtype: dtype of the computation, None to promote.
-        use_bias: whether both projections have biases.
+        qkv_bias: whether queries, keys and values have biases.
+        proj_bias: whether the projection behind them has one.
+        scale: factor of the scores, None for 1 over the root of a head's width.
     """
 
     heads: int
     causal: bool = False
     dtype: Dtype | None = None
-    use_bias: bool = True
+    qkv_bias: bool = True
+    proj_bias: bool = True
+    scale: float | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
@@ -89,12 +122,12 @@ class MultiHeadSelfAttention(nn.Module):
             ValueError: the heads do not divide the channels.
         """
         _, length, channels = x.shape
-        qkv = Dense(3 * channels, self.use_bias, self.dtype, name="qkv")(x)
+        qkv = Dense(3 * channels, self.qkv_bias, self.dtype, name="qkv")(x)
         mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
         query, key, value = split_heads(qkv, self.heads)
-        y = scaled_dot_product_attention(query, key, value, mask)
+        y = scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
         y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
-        return Dense(channels, self.use_bias, self.dtype, name="proj")(y)
+        return Dense(channels, self.proj_bias, self.dtype, name="proj")(y)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:

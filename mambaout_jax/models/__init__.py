@@ -10,6 +10,7 @@ A family is one file with
                      this where names depend on its sizes
     DECAY            which parameters decay: patterns as `backbone.DECAY`
     layer_of         only where `backbone.layer_of` does not know its parts
+    FROZEN           only where parameters never change: patterns of those whose gradient is zero
     torch_buffers    only where PyTorch saves tables beside parameters, see `weights.convert`
 
 To add one, write the file and name it in `FAMILIES`.
@@ -37,6 +38,7 @@ from mambaout_jax.models import (
     fasternet,
     focal,
     hornet,
+    iformer,
     inceptionnext,
     internimage,
     isotropic,
@@ -46,13 +48,18 @@ from mambaout_jax.models import (
     mambaout,
     metaformer,
     moat,
+    mobilevit_v3,
     moganet,
     mvit_v2,
     plainmamba,
     poolformer,
     pvt_v2,
     replknet,
+    sg_former,
     swin,
+    t2t_vit,
+    transnext,
+    uniformer,
     van,
     vim,
     vmamba,
@@ -65,6 +72,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     plainmamba, efficientvmamba, mamband,
     van, poolformer, metaformer, inceptionnext, moganet, hornet, replknet, emo,
     cswin, pvt_v2, coatnet, moat, mvit_v2, focal, internimage,
+    t2t_vit, mobilevit_v3, uniformer, iformer, sg_former, transnext,
 )
 # fmt: on
 

@@ -158,7 +158,7 @@ VARIANTS = {
 DECAY = (*backbone.DECAY, SSM_DECAY, (r"/pos_embed$", False))
 
 
-def layer_of(path: str) -> tuple[int, int] | None:
+def layer_of(path: str) -> tuple[float, int] | None:
     """As `backbone.layer_of`; the merging belongs to the block before it, as in PyTorch."""
     if merging := re.match(r"merging_(\d+)/", path):
         return 0, int(merging[1])

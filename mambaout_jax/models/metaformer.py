@@ -112,7 +112,9 @@ class MetaFormerBlock(nn.Module):
             return SeparableConv(self.conv_implementation, self.dtype, name="mixer")(x)
         B, _, _, C = x.shape
         heads = max(1, C // HEAD_WIDTH)
-        attention = MultiHeadSelfAttention(heads, dtype=self.dtype, use_bias=False, name="mixer")
+        attention = MultiHeadSelfAttention(
+            heads, dtype=self.dtype, qkv_bias=False, proj_bias=False, name="mixer"
+        )
         return attention(x.reshape(B, -1, C)).reshape(x.shape)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
-from jax import Array as JaxArray
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
@@ -20,36 +19,10 @@ from mambaout_jax.heads.classifier import classify
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.mlp import Mlp
+from mambaout_jax.layers.norms import MapNorm
 from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.published import released_weights
-
-
-class MapNorm(nn.Module):
-    """Normalises each map over its pixels and channels together: group norm of one group.
-
-    Attributes:
-        epsilon: added to the variance.
-        dtype: dtype of the result, None to promote; the moments are at least float32.
-    """
-
-    epsilon: float = 1e-5
-    dtype: Dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        dtype = self.dtype or jnp.result_type(x, scale)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean = x.mean(axis=(1, 2, 3), keepdims=True)
-        variance = x.var(axis=(1, 2, 3), keepdims=True)
-        x = (x - mean) / jnp.sqrt(variance + self.epsilon)
-        return (x * scale[None, None, None] + bias[None, None, None]).astype(dtype)
-
-    @nn.nowrap
-    def macs(self, inputs: tuple, output: JaxArray) -> int:
-        return 0  # as in the literature
 
 
 class PoolFormerBlock(nn.Module):

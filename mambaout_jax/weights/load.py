@@ -29,7 +29,7 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mambaout_jax.backbone import Classifier, Columnar
+from mambaout_jax.backbone import Classifier, Positioned
 from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_backbone, create_model, find_variant
 from mambaout_jax.preprocessing import Preprocessing
@@ -299,7 +299,7 @@ def _image_size(
     side = math.isqrt(patches)
     if side**2 != patches:
         return options.get("image_size")
-    return side * backbone.patch_size
+    return side * backbone.strides[0]
 
 
 def _named_in_torch(tensors: _Tensors) -> bool:
@@ -308,9 +308,9 @@ def _named_in_torch(tensors: _Tensors) -> bool:
 
 
 def _fit_positions(
-    source: str | Path, backbone: Columnar, table: np.ndarray, grid: tuple[int, int]
+    source: str | Path, backbone: Positioned, table: np.ndarray, grid: tuple[int, int]
 ) -> np.ndarray:
-    """`Columnar.resize_positions`, which says that it does."""
+    """`Positioned.resize_positions`, which says that it does."""
     if grid != backbone.grid:
         sizes = (*grid, *backbone.grid)
         _LOG.info("%s: positions interpolated from %d x %d to %d x %d patches", source, *sizes)

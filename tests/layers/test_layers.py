@@ -11,12 +11,13 @@ from support import oracles
 
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.channel_gates import SqueezeExcite
-from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.conv import Conv, DepthwiseConv, unfold
 from mambaout_jax.layers.downsample import mean_pool
 from mambaout_jax.layers.initializers import normal_fan_out_init, torch_inits
 from mambaout_jax.layers.linear import Dense, JoinDense, SplitDense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm, RMSNorm
 from mambaout_jax.layers.positions import (
+    grid_sinusoids,
     height_and_width,
     relative_bias,
     relative_position_index,
@@ -25,6 +26,7 @@ from mambaout_jax.layers.positions import (
     rotation_tables,
 )
 from mambaout_jax.layers.residual import DropPath, drop_path_rates
+from mambaout_jax.layers.resize import pooling_weights, resize_linear
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 
 
@@ -41,6 +43,18 @@ def test_strided_conv_pads_one_on_every_side(rng):
             expected[0, i, j] = np.einsum("abc,abcd->d", window, kernel)
     got = conv.apply(variables, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 4, 2)])
+def test_unfolded_pixels_are_those_that_a_convolution_reads(rng, side, stride, padding):
+    x = rng.standard_normal((2, 9, 12, 3), np.float32)
+    kernel = rng.standard_normal((side, side, 3, 4), np.float32)
+    conv = Conv(4, side, stride, padding, use_bias=False)
+    expected = conv.apply({"params": {"kernel": kernel}}, x)
+    pixels = unfold(jnp.asarray(x), side, stride, padding)  # (B, H, W, C, K)
+    assert pixels.shape[3:] == (3, side**2)
+    got = np.einsum("bhwck,kcf->bhwf", pixels, kernel.reshape(side**2, 3, 4))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "dilation"), [((7, 10), 3), ((4, 5), 7)])
@@ -79,7 +93,7 @@ def test_dilated_kernel_with_gaps_is_what_phases_compute(rng, monkeypatch):
 
 def test_norms_and_projections_go_without_biases():
     x = jax.ShapeDtypeStruct((1, 4, 6), jnp.float32)
-    attention = MultiHeadSelfAttention(2, use_bias=False)
+    attention = MultiHeadSelfAttention(2, qkv_bias=False, proj_bias=False)
     shapes = jax.eval_shape(attention.init, jax.random.key(0), x)["params"]
     assert {name: list(layer) for name, layer in shapes.items()} == {
         "qkv": ["kernel"], "proj": ["kernel"],
@@ -311,6 +325,31 @@ def test_positions_of_a_symbolic_grid_are_those_of_a_known_one(rng):
         x = np.zeros(grid, np.float32)
         for found, known in zip(program.call(x), resized(x), strict=True):
             np.testing.assert_allclose(found, known, atol=1e-6)
+
+
+def test_maps_are_interpolated_linearly_between_the_centres_of_pixels():
+    x = jnp.asarray([0.0, 1.0, 4.0]).reshape(1, 3, 1, 1)
+    larger = resize_linear(x, (6, 1))[0, :, 0, 0]
+    np.testing.assert_allclose(larger, [0, 0.25, 0.75, 1.75, 3.25, 4], atol=1e-6)
+    smaller = resize_linear(x, (2, 1))[0, :, 0, 0]  # at 0.25 and 1.75 of the three
+    np.testing.assert_allclose(smaller, [0.25, 3.25], atol=1e-6)
+    assert resize_linear(x, (3, 1)) is x
+
+
+def test_pooling_to_a_size_takes_means_that_may_overlap():
+    third = 1 / 3
+    expected = [[third, third, third, 0, 0], [0, 0, third, third, third]]
+    np.testing.assert_allclose(pooling_weights(5, 2), expected)
+    np.testing.assert_array_equal(pooling_weights(4, 4), np.eye(4))
+
+
+def test_sinusoids_of_a_grid_tell_columns_before_rows():
+    table = grid_sinusoids((2, 3), 8)  # rates 1 and 1 / 100
+    assert table.shape == (6, 8)
+    row, column = 1, 2
+    angles = [(f, place) for place in (column, row) for f in (np.sin, np.cos)]
+    expected = [f(place * rate) for f, place in angles for rate in (1, 0.01)]
+    np.testing.assert_allclose(table[row * 3 + column], expected)
 
 
 def test_image_size_is_one_side_or_both():

@@ -55,6 +55,17 @@ def test_scaled_dot_product_attention_equals_the_loop(rng, masked):
     np.testing.assert_allclose(got, attention(query, key, value, mask), atol=2e-6)
 
 
+def test_scores_take_another_factor_and_projections_no_bias(x):
+    narrow = MultiHeadSelfAttention(3, qkv_bias=False, scale=0.25)
+    variables = narrow.init(jax.random.key(0), x)
+    assert variables["params"]["qkv"].keys() == {"kernel"}
+    got = narrow.apply(variables, x)
+    wider = jax.tree.map(jnp.asarray, variables)  # a factor of 1/2 is that of heads of width 4
+    kernel = variables["params"]["qkv"]["kernel"]
+    wider["params"]["qkv"] = {"kernel": kernel.at[:, :12].multiply(0.5), "bias": jnp.zeros(36)}
+    np.testing.assert_allclose(got, MultiHeadSelfAttention(3).apply(wider, x), atol=1e-6)
+
+
 def test_softmax_is_computed_in_float32_of_bfloat16_arguments():
     # 1000 equal weights: bfloat16 cannot add them up, it stops at 256.
     ones = jnp.ones((1, 1, 1000, 2), jnp.bfloat16)

@@ -28,6 +28,10 @@ DEFAULT = {
     "swin/swin_tiny_patch4_window7_224",
 }
 TOLERANCE = 5e-5  # of the standard deviation of what is compared
+# SG-Former sorts tokens by numbers that are nearly equal. In float32 rounding decides which comes
+# first, and no two programs agree on it: 0.15 of the logits' deviation. They are compared in
+# float64, and in float32 the stages before the first sort.
+SORTED = {f"sgformer_{size}": ("stem", "block1_0") for size in "sm"}
 
 
 def golden(path):
@@ -47,6 +51,16 @@ DERIVED = r"^rope\.freqs|\.attn\.(relative_position_index(_0)?|valid_ind_rolled)
 # Modules whose outputs a reference lists as its stages, beside the stage maps: names of models, the
 # reference's label, our path with the label's number.
 MODULES = (
+    (r"t2t_vit_.*", r"t2t_attention(\d)", "patch_embed/attention{}"),
+    (r"t2t_vit_.*", r"stem", "patch_embed"),
+    (r"t2t_vit_.*", r"blocks_(\d+)", "block_{:02}"),
+    (r"mobilevitv3_.*", r"layer_1", "stem"),
+    (r"uniformer_.*", r"stem", "patch_embed"),
+    (r"iformer_.*", r"stem", "patch_embed/norm2"),
+    (r"iformer_.*", r"blocks1_(\d+)", "stage_0_block_{:02}"),
+    (r"sgformer_.*", r"stem", "stem"),
+    (r"transnext_.*", r"stem", "patch_embed"),
+    (r"(sgformer|transnext)_.*", r"block1_(\d+)", "stage_0_block_{:02}"),
     (r"(local_)?vim_.*", r"layers_(\d+)", "block_{:02}/mixer"),
     (r"plainmamba_.*", r"layers_(\d+)", "block_{:02}"),
     (r"mamba2d_.*", r"layers_(9)", "merging_{}"),
@@ -71,7 +85,7 @@ def features_and_stages(name, backbone, variables, images, labels):
     features, stages = captured_stages(name, backbone, variables, images, labels)
     if hasattr(backbone, "depths"):
         for i, stage in enumerate(features.maps):
-            names = (f"stages_{i}", f"layers_{i}_blocks", f"layers_{i}")
+            names = (f"stages_{i}", f"layers_{i}_blocks", f"layers_{i}", f"layer_{i + 2}")
             if not name.startswith("efficient") or names[1] in labels:  # its layers_2 is merged
                 stages[next(label for label in names if label in labels)] = stage
     if name.startswith("deit"):  # after single blocks, the class token first
@@ -100,7 +114,10 @@ def captured_stages(name, backbone, variables, images, labels):
         capture_intermediates=lambda module, _: module.path in wanted,
     )
     found = flatten_dict(state.get("intermediates", {}), sep="/")
-    return features, {label: found[f"{path}/__call__"][0] for label, path in paths.items()}
+    stages = {label: found[f"{path}/__call__"][0] for label, path in paths.items()}
+    # Of a block that gives more than a map, the map.
+    first = {label: x[0] for label, x in stages.items() if isinstance(x, tuple)}
+    return features, {**stages, **first}
 
 
 def in_layout(stage, shape):
@@ -144,10 +161,17 @@ def test_weights_convert_bit_for_bit_and_outputs_are_those_of_the_reference(path
 
     if compiled:
         forward = jax.jit(forward)
-    logits, stages = forward(variables, images)
-    error = np.abs(logits - arrays["output"]).max() / arrays["output"].std()
-    assert error <= TOLERANCE
-    assert len(stages) >= 3
+    double = path.stem.endswith("_f64")
+    with jax.enable_x64(double):
+        if double:
+            variables, images = jax.tree.map(np.float64, (variables, images))
+        logits, stages = jax.tree.map(np.asarray, forward(variables, images))
+    if path.stem in SORTED:
+        stages = {label: stages[label] for label in SORTED[path.stem]}
+    else:
+        error = np.abs(logits - arrays["output"]).max() / arrays["output"].std()
+        assert error <= TOLERANCE
+        assert len(stages) >= 3
     for label, stage in stages.items():
         summary = meta["stages"][label]
         stage = in_layout(stage, summary["shape"])

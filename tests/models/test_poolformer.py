@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mambaout_jax.layers.norms import MapNorm
 from mambaout_jax.models import create_backbone
-from mambaout_jax.models.poolformer import MapNorm
 
 
 def test_map_norm_takes_the_moments_of_pixels_and_channels_together(rng):

@@ -19,6 +19,7 @@ IMAGE = (1, 64, 32, 3)  # every stride divides it
 
 
 # What the fields above do not reach.
+# fmt: off
 OWN = {
     "local_vim_tiny": {"directions": ("h v_flip w2 w7_flip",)},
     "local_vmamba_tiny": {"directions": ("h v_flip w2 w7_flip",) * 2},
@@ -29,7 +30,18 @@ OWN = {
     "emo_6m": {"depths": (2, 2), "token_mixers": ("conv", "attention")},
     "coatnet_0_224": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
     "moat_0": {"depths": (1, 1, 1), "dims": (8, 16, 24), "head_width": 8},
+    "mobilevitv3_xs": {"transformer_dims": (8,)},
+    "iformer_small": {
+        "depths": (1, 1, 1), "dims": (8, 16, 24), "attention_heads": (1, 2, 3), "head_dim": 4,
+        "table_size": 64,
+    },
+    "sgformer_s": {"depths": (2, 1)},  # of both kinds of blocks
+    "transnext_tiny": {"reductions": (8, 1)},  # of both kinds of attention
+    "uniformer_base": {
+        "depths": (1, 1, 1), "dims": (8, 16, 24), "head_dim": 8, "layer_scale": True,
+    },
 }
+# fmt: on
 
 
 def small_options(name):

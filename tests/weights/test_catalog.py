@@ -22,7 +22,6 @@ UNPUBLISHED = {
     *list_models("isotropic_*"),
 }
 
-
 # Where authors released what `<model>.official` names.
 RELEASES = {
     "mambaout": "https://github.com/yuweihao/MambaOut/releases/download/model/mambaout_",
@@ -31,6 +30,8 @@ RELEASES = {
     "convformer": "https://huggingface.co/sail/dl/resolve/main/convformer/convformer_",
     "inception_next": "https://github.com/sail-sg/inceptionnext/releases/download/model/",
     "moganet": "https://github.com/Westlake-AI/MogaNet/releases/download/moganet-in1k-weights/",
+    "iformer": "https://huggingface.co/sail/dl2/resolve/main/iformer/iformer_",
+    "transnext": "https://huggingface.co/DaiShiResearch/transnext-",
 }
 
 
@@ -82,8 +83,8 @@ def test_deit_has_weights_near_the_accuracies_of_its_paper():
 
 def test_find_weights_takes_patterns():
     assert list(find_weights("mambaout_tiny*")) == ["mambaout_tiny.in1k", "mambaout_tiny.official"]
-    assert len(find_weights("*.official")) == 18
-    assert len(find_weights()) == len(CATALOG) == 33
+    assert len(find_weights("*.official")) == 23
+    assert len(find_weights()) == len(CATALOG) == 38
     assert find_weights("resnet*") == {}
 
 

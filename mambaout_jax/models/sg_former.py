@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SG-Former: attention sees groups of tokens, the smaller the more was looked at them before.
+
+Paper: Ren et al., "SG-Former: Self-guided Transformer with Evolving Token Reallocation", ICCV 2023,
+arXiv 2308.12216; sizes: Table 1 there. Names and epsilons as in sgformer.py of
+github.com/OliverRensu/SG-Former at b982803.
+
+Blocks come in pairs. The first attends to a coarse map and in windows, and its weights say how
+significant each token is; the second sorts the tokens by that, once numbered row by row and once
+column by column, and attends to the sums of groups of them: large groups of the least significant
+ones, small groups of the others. The order has no gradient. Tokens of nearly the same significance
+change places by the rounding of float32, which moves the logits of its references by a sixth of
+their standard deviation; those in float64 are met.
+
+The code there takes 224 x 224 pixels alone. Here images may have other sizes: windows are filled
+with zeros, which are seen, and the last group of a size repeats its last token until it is full.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax import Array as JaxArray
+from jaxtyping import Array, ArrayLike, Float
+
+from mambaout_jax import backbone
+from mambaout_jax.backbone import Features, Positioned, Pyramid, Variant
+from mambaout_jax.heads.classifier import MeanHead
+from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.initializers import normal_fan_out_init
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm, MapNorm
+from mambaout_jax.layers.positions import grid_sinusoids
+from mambaout_jax.layers.residual import DropPath
+from mambaout_jax.mixers.attention import (
+    attention_weights,
+    from_heads,
+    scaled_dot_product_attention,
+    to_heads,
+    to_map,
+    to_windows,
+)
+from mambaout_jax.published import Weights
+
+_WINDOW = 7
+# Side of a pixel of each stage's coarse map; 1: all tokens see each other.
+_REDUCTIONS = (8, 4, 2, 1)
+# Tokens in a group, by this side: those of the least significant part of the tokens first. Of three
+# parts the second has half of the tokens.
+_GROUPS = {8: (196, 56, 28), 4: (49, 14, 7), 2: (2, 1), 1: (1,)}
+_SHARES = {3: (0.25, 0.75), 2: (0.5,), 1: ()}  # where the parts end but for the last
+
+
+def depthwise(
+    implementation: str, dtype: Dtype | None, name: str, use_bias: bool = True, stride: int = 1
+) -> DepthwiseConv:
+    """Depthwise convolution of 3 x 3 taps, with the published initial values."""
+    init = normal_fan_out_init(9)
+    return DepthwiseConv(
+        3, implementation, use_bias, dtype, stride=stride, kernel_init=init, name=name
+    )
+
+
+class Stem(nn.Module):
+    """Images to a map of a quarter of their size: three convolutions, each with a norm.
+
+    Attributes:
+        features: channels that come out.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    features: int
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, images: Float[ArrayLike, "B H W I"]) -> Float[Array, "B _ _ C"]:
+        x, init = jnp.asarray(images), normal_fan_out_init(9 * self.features)
+        for i, stride in enumerate((2, 1, 2), start=1):
+            window = (3, stride, 1, False)
+            x = Conv(self.features, *window, self.dtype, init, name=f"conv{i}")(x)
+            x = MapNorm(dtype=self.dtype, name=f"norm{i}")(x)
+            x = activation("gelu")(x) if i < 3 else x
+        return LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
+
+
+class Downsample(nn.Module):
+    """norm3(expand(gelu(norm2(conv(gelu(norm1(reduce(x)))))))): a map of half the size.
+
+    Attributes:
+        features: channels that come out.
+        conv_implementation: see `kernels.depthwise_conv`.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    features: int
+    conv_implementation: str
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ F"]:
+        dtype, init = self.dtype, normal_fan_out_init(self.features)
+        x = Dense(self.features, False, dtype, init, name="conv1")(x)
+        x = activation("gelu")(MapNorm(dtype=dtype, name="norm1")(x))
+        x = depthwise(self.conv_implementation, dtype, "conv2", use_bias=False, stride=2)(x)
+        x = activation("gelu")(MapNorm(dtype=dtype, name="norm2")(x))
+        x = Dense(self.features, False, dtype, init, name="conv3")(x)
+        return MapNorm(dtype=dtype, name="norm3")(x)
+
+
+class HybridAttention(nn.Module):
+    """Half of the heads attend to a coarse map, the others in windows (Section 3.2).
+
+    Attributes:
+        heads: number of heads, even.
+        reduction: side of a pixel of the coarse map.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    heads: int
+    reduction: int
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"]
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W"]]:
+        """Mixes the tokens, and says which weight each got on average."""
+        (B, H, W, C), dtype, side = x.shape, self.dtype, self.reduction
+
+        def dense(features, name, y):
+            return Dense(features, dtype=dtype, name=name)(y)
+
+        init = normal_fan_out_init(side**2 * C)
+        coarse = Conv(C, side, side, dtype=dtype, kernel_init=init, name="coarse")(x)
+        coarse = activation("gelu")(LayerNorm(1e-5, dtype=dtype, name="norm")(coarse))
+        query = dense(C // 2, "q1", x).reshape(B, H * W, C // 2)
+        key_value = dense(C, "kv1", coarse).reshape(B, -1, C)
+        y1, seen = self._attend(query, *jnp.split(key_value, 2, axis=-1))
+        seen = seen.reshape(coarse.shape[:3])
+        sizes = zip((H, W), seen.shape[1:], strict=True)
+        rows, columns = (np.arange(n) * coarsened // n for n, coarsened in sizes)
+        y2, seen_near = self._in_windows(dense(C // 2, "q2", x), dense(C, "kv2", x))
+        y = jnp.concatenate((y1.reshape(B, H, W, C // 2), y2), axis=-1)
+        return y, jax.lax.stop_gradient(seen[:, rows][:, :, columns] + seen_near)
+
+    def _attend(
+        self, query: Float[Array, "B L C"], key: Float[Array, "B S C"], value: Float[Array, "B S C"]
+    ) -> tuple[Float[Array, "B L C"], Float[Array, "B S"]]:
+        """Attention of half of the heads, and the mean weight of each of the S tokens."""
+        query, key, value = (to_heads(x, self.heads // 2) for x in (query, key, value))
+        weights = attention_weights(query, key)  # (B, heads, L, S)
+        return from_heads(weights.astype(value.dtype) @ value), weights.mean(axis=(1, 2))
+
+    def _in_windows(
+        self, query: Float[Array, "B H W C"], key_value: Float[Array, "B H W C2"]
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W"]]:
+        (_, H, W, _), window = query.shape, (_WINDOW, _WINDOW)
+        rows, columns = (0, -H % _WINDOW), (0, -W % _WINDOW)
+        counts = (-(-H // _WINDOW), -(-W // _WINDOW))
+        qkv = jnp.pad(jnp.concatenate((query, key_value), axis=-1), ((0, 0), rows, columns, (0, 0)))
+        y, seen = self._attend(*jnp.split(to_windows(qkv, counts, window), 3, axis=-1))
+        y, seen = (to_map(part, counts, window) for part in (y, seen[..., None]))
+        return y[:, :H, :W], seen[:, :H, :W, 0]
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: tuple[JaxArray, JaxArray]) -> int:
+        B, H, W, C = output[0].shape
+        coarse = H * W * (H // self.reduction) * (W // self.reduction)
+        near = (H + -H % _WINDOW) * (W + -W % _WINDOW) * _WINDOW**2
+        return B * C * (coarse + near)  # two products of half of the channels each
+
+
+class GuidedAttention(nn.Module):
+    """All tokens attend to groups of tokens of like significance (Section 3.3), or to all tokens.
+
+    Attributes:
+        heads: number of heads, even where there are groups.
+        reduction: that of the stage's coarse map, which says how large groups are; 1: no groups.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    heads: int
+    reduction: int
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], significance: Float[Array, "B H W"] | None
+    ) -> Float[Array, "B H W C"]:
+        B, _, _, C = x.shape
+        tokens = x.reshape(B, -1, C)
+        sequences = {"kv": tokens}
+        if significance is not None:  # tokens numbered row by row, and column by column
+            both = jnp.concatenate((tokens, x.swapaxes(1, 2).reshape(tokens.shape)))
+            weights = (significance, significance.swapaxes(1, 2))
+            order = jnp.argsort(jnp.concatenate([w.reshape(B, -1) for w in weights]), axis=1)
+            groups = self._sums(jnp.take_along_axis(both, order[..., None], axis=1))
+            sequences = dict(zip(("kv1", "kv2"), jnp.split(groups, 2), strict=True))
+        pairs = []
+        for name, sequence in sequences.items():
+            width = 2 * C // len(sequences)
+            parts = jnp.split(Dense(width, dtype=self.dtype, name=name)(sequence), 2, axis=-1)
+            pairs.append([to_heads(part, self.heads // len(sequences)) for part in parts])
+        key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
+        query = to_heads(Dense(C, dtype=self.dtype, name="q")(tokens), self.heads)
+        return from_heads(scaled_dot_product_attention(query, key, value)).reshape(x.shape)
+
+    def _sums(self, x: Float[Array, "B L C"]) -> Float[Array, "B S C"]:
+        """Weighted sums of groups of sorted tokens, the groups of each part of another size."""
+        sums = []
+        for i, (start, end, length) in enumerate(self._parts(x.shape[1]), start=1):
+            part = x[:, start:end]
+            part = jnp.pad(part, ((0, 0), (0, -part.shape[1] % length), (0, 0)), mode="edge")
+            part = part.reshape(x.shape[0], -1, length, x.shape[2]).swapaxes(2, 3)
+            sums.append(Dense(1, dtype=self.dtype, name=f"f{i}")(part)[..., 0])  # (B, groups, C)
+        return jnp.concatenate(sums, axis=1)
+
+    @nn.nowrap
+    def _parts(self, tokens: int) -> list[tuple[int, int, int]]:
+        """Where each part of the sorted tokens begins and ends, and the size of its groups."""
+        lengths = _GROUPS[self.reduction]
+        ends = [0, *(int(share * tokens) for share in _SHARES[len(lengths)]), tokens]
+        return list(zip(ends[:-1], ends[1:], lengths, strict=True))
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        tokens = output.shape[1] * output.shape[2]
+        seen = sum(-(-(end - start) // length) for start, end, length in self._parts(tokens))
+        return 2 * output.size * seen
+
+
+class SGBlock(nn.Module):
+    """x + attend(norm1(x)), then x + fc2(gelu(y + conv(y))), y = fc1(norm2(x)).
+
+    `attend` adds positions by convolution to the mixed tokens and projects the sum.
+
+    Attributes:
+        heads, reduction: see the attentions above.
+        conv_implementation: see `kernels.depthwise_conv`.
+        drop_path: probability of dropping each of the two branches of an example while training.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    heads: int
+    reduction: int
+    conv_implementation: str
+    drop_path: float
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        train: bool,
+        significance: Float[Array, "B H W"] | None = None,
+    ) -> tuple[Float[Array, "B H W C"], Float[Array, "B H W"] | None]:
+        """The map, and how significant tokens are where the next block has to know it."""
+        channels, dtype = x.shape[-1], self.dtype
+        y = LayerNorm(dtype=dtype, name="norm1")(x)
+        positions = Dense(channels, dtype=dtype, name="positions")(y)
+        positions = depthwise(self.conv_implementation, dtype, "positions_conv")(positions)
+        options, significant = (self.heads, self.reduction, dtype), None
+        if self.reduction > 1 and significance is None:
+            y, significant = HybridAttention(*options, name="attention")(y)
+        else:
+            y = GuidedAttention(*options, name="attention")(y, significance)
+        y = Dense(channels, dtype=dtype, name="proj")(y + positions)
+        x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
+
+        y = LayerNorm(dtype=dtype, name="norm2")(x)
+        y = Dense(4 * channels, dtype=dtype, name="fc1")(y)
+        y = activation("gelu")(y + depthwise(self.conv_implementation, dtype, "conv")(y))
+        y = Dense(channels, dtype=dtype, name="fc2")(y)
+        return x + DropPath(self.drop_path, name="drop_path2")(y, train), significant
+
+
+class SGFormer(Pyramid, Positioned):
+    """Backbone of four stages: maps of stride 4, 8, 16 and 32.
+
+    Attributes:
+        heads: heads of each stage's attention, even numbers but for the last stage.
+        conv_implementation: see `kernels.depthwise_conv`.
+    """
+
+    heads: tuple[int, ...]
+    conv_implementation: str = "auto"
+
+    @nn.nowrap
+    def init_positions(
+        self, key: Array, shape: tuple[int, ...], dtype: Dtype
+    ) -> Float[ArrayLike, "1 L C"]:
+        return jnp.asarray(grid_sinusoids(self.grid, shape[2])[None], dtype)
+
+    @nn.compact
+    def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
+        """Normalised maps of all stages.
+
+        Raises:
+            ValueError: heads do not divide a stage's channels, or are odd where they attend to two
+                things, or the images' size is not known when the program is traced.
+        """
+        self._check(jnp.shape(images))
+        dtype, implementation = self.layer_dtype, self.conv_implementation
+        block = self.block_class(SGBlock)
+        x, maps = self._with_positions(Stem(self.dims[0], dtype, name="stem")(images)), []
+        for i, rates in enumerate(self.stage_rates):
+            if i > 0:
+                x = Downsample(self.dims[i], implementation, dtype, name=f"downsample_{i}")(x)
+            options, significance = (self.heads[i], _REDUCTIONS[i], implementation), None
+            for j, rate in enumerate(rates):
+                name = f"stage_{i}_block_{j:02d}"
+                x, significance = block(*options, rate, dtype, name=name)(x, train, significance)
+            name = f"norm_{i}" if i < len(self.dims) - 1 else "norm"
+            x = LayerNorm(dtype=dtype, name=name)(x)
+            maps.append(x)
+        return Features(tuple(maps))
+
+    def _with_positions(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        shape = (1, self.grid[0] * self.grid[1], x.shape[-1])
+        table = self.param("pos_embed", self.init_positions, shape, jnp.float32)
+        table = self.resize_positions(table, self.grid, (x.shape[1], x.shape[2]))
+        x, table = nn.dtypes.promote_dtype(x, table, dtype=self.layer_dtype)
+        return x + table.reshape(1, *x.shape[1:])
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if not is_known(*shape[1:3]):
+            raise ValueError(
+                f"groups of tokens are laid out for images of a known size, and these have shape "
+                f"{shape}; export with numbers for height and width: the batch may be a symbol"
+            )
+        stages = list(zip(self.dims, self.heads, _REDUCTIONS, strict=False))
+        if len(stages) != len(self.dims) or any(
+            dim % heads or (side > 1 and heads % 2) for dim, heads, side in stages
+        ):
+            raise ValueError(
+                f"heads={self.heads} do not fit dims={self.dims}: each of the at most four stages "
+                "has one entry that divides its channels and, but for the fourth, is even"
+            )
+
+
+BACKBONE = SGFormer
+HEAD = MeanHead
+
+_DIMS = {"dims": (64, 128, 256, 512), "heads": (2, 4, 8, 16)}
+
+# Rates of drop path: README.md of the release.
+# fmt: off
+VARIANTS = {
+    "sgformer_s": Variant(
+        {"depths": (2, 4, 16, 1), **_DIMS}, {}, 22_545_981, 4_783_848_448, 0.1, top1=83.2),
+    "sgformer_m": Variant(
+        {"depths": (2, 6, 28, 2), **_DIMS}, {}, 38_689_316, 7_426_853_376, 0.2, top1=84.1),
+}
+# fmt: on
+
+DECAY = (*backbone.DECAY, (r"/pos_embed$", False))
+
+
+def _names_of_stage(i: int) -> tuple[tuple[str, ...], ...]:
+    block, theirs = rf"backbone/stage_{i}_block_0*(\d+)", rf"block{i + 1}.\1"
+    merging = (
+        (rf"backbone/downsample_{i}/conv([13])", rf"patch_embed{i + 1}.conv\1.c", "pointwise"),
+        (rf"backbone/downsample_{i}/conv2", f"patch_embed{i + 1}.conv2.c"),
+        (rf"backbone/downsample_{i}/norm(\d)", rf"patch_embed{i + 1}.conv\1.bn"),
+    )
+    return (
+        *(merging if i else ()),
+        (rf"{block}/(norm\d)", rf"{theirs}.\2"),
+        (rf"{block}/positions", f"{theirs}.attn.lepe_linear"),
+        (rf"{block}/positions_conv", f"{theirs}.attn.lepe_conv"),
+        (rf"{block}/attention/coarse", f"{theirs}.attn.sr"),
+        (rf"{block}/attention/(\w+)", rf"{theirs}.attn.\2"),
+        (rf"{block}/proj", f"{theirs}.attn.proj"),
+        (rf"{block}/(fc\d)", rf"{theirs}.mlp.\2"),
+        (rf"{block}/conv", f"{theirs}.mlp.dwconv.dwconv"),
+        (rf"backbone/norm_{i}", f"norm{i + 1}"),
+    )
+
+
+TORCH_NAMES = {
+    "official": (
+        (r"backbone/pos_embed", "pos_embed"),
+        *((rf"backbone/stem/conv{n + 1}", f"patch_embed1.conv.{2 * n}.c") for n in range(3)),
+        *((rf"backbone/stem/norm{n + 1}", f"patch_embed1.conv.{2 * n}.bn") for n in range(3)),
+        (r"backbone/stem/norm", "patch_embed1.norm"),
+        *(rule for i in range(4) for rule in _names_of_stage(i)),
+        (r"backbone/norm", "norm4"),
+        (r"head/classifier", "head"),
+    ),
+}
+
+WEIGHTS: dict[str, Weights] = {}

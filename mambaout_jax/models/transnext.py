@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TransNeXt: each token attends to its neighbours and to a coarse map by one softmax.
+
+Paper: Shi, "TransNeXt: Robust Foveal Visual Perception for Vision Transformers", CVPR 2024, arXiv
+2311.17132; sizes: Table 10 there. Names and epsilons as in classification/transnext.py and
+attention_native.py of github.com/DaiShiResearch/TransNeXt at c8a9974.
+
+Scores are cosines, multiplied by the logarithm of how many keys the token sees, so that images may
+have any size: the code there has to be told it before the model is made. Positions are functions of
+coordinates, in units of the grid at `pretrain_size`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jax import Array as JaxArray
+from jaxtyping import Array, ArrayLike, Float
+
+from mambaout_jax import backbone
+from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.heads.classifier import MeanHead
+from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.conv import DepthwiseConv, unfold
+from mambaout_jax.layers.downsample import ConvNorm
+from mambaout_jax.layers.initializers import normal_fan_out_init, normal_init
+from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.norms import LayerNorm
+from mambaout_jax.layers.positions import height_and_width
+from mambaout_jax.layers.residual import DropPath
+from mambaout_jax.layers.resize import pooling_weights
+from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention
+from mambaout_jax.published import Result, Weights
+
+_WINDOW = 3  # side of the neighbourhood
+_WIDTH = 512  # of the perceptron that makes biases of coordinates
+
+
+def unit(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+    """Vectors of length 1, in at least float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24))
+
+
+def temperature_init(key: Array, shape: tuple[int, ...], dtype: Dtype) -> Float[Array, "..."]:
+    """softplus of it is 1 / 0.24."""
+    return jnp.full(shape, np.log(np.expm1(1 / 0.24)), dtype)
+
+
+def distances(size: int, pooled: int, unit_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis: the distances of pixels from means, on a logarithmic scale, each once.
+
+    Args:
+        size: pixels.
+        pooled: means of them, `size` for the pixels themselves.
+        unit_size: pixels of the grid that 8 units span.
+
+    Returns:
+        Distances, rising, and for each pixel and mean the number of theirs.
+    """
+    means = pooling_weights(size, pooled) @ np.arange(size)
+    away = (np.arange(size)[:, None] - means) * 8 / max(1, unit_size - 1)
+    away, number = np.unique(away.round(9), return_inverse=True)
+    return np.sign(away) * np.log2(1 + np.abs(away)) / 3, number.reshape(size, pooled)
+
+
+class PositionBias(nn.Module):
+    """Bias of each pair of a pixel and a mean, a perceptron of how far apart they are.
+
+    Attributes:
+        heads: number of biases of a pair.
+        grid: rows and columns of the map at the published size.
+    """
+
+    heads: int
+    grid: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, size: tuple[int, int], pooled: tuple[int, int]) -> Float[Array, "heads L S"]:
+        axes = zip(size, pooled, self.grid, strict=True)
+        (down, rows), (right, columns) = (distances(*axis) for axis in axes)
+        table = np.stack(np.meshgrid(down, right, indexing="ij"), axis=-1)
+        y = jax.nn.relu(Dense(_WIDTH, name="fc1")(jnp.asarray(table)))
+        y = Dense(self.heads, name="fc2")(y)  # (distances down, distances right, heads)
+        y = y[rows][:, :, columns]  # (H, pooled H, W, pooled W, heads)
+        y = y.transpose(4, 0, 2, 1, 3)
+        return y.reshape(self.heads, size[0] * size[1], pooled[0] * pooled[1])
+
+
+class CosineQuery(nn.Module):
+    """Directions of queries, and what their products with those of keys are scores of (Eq. 6).
+
+    Attributes:
+        heads: number of heads.
+    """
+
+    heads: int
+
+    @nn.compact
+    def __call__(
+        self, query: Float[Array, "B L heads width"], keys: Float[ArrayLike, "1 L 1 1"]
+    ) -> tuple[Float[Array, "B L heads width"], Float[Array, "B L heads width"]]:
+        """`keys` is how many keys each query sees."""
+        shape = (self.heads, 1, query.shape[-1])
+        embedding = self.param("query_embedding", normal_init, shape, jnp.float32)
+        temperature = self.param("temperature", temperature_init, (self.heads, 1, 1), jnp.float32)
+        direction = unit(query)
+        embedding, temperature = (
+            jnp.asarray(x).swapaxes(0, 1)[None] for x in (embedding, temperature)
+        )
+        scale = jax.nn.softplus(temperature) * jnp.log(jnp.asarray(keys))
+        return direction, (direction + embedding) * scale
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: object) -> int:
+        return 0
+
+
+class AggregatedAttention(nn.Module):
+    """Attention to 3 x 3 neighbours and a coarse map (Section 3.2).
+
+    Attributes:
+        heads: number of heads.
+        reduction: side of a pixel of the coarse map.
+        grid: see `PositionBias`.
+        dtype: dtype of the computation, None to promote; scores are at least float32.
+    """
+
+    heads: int
+    reduction: int
+    grid: tuple[int, int]
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        B, H, W, C = x.shape
+        by_head, pooled = (B, H * W, self.heads, C // self.heads), self._pooled(H, W)
+        key_value = Dense(2 * C, dtype=self.dtype, name="kv")
+
+        key, near_value = jnp.split(key_value(x), 2, axis=-1)
+        near_key = unit(key.reshape(by_head)).reshape(x.shape)
+        near_key, near_value = (
+            unfold(t, _WINDOW, 1, _WINDOW // 2).reshape(*by_head, -1)
+            for t in (near_key, near_value)
+        )  # (B, L, heads, width, K)
+        ones = jnp.ones((1, H, W, 1), near_key.dtype)
+        visible = unfold(ones, _WINDOW, 1, _WINDOW // 2).reshape(1, H * W, 1, -1)
+
+        far = key_value(self._coarse(x, pooled)).reshape(B, -1, 2, *by_head[2:])
+        far_key, far_value = unit(far[:, :, 0]), far[:, :, 1]  # (B, S, heads, width)
+
+        query = Dense(C, dtype=self.dtype, name="q")(x).reshape(by_head)
+        seen = visible.sum(axis=-1, keepdims=True) + pooled[0] * pooled[1]
+        direction, query = CosineQuery(self.heads, name="query")(query, seen)
+        near = (query[..., None] * near_key).sum(axis=-2) + self._near_bias()
+        near = jnp.where(visible > 0, near, -jnp.inf)  # (B, L, heads, K)
+        bias = PositionBias(self.heads, self.grid, name="position_bias")((H, W), pooled)
+        far = jnp.einsum("blhd,bshd->blhs", query, far_key) + bias.swapaxes(0, 1)[None]
+        weights = jax.nn.softmax(jnp.concatenate((near, far), axis=-1), axis=-1)
+        near, far = jnp.split(weights, (_WINDOW**2,), axis=-1)
+        near = near + self._learned(direction)
+
+        y = (near.astype(x.dtype)[..., None, :] * near_value).sum(axis=-1)
+        y = y + jnp.einsum("blhs,bshd->blhd", far.astype(x.dtype), far_value)
+        return Dense(C, dtype=self.dtype, name="proj")(y.reshape(x.shape))
+
+    @nn.nowrap
+    def _pooled(self, height: int, width: int) -> tuple[int, int]:
+        return max(1, height // self.reduction), max(1, width // self.reduction)
+
+    def _coarse(self, x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B _ _ C"]:
+        init = normal_fan_out_init(x.shape[-1])
+        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="reduce")(x)
+        rows, columns = (
+            jnp.asarray(pooling_weights(n, m), y.dtype)
+            for n, m in zip(x.shape[1:3], size, strict=True)
+        )
+        y = jnp.einsum("hr,brwc->bhwc", rows, activation("gelu")(y), precision="highest")
+        y = jnp.einsum("wr,bhrc->bhwc", columns, y, precision="highest")
+        return LayerNorm(1e-5, dtype=self.dtype, name="norm")(y)
+
+    def _near_bias(self) -> Float[Array, "1 1 heads K"]:
+        shape, init = (self.heads, _WINDOW**2), nn.initializers.normal(4e-4)
+        table = self.param("relative_pos_bias_local", init, shape, jnp.float32)
+        return jnp.asarray(table)[None, None]
+
+    def _learned(self, query: Float[Array, "B L heads width"]) -> Float[Array, "B L heads K"]:
+        """Weights of the neighbours that the direction of the query alone decides."""
+        shape = (self.heads, query.shape[-1], _WINDOW**2)
+        tokens = self.param("learnable_tokens", normal_init, shape, jnp.float32)
+        shape = (self.heads, 1, _WINDOW**2)
+        bias = self.param("learnable_bias", nn.initializers.zeros, shape, jnp.float32)
+        return jnp.einsum("blhd,hdk->blhk", query, tokens) + jnp.asarray(bias).swapaxes(0, 1)[None]
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        rows, columns = self._pooled(*output.shape[1:3])
+        return output.size * (3 * _WINDOW**2 + 2 * rows * columns)
+
+
+class CosineAttention(nn.Module):
+    """Attention between all tokens, whose scores are cosines.
+
+    Attributes:
+        heads: number of heads.
+        grid: see `PositionBias`.
+        dtype: dtype of the computation, None to promote; scores are at least float32.
+    """
+
+    heads: int
+    grid: tuple[int, int]
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        B, H, W, C = x.shape
+        qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(x).reshape(B, H * W, 3, self.heads, -1)
+        query, key, value = jnp.moveaxis(qkv, 2, 0)
+        _, query = CosineQuery(self.heads, name="query")(query, np.full((1, H * W, 1, 1), H * W))
+        bias = PositionBias(self.heads, self.grid, name="position_bias")((H, W), (H, W))
+        query, key, value = (t.swapaxes(1, 2) for t in (query, unit(key), value))
+        y = scaled_dot_product_attention(query, key, value, bias=bias[None], scale=1.0)
+        return Dense(C, dtype=self.dtype, name="proj")(from_heads(y).reshape(x.shape))
+
+    @nn.nowrap
+    def macs(self, inputs: tuple, output: JaxArray) -> int:
+        return 2 * output.size * output.shape[1] * output.shape[2]
+
+
+class TransNeXtBlock(nn.Module):
+    """x + attention(norm1(x)), then x + fc2(gelu(conv(y)) · v), (y, v) = fc1(norm2(x)).
+
+    Attributes:
+        heads, reduction, grid: see `AggregatedAttention`; reduction 1: all tokens see each other.
+        hidden: channels of y and of v.
+        conv_implementation: see `kernels.depthwise_conv`.
+        drop_path: probability of dropping each of the two branches of an example while training.
+        dtype: dtype of the computation, None to promote.
+    """
+
+    heads: int
+    reduction: int
+    grid: tuple[int, int]
+    hidden: int
+    conv_implementation: str
+    drop_path: float
+    dtype: Dtype | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
+        dtype, name = self.dtype, "attention"
+        if self.reduction == 1:
+            mixer = CosineAttention(self.heads, self.grid, dtype, name=name)
+        else:
+            mixer = AggregatedAttention(self.heads, self.reduction, self.grid, dtype, name=name)
+        y = mixer(LayerNorm(dtype=dtype, name="norm1")(x))
+        x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
+
+        y = LayerNorm(dtype=dtype, name="norm2")(x)
+        y, gate = jnp.split(Dense(2 * self.hidden, dtype=dtype, name="fc1")(y), 2, axis=-1)
+        init, implementation = normal_fan_out_init(9), self.conv_implementation
+        conv = DepthwiseConv(3, implementation, dtype=dtype, kernel_init=init, name="conv")
+        y = Dense(x.shape[-1], dtype=dtype, name="fc2")(activation("gelu")(conv(y)) * gate)
+        return x + DropPath(self.drop_path, name="drop_path2")(y, train)
+
+
+class TransNeXt(Pyramid):
+    """Backbone of four stages: maps of stride 4, 8, 16 and 32.
+
+    Attributes:
+        heads: heads of each stage's attention.
+        mlp_ratios: width of each stage's perceptrons over that of the blocks, before a third of it
+            is taken away for the gate.
+        reductions: side of a pixel of each stage's coarse map; 1: all tokens see each other.
+        pretrain_size: side or (height, width) in pixels of the images that coordinates are in units
+            of; the size that the weights were first trained at.
+        conv_implementation: see `kernels.depthwise_conv`.
+    """
+
+    heads: tuple[int, ...]
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    reductions: tuple[int, ...] = (8, 4, 2, 1)
+    pretrain_size: int | tuple[int, int] = 224
+    conv_implementation: str = "auto"
+
+    @nn.compact
+    def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
+        """Normalised maps of all stages.
+
+        Raises:
+            ValueError: heads do not divide a stage's channels, or the images' size is not known
+                when the program is traced.
+        """
+        dtype, shape = self.layer_dtype, jnp.shape(images)
+        self._check(shape)
+        block = self.block_class(TransNeXtBlock)
+        maps, x = [], images
+        for i, (dim, rates) in enumerate(zip(self.dims, self.stage_rates, strict=True)):
+            side, stride = (7, 4) if i == 0 else (3, 2)
+            init = normal_fan_out_init(side**2 * dim)
+            name = "patch_embed" if i == 0 else f"downsample_{i}"
+            window = {"epsilon": 1e-5, "dtype": dtype, "kernel_init": init, "name": name}
+            x = ConvNorm(dim, side, stride, side // 2, **window)(x)
+            height, width = height_and_width(self.pretrain_size)
+            grid = (height // self.strides[i], width // self.strides[i])
+            hidden = int(2 * self.mlp_ratios[i] * dim / 3)
+            options = (self.heads[i], self.reductions[i], grid, hidden, self.conv_implementation)
+            for j, rate in enumerate(rates):
+                x = block(*options, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
+            name = f"norm_{i}" if i < len(self.dims) - 1 else "norm"
+            x = LayerNorm(dtype=dtype, name=name)(x)
+            maps.append(x)
+        return Features(tuple(maps))
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if not is_known(*shape[1:3]):
+            raise ValueError(
+                f"positions are computed for images of a known size, and these have shape {shape}; "
+                "export with numbers for height and width: the batch may be a symbol"
+            )
+        heads = list(zip(self.dims, self.heads, strict=False))
+        if len(heads) != len(self.dims) or any(dim % count for dim, count in heads):
+            raise ValueError(
+                f"heads={self.heads} do not fit dims={self.dims}: each stage has one entry that "
+                "divides its channels"
+            )
+
+
+BACKBONE = TransNeXt
+HEAD = MeanHead
+
+_SMALL = {"dims": (72, 144, 288, 576), "heads": (3, 6, 12, 24)}
+_BASE = {"dims": (96, 192, 384, 768), "heads": (4, 8, 16, 32)}
+
+# Rates of drop path: classification/configs/transnext_{tiny,small,base}.py.
+# fmt: off
+VARIANTS = {
+    "transnext_tiny": Variant(
+        {"depths": (2, 2, 15, 2), **_SMALL}, {}, 28_258_960, 5_711_069_568, 0.25, top1=84.0),
+    "transnext_small": Variant(
+        {"depths": (5, 5, 22, 5), **_SMALL}, {}, 49_741_564, 10_290_562_816, 0.45, top1=84.7),
+    "transnext_base": Variant(
+        {"depths": (5, 5, 23, 5), **_BASE}, {}, 89_721_496, 18_299_881_472, 0.6, top1=84.8),
+}
+# fmt: on
+
+_OWN = "temperature|query_embedding|relative_pos_bias_local|learnable_tokens|learnable_bias"
+DECAY = (*backbone.DECAY, (rf"/({_OWN})$", False))
+
+
+def _names_of_stage(i: int) -> tuple[tuple[str, ...], ...]:
+    embed = "patch_embed" if i == 0 else f"downsample_{i}"
+    block, theirs = rf"backbone/stage_{i}_block_0*(\d+)", rf"block{i + 1}.\1"
+    return (
+        (rf"backbone/{embed}/conv", f"patch_embed{i + 1}.proj"),
+        (rf"backbone/{embed}/norm", f"patch_embed{i + 1}.norm"),
+        (rf"{block}/(norm\d)", rf"{theirs}.\2"),
+        (rf"{block}/attention/reduce", f"{theirs}.attn.sr", "pointwise"),
+        (rf"{block}/attention/position_bias/(\w+)", rf"{theirs}.attn.cpb_\2"),
+        (rf"{block}/attention/(?:query/)?(\w+)", rf"{theirs}.attn.\2"),
+        (rf"{block}/(fc\d)", rf"{theirs}.mlp.\2"),
+        (rf"{block}/conv", f"{theirs}.mlp.dwconv.dwconv"),
+        (rf"backbone/norm_{i}", f"norm{i + 1}"),
+    )
+
+
+TORCH_NAMES = {
+    "official": (
+        *(rule for i in range(4) for rule in _names_of_stage(i)),
+        (r"backbone/norm", "norm4"),
+        (r"head/classifier", "head"),
+    ),
+}
+
+
+def _released(size: str, top1: float, **others: float) -> tuple[str, Weights]:
+    model, repository = f"transnext_{size}", f"transnext-{size}-224-1k"
+    url = f"https://huggingface.co/DaiShiResearch/{repository}/resolve/main/{model}_224_1k.pth"
+    results = (Result(224, 0.875, top1, **others),)
+    weights = Weights(model, url, "official", "Apache-2.0", results, crop_fraction=0.875)
+    return f"{model}.official", weights
+
+
+# README.md of the release.
+# fmt: off
+WEIGHTS = dict((
+    _released("tiny", 84.0, v2=73.8, a=39.9, r=49.6, sketch=37.6),
+    _released("small", 84.7, v2=74.8, a=47.1, r=52.5, sketch=39.7),
+    _released("base", 84.8, v2=75.1, a=50.6, r=53.9, sketch=41.4),
+))
+# fmt: on
