@@ -96,7 +96,7 @@ def released_weights(
     model: str,
     source: str,
     licence: str | None,
-    *results: tuple[float, ...],
+    *results: tuple[float | None, ...],
     naming: str = "official",
     **fields,
 ) -> tuple[str, Weights]:

@@ -13,6 +13,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
     "squared_relu": lambda x: jnp.square(jax.nn.relu(x)),
 }
 

@@ -131,7 +131,7 @@ def _with_gaps(kernel: Float[Array, "KH KW C"], step: int) -> Float[Array, "_ _ 
 
 
 def taps(
-    x: Float[Array, "B H W C"], sides: tuple[int, int], stride: int
+    x: Float[Array, "B H W C"], sides: tuple[int, int], stride: int | tuple[int, int]
 ) -> list[Float[Array, "B _ _ C"]]:
     """For each place in a window, row by row, the pixels there in windows `stride` apart.
 
@@ -140,15 +140,16 @@ def taps(
     Args:
         x: a map, with its padding.
         sides: rows and columns of a window.
-        stride: step in pixels.
+        stride: step in pixels, or the steps down and across.
     """
+    steps = height_and_width(stride)
     # Windows are counted so that symbols of `jax.export` cancel.
     down, across = (
-        stride * ((n - side + stride) // stride - 1) + 1
-        for n, side in zip(x.shape[1:3], sides, strict=True)
+        step * ((n - side + step) // step - 1) + 1
+        for n, side, step in zip(x.shape[1:3], sides, steps, strict=True)
     )
     return [
-        x[:, i : i + down : stride, j : j + across : stride]
+        x[:, i : i + down : steps[0], j : j + across : steps[1]]
         for i in range(sides[0])
         for j in range(sides[1])
     ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where maps become smaller: a convolution with its norm, a stem of two, merging of patches."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import Conv
+from mambaout_jax.layers.conv import Conv, taps
 from mambaout_jax.layers.initializers import normal_init, torch_inits
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
@@ -93,6 +94,14 @@ def mean_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
         x = x[:, jnp.minimum(jnp.arange(2 * rows), H - 1)]
         x = x[:, :, jnp.minimum(jnp.arange(2 * columns), W - 1)]
     return x.reshape(B, rows, 2, columns, 2, C).mean(axis=(2, 4))
+
+
+def max_pool(x: Float[Array, "B H W C"], stride: int = 1) -> Float[Array, "B _ _ C"]:
+    """The largest of 3 x 3 pixels; elementwise, which has derivatives of any order."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    for sides, steps in (((3, 1), (stride, 1)), ((1, 3), (1, stride))):
+        x = functools.reduce(jnp.maximum, taps(x, sides, steps))
+    return x
 
 
 class PatchMerging(nn.Module):

@@ -35,6 +35,7 @@ class MBConv(nn.Module):
         even_padding: at stride 2 the convolution sees as many zeros before the map as behind it,
             as in PyTorch; else fewer before it, as TensorFlow's "same" has it.
         init_of: fan-out to the initialiser of a kernel.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     features: int
@@ -47,6 +48,7 @@ class MBConv(nn.Module):
     stride_first: bool = False
     even_padding: bool = True
     init_of: Callable[[int], Initializer] = normal_fan_out_init
+    conv_implementation: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W I"], train: bool) -> Float[Array, "B _ _ F"]:
@@ -79,6 +81,7 @@ class MBConv(nn.Module):
         padding = None if self.even_padding else (same_padding(size[0]), same_padding(size[1]))
         return DepthwiseConv(
             3,
+            self.conv_implementation,
             use_bias=False,
             dtype=self.dtype,
             stride=stride,

@@ -18,6 +18,12 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def map_size(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    """Rows and columns of the map of a stride; those that are begun count."""
+    height, width = height_and_width(image_size)
+    return -(-height // stride), -(-width // stride)
+
+
 def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
     """Rows and columns of the patches of an image.
 

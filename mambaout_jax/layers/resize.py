@@ -4,8 +4,11 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from mambaout_jax.kernels.dispatch import numpy_for
 
 
 def resize_linear(x: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, "*T C"]:
@@ -18,9 +21,19 @@ def resize_linear(x: Float[Array, "*S C"], size: Sequence[int]) -> Float[Array, 
     return x if shape == x.shape else jax.image.resize(x, shape, "linear", antialias=False)
 
 
-def pooling_weights(size: int, pooled: int) -> Float[np.ndarray, "P N"]:
+def mean_pool_to(x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B _ _ C"]:
+    """Means of pixels that make a map of a size, as `torch.nn.functional.adaptive_avg_pool2d`."""
+    rows, columns = (
+        jnp.asarray(pooling_weights(n, m), x.dtype) for n, m in zip(x.shape[1:3], size, strict=True)
+    )
+    x = jnp.einsum("hr,brwc->bhwc", rows, x, precision="highest")
+    return jnp.einsum("wr,bhrc->bhwc", columns, x, precision="highest")
+
+
+def pooling_weights(size: int, pooled: int) -> Float[np.ndarray | Array, "P N"]:
     """Weight of each of `size` pixels in each of `pooled` means: PyTorch's adaptive pooling."""
-    starts = np.arange(pooled) * size // pooled
-    ends = -(-(np.arange(pooled) + 1) * size // pooled)
-    inside = (np.arange(size) >= starts[:, None]) & (np.arange(size) < ends[:, None])
+    xp = numpy_for(size, pooled)
+    pixels, number = xp.arange(size)[None], xp.arange(pooled)[:, None]
+    starts, ends = number * size // pooled, -(-(number + 1) * size // pooled)
+    inside = (pixels >= starts) & (pixels < ends)
     return inside / inside.sum(axis=1, keepdims=True)

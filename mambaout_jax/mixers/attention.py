@@ -64,8 +64,22 @@ def attention_weights(
     return jax.nn.softmax(scores, axis=-1)
 
 
+def check_heads(heads: int, channels: int) -> None:
+    """Raises ValueError where the heads do not divide the channels."""
+    if channels % heads:
+        raise ValueError(
+            f"heads={heads} does not divide the {channels} channels; allowed are "
+            f"{[n for n in range(1, channels + 1) if channels % n == 0]}"
+        )
+
+
 def to_heads(x: Float[Array, "B L C"], heads: int) -> Float[Array, "B heads L width"]:
-    """The channels of each head, which stand side by side."""
+    """The channels of each head, which stand side by side.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+    """
+    check_heads(heads, x.shape[-1])
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
@@ -83,12 +97,7 @@ def split_heads(
         ValueError: the heads do not divide the channels.
     """
     batch, length, width = qkv.shape
-    channels = width // 3
-    if channels % heads:
-        raise ValueError(
-            f"heads={heads} does not divide the {channels} channels; allowed are "
-            f"{[n for n in range(1, channels + 1) if channels % n == 0]}"
-        )
+    check_heads(heads, width // 3)
     parts = qkv.reshape(batch, length, 3, heads, -1)
     query, key, value = jnp.moveaxis(parts, (2, 3), (0, 2))  # each (B, heads, L, C / heads)
     return query, key, value
@@ -126,7 +135,7 @@ class MultiHeadSelfAttention(nn.Module):
         mask = jnp.tri(length, dtype=bool)[None, None] if self.causal else None
         query, key, value = split_heads(qkv, self.heads)
         y = scaled_dot_product_attention(query, key, value, mask, scale=self.scale)
-        y = y.swapaxes(1, 2).reshape(x.shape)  # (B, L, C)
+        y = from_heads(y)  # (B, L, C)
         return Dense(channels, self.proj_bias, self.dtype, name="proj")(y)
 
     @nn.nowrap
@@ -179,8 +188,7 @@ class WindowAttention(nn.Module):
             visible = visible_in_window(counts, side, shifts)  # (windows, L, L)
             mask = jnp.tile(visible[:, None], (B, 1, 1, 1))
         y = scaled_dot_product_attention(query, key, value, mask, self._bias())
-        y = y.swapaxes(1, 2).reshape(windows.shape)
-        y = Dense(channels, dtype=self.dtype, name="proj")(y)
+        y = Dense(channels, dtype=self.dtype, name="proj")(from_heads(y))
         y = to_map(y, counts, window)
         if shifted:
             y = jnp.roll(y, shifts, axis=(1, 2))

@@ -19,19 +19,18 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
-from mambaout_jax.heads.classifier import classify
+from mambaout_jax.heads.classifier import HiddenHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.downsample import mean_pool
-from mambaout_jax.layers.initializers import normal_fan_out_init, normal_init, torch_inits
+from mambaout_jax.layers.initializers import normal_fan_out_init, normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mbconv import MBConv
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
-from mambaout_jax.layers.positions import height_and_width, relative_bias
-from mambaout_jax.layers.precision import compute_dtype
+from mambaout_jax.layers.positions import map_size, relative_bias
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.mixers.attention import scaled_dot_product_attention
+from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention
 from mambaout_jax.published import Weights
 
 HEAD_WIDTH = 32
@@ -64,8 +63,8 @@ class RelativeAttention(nn.Module):
         shape = ((2 * self.grid[0] - 1) * (2 * self.grid[1] - 1), heads)
         table = self.param("relative_position_bias", normal_init, shape, jnp.float32)
         bias = relative_bias(table, self.grid, (H, W))
-        y = scaled_dot_product_attention(query, key, value, bias=bias)
-        y = y.swapaxes(1, 2).reshape(B, H, W, self.features)
+        y = from_heads(scaled_dot_product_attention(query, key, value, bias=bias))
+        y = y.reshape(B, H, W, self.features)
         return Dense(self.features, dtype=dtype, kernel_init=_XAVIER, name="proj")(y)
 
     @nn.nowrap
@@ -124,12 +123,14 @@ class CoAtNet(Pyramid):
         head_width: channels of a head of the attention.
         table_size: side or (height, width) in pixels of the images that the tables of relative
             positions are made for; for others they are interpolated.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     stem: int = 64
     stride_first: bool = False
     head_width: int = HEAD_WIDTH
     table_size: int | tuple[int, int] = 224
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -142,49 +143,31 @@ class CoAtNet(Pyramid):
         x = activation("gelu")(BatchNorm(dtype=dtype, name="stem_norm1")(x, train))
         x = Conv(self.stem, 3, 1, 1, **conv, name="stem_conv2")(x)
         for i, rates in enumerate(self.stage_rates):
-            dim, grid = self.dims[i], self.grid(i)
+            dim, grid = self.dims[i], map_size(self.table_size, self.strides[i])
             for j, rate in enumerate(rates):
                 stride, name = (1 if j else 2), f"stage_{i}_block_{j:02d}"
                 if i < _CONV_STAGES:
-                    options = {"stride_first": self.stride_first, "name": name}
-                    x = conv_block(dim, stride, True, rate, dtype, **options)(x, train)
+                    x = conv_block(
+                        dim,
+                        stride,
+                        True,
+                        rate,
+                        dtype,
+                        stride_first=self.stride_first,
+                        conv_implementation=self.conv_implementation,
+                        name=name,
+                    )(x, train)
                 else:
                     options = (dim, stride, grid, self.head_width, rate, dtype)
                     x = attention_block(*options, name=name)(x, train)
             maps.append(x)
         return Features(tuple(maps))
 
-    @nn.nowrap
-    def grid(self, stage: int) -> tuple[int, int]:
-        """Rows and columns of the map that a stage's tables are made for."""
-        height, width = height_and_width(self.table_size)
-        stride = self.strides[stage]
-        return -(-height // stride), -(-width // stride)
-
-
-class CoAtNetHead(nn.Module):
-    """Mean over the last map, norm, hidden layer of the same width with tanh, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-        dtype: dtype of the computation; float32 means at least float32.
-    """
-
-    num_classes: int = 1000
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        x = LayerNorm(dtype=dtype, name="norm")(features.maps[-1].mean(axis=(1, 2)))  # (B, C)
-        width = x.shape[-1]
-        x = jnp.tanh(Dense(width, dtype=dtype, **torch_inits(width), name="hidden")(x))
-        return classify(x, self.num_classes, dtype)
-
 
 BACKBONE = CoAtNet
-HEAD = CoAtNetHead
+HEAD = HiddenHead
 
+_HEAD = {"hidden_ratio": 1, "hidden_activation": "tanh", "hidden_norm": False, "torch_init": True}
 _0 = {"depths": (2, 3, 5, 2), "dims": (96, 192, 384, 768)}
 _1 = {"depths": (2, 6, 14, 2), "dims": (96, 192, 384, 768)}
 _2 = {"depths": (2, 6, 14, 2), "dims": (128, 256, 512, 1024), "stem": 128}
@@ -193,24 +176,19 @@ _FIRST = {"stride_first": True}
 # Rates of drop path: Appendix A.2 of the paper.
 # fmt: off
 VARIANTS = {
-    "coatnet_0_224": Variant(_0, {}, 25_036_820, 4_546_507_776, 0.2),
-    "coatnet_1_224": Variant(_1, {}, 42_225_776, 8_643_499_008, 0.3),
-    "coatnet_2_224": Variant(_2, {}, 74_684_744, 16_427_134_976, 0.5),
+    "coatnet_0_224": Variant(_0, _HEAD, 25_036_820, 4_546_507_776, 0.2),
+    "coatnet_1_224": Variant(_1, _HEAD, 42_225_776, 8_643_499_008, 0.3),
+    "coatnet_2_224": Variant(_2, _HEAD, 74_684_744, 16_427_134_976, 0.5),
     "coatnet_0_224_stride1x1": Variant(
-        {**_0, **_FIRST}, {}, 25_036_820, 4_141_888_512, 0.2, top1=81.6),
+        {**_0, **_FIRST}, _HEAD, 25_036_820, 4_141_888_512, 0.2, top1=81.6),
     "coatnet_1_224_stride1x1": Variant(
-        {**_1, **_FIRST}, {}, 42_225_776, 8_238_879_744, 0.3, top1=83.3),
+        {**_1, **_FIRST}, _HEAD, 42_225_776, 8_238_879_744, 0.3, top1=83.3),
     "coatnet_2_224_stride1x1": Variant(
-        {**_2, **_FIRST}, {}, 74_684_744, 15_502_290_944, 0.5, top1=84.1),
+        {**_2, **_FIRST}, _HEAD, 74_684_744, 15_502_290_944, 0.5, top1=84.1),
 }
 # fmt: on
 
 DECAY = (*backbone.DECAY, (r"/relative_position_bias$", False))
-
-
-def layer_of(path: str) -> tuple[int, int] | None:
-    """As `backbone.layer_of`; the parts of the stem stand before the first block."""
-    return (-1, 0) if path.startswith("stem_") else backbone.layer_of(path)
 
 
 _CONV = r"backbone/stage_([01])_block_0*(\d+)"

@@ -28,6 +28,7 @@ from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.attention import (
+    from_heads,
     scaled_dot_product_attention,
     split_heads,
     to_map,
@@ -48,17 +49,19 @@ class StripeAttention(nn.Module):
     Attributes:
         heads: number of heads, a divisor of the channels.
         stripe: rows and columns of a stripe, None for all of the map's.
+        conv_implementation: see `kernels.depthwise_conv`.
         dtype: dtype of the computation, None to promote.
     """
 
     heads: int
     stripe: tuple[int | None, int | None]
+    conv_implementation: str
     dtype: Dtype | None
 
     @nn.compact
     def __call__(self, qkv: Float[Array, "B H W C3"]) -> Float[Array, "B H W C"]:
         """Mixes the tokens of each stripe; query, key and value stand one after the other."""
-        _, H, W, channels = qkv.shape
+        _, H, W, _ = qkv.shape
         (rows, down, (top, bottom)), (columns, across, (left, right)) = (
             _cut(length, stripe) for length, stripe in zip((H, W), self.stripe, strict=True)
         )
@@ -66,9 +69,9 @@ class StripeAttention(nn.Module):
         padded = jnp.pad(qkv, ((0, 0), (top, bottom), (left, right), (0, 0)))
         windows = to_windows(padded, counts, stripe)  # (stripes, L, 3 C)
         query, key, value = split_heads(windows, self.heads)
-        y = scaled_dot_product_attention(query, key, value)
-        y = y.swapaxes(1, 2).reshape(*windows.shape[:2], channels // 3)
-        conv = DepthwiseConv(3, dtype=self.dtype, **torch_inits(9), name="position")
+        y = from_heads(scaled_dot_product_attention(query, key, value))
+        options = {"dtype": self.dtype, **torch_inits(9), "name": "position"}
+        conv = DepthwiseConv(3, self.conv_implementation, **options)
         values = windows[..., 2 * y.shape[-1] :].reshape(y.shape[0], *stripe, y.shape[-1])
         y = y + conv(values).reshape(y.shape)
         return to_map(y, counts, stripe)[:, top : top + H, left : left + W]
@@ -97,12 +100,14 @@ class CSWinBlock(nn.Module):
     Attributes:
         heads: heads of the attention.
         stripe: width of the stripes, 0 for attention to the whole map.
+        conv_implementation: see `kernels.depthwise_conv`.
         drop_path: probability of dropping each of the two branches of an example while training.
         dtype: dtype of the computation, None to promote.
     """
 
     heads: int
     stripe: int
+    conv_implementation: str
     drop_path: float
     dtype: Dtype | None
 
@@ -118,8 +123,8 @@ class CSWinBlock(nn.Module):
         for i, stripe in enumerate(stripes):
             own = qkv.reshape(*x.shape[:3], 3, channels)[..., i * share : (i + 1) * share]
             own = own.reshape(*x.shape[:3], 3 * share)
-            heads = self.heads // len(stripes)
-            parts.append(StripeAttention(heads, stripe, dtype, name=f"stripes_{i}")(own))
+            options = (self.heads // len(stripes), stripe, self.conv_implementation, dtype)
+            parts.append(StripeAttention(*options, name=f"stripes_{i}")(own))
         y = Dense(channels, dtype=dtype, name="proj")(jnp.concatenate(parts, axis=-1))
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
@@ -134,10 +139,12 @@ class CSWin(Pyramid):
     Attributes:
         heads: heads of each stage's attention.
         stripes: width of the stripes of each stage but the last, which has none.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     heads: tuple[int, ...]
     stripes: tuple[int, ...] = (1, 2, 7)
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -152,9 +159,9 @@ class CSWin(Pyramid):
                 inits, name = torch_inits(9 * self.dims[i - 1]), f"downsample_{i}"
                 x = ConvNorm(self.dims[i], 3, 2, 1, **norm, **inits, name=name)(x)
             stripe = self.stripes[i] if i + 1 < len(self.dims) else 0
+            options = (self.heads[i], stripe, self.conv_implementation)
             for j, rate in enumerate(rates):
-                name = f"stage_{i}_block_{j:02d}"
-                x = block(self.heads[i], stripe, rate, dtype, name=name)(x, train)
+                x = block(*options, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)
         return Features(tuple(maps))
 

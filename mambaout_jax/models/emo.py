@@ -24,7 +24,7 @@ from mambaout_jax.layers.initializers import torch_inits, uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.mixers.attention import scaled_dot_product_attention
+from mambaout_jax.mixers.attention import check_heads, scaled_dot_product_attention
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-6  # of every norm
@@ -34,8 +34,7 @@ TOKEN_MIXERS = ("conv", "attention")
 def _dense(
     features: int, inputs: int, dtype: Dtype | None, name: str, use_bias: bool = True
 ) -> Dense:
-    init = uniform_fan_in_init(inputs)
-    return Dense(features, use_bias, dtype, init, init, name=name)
+    return Dense(features, use_bias, dtype, **torch_inits(inputs), name=name)
 
 
 def _conv(
@@ -72,8 +71,7 @@ class StridedWindowAttention(nn.Module):
             ValueError: the heads do not divide the channels.
         """
         (B, H, W, C), side, heads = x.shape, self.window, self.heads
-        if C % heads:
-            raise ValueError(f"heads={heads} does not divide the {C} channels")
+        check_heads(heads, C)
         x = jnp.pad(x, ((0, 0), (0, -H % side), (0, -W % side), (0, 0)))
         rows, columns = -(-H // side), -(-W // side)  # windows, and steps between their pixels
         x = x.reshape(B, side, rows, side, columns, C).transpose(0, 2, 4, 1, 3, 5)
@@ -158,10 +156,8 @@ class EMOStem(nn.Module):
     @nn.compact
     def __call__(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Float[Array, "B _ _ F"]:
         width, dtype = self.features, self.dtype
-        init = uniform_fan_in_init(3**2 * jnp.shape(images)[-1])
-        embed = ConvBatchNorm(
-            width, 3, 2, 1, True, EPSILON, dtype, kernel_init=init, bias_init=init, name="embed"
-        )
+        inits = torch_inits(3**2 * jnp.shape(images)[-1])
+        embed = ConvBatchNorm(width, 3, 2, 1, True, EPSILON, dtype, **inits, name="embed")
         x = jax.nn.silu(_conv(3, 1, self.conv_implementation, dtype)(embed(images, train), train))
         x = SqueezeExcite(width, "silu", dtype, lambda inputs, _: torch_inits(inputs), name="se")(x)
         return _dense(width, width, dtype, "proj", use_bias=False)(x)

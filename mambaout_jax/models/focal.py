@@ -30,7 +30,13 @@ from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.positions import relative_bias, relative_position_index
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.mixers.attention import scaled_dot_product_attention, to_map, to_windows
+from mambaout_jax.mixers.attention import (
+    from_heads,
+    scaled_dot_product_attention,
+    to_heads,
+    to_map,
+    to_windows,
+)
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of every norm
@@ -72,7 +78,7 @@ class FocalAttention(nn.Module):
         query, *own = jnp.split(project(x), 3, axis=-1)
         far = jnp.split(project(summaries), 3, axis=-1)[1:]
         key, value = (
-            self._split(
+            to_heads(
                 jnp.concatenate(
                     (
                         to_windows(near, counts, _WINDOW),
@@ -80,21 +86,17 @@ class FocalAttention(nn.Module):
                         self._region(distant),
                     ),
                     axis=1,
-                )
+                ),
+                self.heads,
             )
             for near, distant in zip(own, far, strict=True)
         )  # each (B · windows, heads, S, C / heads)
         mask = self._visible(rows, columns, key.shape[2])
         mask = jnp.tile(mask[:, None, None], (B, 1, WINDOW**2, 1))
-        query = self._split(to_windows(query, counts, _WINDOW))
-        y = scaled_dot_product_attention(query, key, value, mask, self._bias())
-        y = y.swapaxes(1, 2).reshape(B * rows * columns, WINDOW**2, C)
+        query = to_heads(to_windows(query, counts, _WINDOW), self.heads)
+        y = from_heads(scaled_dot_product_attention(query, key, value, mask, self._bias()))
         y = Dense(C, dtype=dtype, name="proj")(y)
         return to_map(y, counts, _WINDOW)[:, :H, :W]
-
-    def _split(self, tokens: Float[Array, "N S C"]) -> Float[Array, "N heads S _"]:
-        width = tokens.shape[2] // self.heads
-        return tokens.reshape(*tokens.shape[:2], self.heads, width).swapaxes(1, 2)
 
     def _around(self, x: Float[Array, "B H W C"], counts: tuple[int, int]) -> Float[Array, "N S C"]:
         """Tokens around each window, by the corner that they were rolled from."""

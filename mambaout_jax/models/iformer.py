@@ -20,15 +20,16 @@ from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.downsample import max_pool, mean_pool
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
-from mambaout_jax.layers.positions import height_and_width
+from mambaout_jax.layers.positions import map_size
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.layers.resize import resize_linear
-from mambaout_jax.mixers.attention import scaled_dot_product_attention, split_heads
-from mambaout_jax.published import Result, Weights
+from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention, split_heads
+from mambaout_jax.published import Weights, released_weights
 
 _POOLED_STAGES = 2  # in so many of the first, attention sees means of 2 x 2 tokens
 
@@ -83,17 +84,8 @@ class HighMixer(nn.Module):
         x1, x2 = jnp.split(x, 2, axis=-1)
         y1 = Dense(2 * x1.shape[-1], use_bias=False, dtype=dtype, name="expand1")(x1)
         conv = DepthwiseConv(3, self.conv_implementation, False, dtype, name="conv")
-        y2 = Dense(2 * x2.shape[-1], dtype=dtype, name="expand2")(largest_neighbour(x2))
+        y2 = Dense(2 * x2.shape[-1], dtype=dtype, name="expand2")(max_pool(x2))
         return jnp.concatenate((gelu(conv(y1)), gelu(y2)), axis=-1)
-
-
-def largest_neighbour(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """Max pooling over 3 x 3 pixels, of stride 1."""
-    (_, H, W, _), lowest = x.shape, -jnp.inf
-    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=lowest)
-    x = jnp.maximum(jnp.maximum(x[:, :H], x[:, 1 : H + 1]), x[:, 2:])
-    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=lowest)
-    return jnp.maximum(jnp.maximum(x[:, :, :W], x[:, :, 1 : W + 1]), x[:, :, 2:])
 
 
 class LowMixer(nn.Module):
@@ -113,11 +105,10 @@ class LowMixer(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         B, H, W, C = x.shape
         if self.pooled:
-            x = mean_of_four(x)
+            x = mean_pool(x)
         qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(x.reshape(B, -1, C))
         query, key, value = split_heads(qkv, self.heads)
-        y = scaled_dot_product_attention(query, key, value)
-        y = y.swapaxes(1, 2).reshape(x.shape)
+        y = from_heads(scaled_dot_product_attention(query, key, value)).reshape(x.shape)
         if self.pooled:
             y = jnp.repeat(jnp.repeat(y, 2, axis=1), 2, axis=2)[:, :H, :W]
         return y
@@ -127,13 +118,6 @@ class LowMixer(nn.Module):
         B, H, W, C = output.shape
         tokens = -(-H // 2) * -(-W // 2) if self.pooled else H * W
         return 2 * B * C * tokens**2
-
-
-def mean_of_four(x: Float[Array, "B H W C"]) -> Float[Array, "B _ _ C"]:
-    """Means of 2 x 2 pixels; at an odd border, of those that there are."""
-    B, H, W, C = x.shape
-    x = jnp.pad(x, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    return x.reshape(B, (H + 1) // 2, 2, (W + 1) // 2, 2, C).mean(axis=(2, 4))
 
 
 class InceptionMixer(nn.Module):
@@ -222,8 +206,7 @@ class InceptionTransformer(Pyramid):
         heads = iter(self.attention_heads)
         maps, x = [], images
         for i, (dim, rates) in enumerate(zip(self.dims, self.stage_rates, strict=True)):
-            height, width = height_and_width(self.table_size)
-            grid = (-(-height // self.strides[i]), -(-width // self.strides[i]))
+            grid = map_size(self.table_size, self.strides[i])
             name = "patch_embed" if i == 0 else f"downsample_{i}"
             x = PatchEmbed(dim, i == 0, grid, dtype, name=name)(x, train)
             for j, rate in enumerate(rates):
@@ -301,12 +284,11 @@ TORCH_NAMES = {
 }
 
 
-def _released(model: str, top1: float) -> tuple[str, Weights]:
+def _released(model: str) -> tuple[str, Weights]:
     url = f"https://huggingface.co/sail/dl2/resolve/main/iformer/{model}.pth"
-    results = (Result(224, 0.9, top1),)
-    weights = Weights(model, url, "official", "Apache-2.0", results, crop_fraction=0.9)
-    return f"{model}.official", weights
+    result = (224, 0.9, VARIANTS[model].top1)
+    return released_weights(model, url, "Apache-2.0", result, crop_fraction=0.9)
 
 
-# README.md of the release.
-WEIGHTS = dict((_released("iformer_small", 83.4), _released("iformer_large", 84.8)))
+# README.md of the release, with these accuracies.
+WEIGHTS = dict(map(_released, VARIANTS))

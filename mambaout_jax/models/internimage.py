@@ -25,7 +25,7 @@ from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm, ConvStem
-from mambaout_jax.layers.initializers import torch_inits
+from mambaout_jax.layers.initializers import torch_inits, uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
@@ -49,10 +49,12 @@ class DeformableConv(nn.Module):
 
     Attributes:
         groups: groups of channels, each with offsets and weights of its own.
+        conv_implementation: see `kernels.depthwise_conv`.
         dtype: dtype of the computation, None to promote.
     """
 
     groups: int
+    conv_implementation: str
     dtype: Dtype | None
 
     @nn.compact
@@ -60,7 +62,8 @@ class DeformableConv(nn.Module):
         (B, H, W, C), dtype = x.shape, self.dtype
         xavier = nn.initializers.xavier_uniform()
         value = Dense(C, dtype=dtype, kernel_init=xavier, name="proj_in")(x)
-        y = DepthwiseConv(SIDE, dtype=dtype, **torch_inits(SIDE**2), name="conv")(x)
+        conv = {"dtype": dtype, **torch_inits(SIDE**2), "name": "conv"}
+        y = DepthwiseConv(SIDE, self.conv_implementation, **conv)(x)
         y = activation("gelu")(LayerNorm(dtype=dtype, name="norm")(y))
         zeros = nn.initializers.zeros
         offsets = Dense(2 * self.groups * POINTS, dtype=dtype, kernel_init=zeros, name="offset")(y)
@@ -135,13 +138,14 @@ class InternImageBlock(nn.Module):
         post-norm  x = x + gamma · norm1(conv(x));   x + gamma · norm2(mlp(x))
 
     Attributes:
-        groups: see `DeformableConv`.
+        groups, conv_implementation: see `DeformableConv`.
         post_norm: which of the two.
         drop_path: probability of dropping each of the two branches of an example while training.
         dtype: dtype of the computation, None to promote.
     """
 
     groups: int
+    conv_implementation: str
     post_norm: bool
     drop_path: float
     dtype: Dtype | None
@@ -150,7 +154,7 @@ class InternImageBlock(nn.Module):
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
         dtype = self.dtype
         branches = (
-            DeformableConv(self.groups, dtype, name="conv"),
+            DeformableConv(self.groups, self.conv_implementation, dtype, name="conv"),
             Mlp(4 * x.shape[-1], dtype=dtype, name="mlp"),
         )
         for i, branch in enumerate(branches, 1):
@@ -190,10 +194,12 @@ class InternImage(Pyramid):
     Attributes:
         groups: groups of each stage's convolutions.
         post_norm: see `InternImageBlock`.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     groups: tuple[int, ...]
     post_norm: bool = False
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -205,9 +211,9 @@ class InternImage(Pyramid):
             if i > 0:
                 norm_first, name = not self.post_norm, f"downsample_{i}"
                 x = Downsample(self.dims[i], norm_first, dtype, name=name)(x)
+            options = (self.groups[i], self.conv_implementation, self.post_norm)
             for j, rate in enumerate(rates):
-                name = f"stage_{i}_block_{j:02d}"
-                x = block(self.groups[i], self.post_norm, rate, dtype, name=name)(x, train)
+                x = block(*options, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)
         return Features(tuple(maps))
 
@@ -231,7 +237,7 @@ class InternImageHead(nn.Module):
         channels = x.shape[-1]
         if self.norm_first:
             x = LayerNorm(dtype=dtype, name="map_norm")(x)
-        init = torch_inits(channels)["kernel_init"]
+        init = uniform_fan_in_init(channels)
         hidden = Dense(channels * 3 // 2, False, dtype=dtype, kernel_init=init, name="hidden")
         x = BatchNorm(dtype=dtype, name="norm")(hidden(x), train)
         x = activation("gelu")(x).mean(axis=(1, 2))  # (B, C)

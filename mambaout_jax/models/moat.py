@@ -9,7 +9,7 @@ The release is written in TensorFlow, and so are its checkpoints, which cannot b
 naming "official" has the names of its layers, with convolutions laid out as in PyTorch and the
 projections of the attention as in TensorFlow. Padding and epsilons are TensorFlow's, too.
 
-The tables of relative positions are those of 224 pixels at any size, and are interpolated.
+The tables of relative positions are made for images of `table_size`, and interpolated for others.
 """
 
 import math
@@ -30,7 +30,7 @@ from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.mbconv import MBConv, same_padding
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
-from mambaout_jax.layers.positions import relative_bias
+from mambaout_jax.layers.positions import map_size, relative_bias
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.attention import scaled_dot_product_attention
 from mambaout_jax.published import Weights
@@ -39,7 +39,6 @@ HEAD_WIDTH = 32
 EPSILON = 1e-5  # of layer norms
 _BATCH_NORM: dict[str, Any] = {"epsilon": 1e-3, "momentum": 0.01}
 _CONV_STAGES = 2  # the first ones
-_GRIDS = ((56, 56), (28, 28), (14, 14), (7, 7))  # that the tables are made for, by stage
 _INITS: Callable[[int], Initializer] = lambda fan_out: normal_init  # noqa: E731
 _MBCONV: dict[str, Any] = {**_BATCH_NORM, "even_padding": False, "init_of": _INITS}
 
@@ -112,6 +111,7 @@ class MOATBlock(nn.Module):
         features: channels that come out.
         stride: see `MBConv`.
         grid, head_width: see `MOATAttention`.
+        conv_implementation: see `kernels.depthwise_conv`.
         drop_path: probability of dropping each of the two branches of an example while training.
         dtype: dtype of the computation, None to promote.
     """
@@ -120,13 +120,15 @@ class MOATBlock(nn.Module):
     stride: int
     grid: tuple[int, int]
     head_width: int
+    conv_implementation: str
     drop_path: float
     dtype: Dtype | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B _ _ F"]:
         options = (self.features, self.stride, False, self.drop_path, self.dtype)
-        x = MBConv(*options, **_MBCONV, name="mbconv")(x, train)
+        conv = {**_MBCONV, "conv_implementation": self.conv_implementation}
+        x = MBConv(*options, **conv, name="mbconv")(x, train)
         y = LayerNorm(EPSILON, dtype=self.dtype, name="norm")(x)
         y = MOATAttention(self.grid, self.head_width, self.dtype, name="attention")(y)
         return x + DropPath(self.drop_path, name="drop_path")(y, train)
@@ -138,16 +140,20 @@ class MOAT(Pyramid):
     Attributes:
         stem: channels of the stem.
         head_width: channels of a head of the attention.
+        table_size: side or (height, width) in pixels that the tables of positions are made for.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     stem: int = 64
     head_width: int = HEAD_WIDTH
+    table_size: int | tuple[int, int] = 224
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
         dtype = self.layer_dtype
         conv_block, attention_block = map(self.block_class, (MBConv, MOATBlock))
-        maps = []
+        mbconv, maps = {**_MBCONV, "conv_implementation": self.conv_implementation}, []
         _, H, W, _ = jnp.shape(images)
         padded = jnp.pad(images, ((0, 0), same_padding(H), same_padding(W), (0, 0)))
         x = Conv(self.stem, 3, 2, dtype=dtype, name="stem_conv0")(padded)
@@ -159,9 +165,11 @@ class MOAT(Pyramid):
                 stride, name = (1 if j else 2), f"stage_{i}_block_{j:02d}"
                 if i < _CONV_STAGES:
                     options = (dim, stride, True, rate, dtype)
-                    x = conv_block(*options, **_MBCONV, name=name)(x, train)
+                    x = conv_block(*options, **mbconv, name=name)(x, train)
                 else:
-                    options = (dim, stride, _GRIDS[i], self.head_width, rate, dtype)
+                    grid = map_size(self.table_size, self.strides[i])
+                    sizes = (dim, stride, grid, self.head_width)
+                    options = (*sizes, self.conv_implementation, rate, dtype)
                     x = attention_block(*options, name=name)(x, train)
             maps.append(x)
         return Features(tuple(maps))
@@ -186,11 +194,6 @@ VARIANTS = {
 # fmt: on
 
 DECAY = (*backbone.DECAY, (r"/relative_position_bias$", False))
-
-
-def layer_of(path: str) -> tuple[int, int] | None:
-    """As `backbone.layer_of`; the parts of the stem stand before the first block."""
-    return (-1, 0) if path.startswith("stem_") else backbone.layer_of(path)
 
 
 _BLOCK = r"backbone/stage_(\d)_block_(\d+)"

@@ -20,7 +20,6 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import classify
-from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.layers.conv import from_phases, phases
 from mambaout_jax.layers.conv_norm import ConvBatchNorm, DepthwiseConvBatchNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
@@ -160,23 +159,13 @@ class MobileViTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"], train: bool) -> Float[Array, "B H W C"]:
-        """Mixes a map.
-
-        Raises:
-            ValueError: the map's size is not known when the program is traced.
-        """
         (_, H, W, channels), dtype = x.shape, self.dtype
-        if not is_known(H, W):
-            raise ValueError(
-                f"patches of 2 x 2 are laid out for maps of a known size, and this one has {H} x "
-                f"{W} pixels; export with numbers for height and width: the batch may be a symbol"
-            )
         conv = depthwise_norm(channels, self.conv_implementation, dtype, "local_conv")
         local = jax.nn.silu(conv(x, train))
         init = normal_fan_out_init(self.dim)
         local = Dense(self.dim, False, dtype, init, name="local_proj")(local)
 
-        size = (H + H % 2, W + W % 2)
+        size = (2 * ((H + 1) // 2), 2 * ((W + 1) // 2))
         maps = phases(resize_linear(local, size), 2)
         y = maps.reshape(maps.shape[0], -1, self.dim)  # (4 B, L, D)
         for i, rate in enumerate(self.drop_path):

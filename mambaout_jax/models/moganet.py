@@ -12,7 +12,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.backbone import Features, Pyramid, Variant, closing_norm
 from mambaout_jax.heads.classifier import MeanHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
@@ -21,7 +21,6 @@ from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import BatchNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
-from mambaout_jax.models import van
 from mambaout_jax.published import Weights, released_weights
 
 _SCALE = 1e-5  # initial value of every learned scale
@@ -188,7 +187,7 @@ class MogaNet(Pyramid):
             options = (self.mlp_ratios[i], self.conv_implementation)
             for j, rate in enumerate(rates):
                 x = block(*options, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
-            x = BatchNorm(dtype=dtype, name=van.closing_norm(i, len(self.dims)))(x, train)
+            x = BatchNorm(dtype=dtype, name=closing_norm(i, len(self.dims)))(x, train)
             maps.append(x)
         return Features(tuple(maps))
 
@@ -214,7 +213,6 @@ VARIANTS = {
 # fmt: on
 
 DECAY = backbone.DECAY
-layer_of = van.layer_of
 
 
 def _stage_names(i: int) -> tuple[tuple[str, ...], ...]:
@@ -235,7 +233,7 @@ def _stage_names(i: int) -> tuple[tuple[str, ...], ...]:
         (rf"{block}/mlp/(fc\d)", rf"{theirs}.mlp.\2", "pointwise"),
         (rf"{block}/mlp/conv", rf"{theirs}.mlp.dwconv"),
         (rf"{block}/mlp/gather", rf"{theirs}.mlp.decompose", "pointwise"),
-        (rf"backbone/{van.closing_norm(i, 4)}", f"norm{i + 1}"),
+        (rf"backbone/{closing_norm(i, 4)}", f"norm{i + 1}"),
     )
 
 

@@ -9,8 +9,6 @@ github.com/facebookresearch/mvit, which numbers blocks through all stages.
 There is no class token. The release applies a softmax while it evaluates; these are the logits.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,14 +21,16 @@ from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import PooledHead
 from mambaout_jax.kernels.dispatch import numpy_for
-from mambaout_jax.layers.conv import Conv, DepthwiseConv, taps
+from mambaout_jax.layers.conv import Conv, DepthwiseConv
+from mambaout_jax.layers.downsample import max_pool
 from mambaout_jax.layers.initializers import normal_init, torch_inits, uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import LayerNorm
-from mambaout_jax.layers.positions import height_and_width, resize_linear
+from mambaout_jax.layers.positions import map_size
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.mixers.attention import scaled_dot_product_attention, split_heads
+from mambaout_jax.layers.resize import resize_linear
+from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention, split_heads
 from mambaout_jax.published import Weights
 
 KEY_STRIDE = 4  # of the first stage; half of it in the next, and so on down to 1
@@ -42,16 +42,19 @@ class Pool(nn.Module):
 
     Attributes:
         stride: step in tokens.
+        conv_implementation: see `kernels.depthwise_conv`.
         dtype: dtype of the computation, None to promote.
     """
 
     stride: int
+    conv_implementation: str
     dtype: Dtype | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N _ _ C"]:
         x = DepthwiseConv(
             3,
+            self.conv_implementation,
             use_bias=False,
             dtype=self.dtype,
             stride=self.stride,
@@ -71,6 +74,7 @@ class PooledAttention(nn.Module):
         heads: number of heads, a divisor of `features`.
         stride, key_stride: steps of the pooling of queries, and of keys and values.
         grid: rows and columns of the map that the tables of positions are made for.
+        conv_implementation: see `kernels.depthwise_conv`.
         dtype: dtype of the computation, None to promote.
     """
 
@@ -79,6 +83,7 @@ class PooledAttention(nn.Module):
     stride: int
     key_stride: int
     grid: _Size
+    conv_implementation: str
     dtype: Dtype | None
 
     @nn.compact
@@ -87,8 +92,9 @@ class PooledAttention(nn.Module):
         qkv = Dense(3 * self.features, dtype=self.dtype, name="qkv")(x)
         parts = split_heads(qkv.reshape(B, H * W, 3 * self.features), self.heads)
         strides = (self.stride, self.key_stride, self.key_stride)
+        options = (self.conv_implementation, self.dtype)
         query, key, value = (
-            Pool(stride, self.dtype, name=f"pool_{name}")(part.reshape(B * self.heads, H, W, width))
+            Pool(stride, *options, name=f"pool_{name}")(part.reshape(B * self.heads, H, W, width))
             for name, stride, part in zip("qkv", strides, parts, strict=True)
         )  # each (B · heads, rows, columns, width)
         size, keys = (query.shape[1], query.shape[2]), (key.shape[1], key.shape[2])
@@ -99,7 +105,7 @@ class PooledAttention(nn.Module):
             for part in (query, key, value)
         )
         y = scaled_dot_product_attention(query, key, value, bias=bias) + query
-        y = y.swapaxes(1, 2).reshape(B, *size, self.features)
+        y = from_heads(y).reshape(B, *size, self.features)
         return Dense(self.features, dtype=self.dtype, name="proj")(y)
 
     def _bias(
@@ -149,7 +155,7 @@ class MViTv2Block(nn.Module):
         x = x + mlp(norm2(x))
 
     Attributes:
-        features, heads, stride, key_stride, grid: see `PooledAttention`.
+        features, heads, stride, key_stride, grid, conv_implementation: see `PooledAttention`.
         drop_path: probability of dropping each of the two branches of an example while training.
         dtype: dtype of the computation, None to promote.
     """
@@ -159,6 +165,7 @@ class MViTv2Block(nn.Module):
     stride: int
     key_stride: int
     grid: _Size
+    conv_implementation: str
     drop_path: float
     dtype: Dtype | None
 
@@ -169,20 +176,14 @@ class MViTv2Block(nn.Module):
         if x.shape[-1] != features:
             x = Dense(features, dtype=dtype, name="shortcut")(y)
         if self.stride > 1:
-            x = _max_pool(x, self.stride)
-        options = (features, self.heads, self.stride, self.key_stride, self.grid, dtype)
-        y = PooledAttention(*options, name="attention")(y)
+            x = max_pool(x, self.stride)
+        options = (features, self.heads, self.stride, self.key_stride, self.grid)
+        y = PooledAttention(*options, self.conv_implementation, dtype, name="attention")(y)
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
         y = LayerNorm(dtype=dtype, name="norm2")(x)
         y = Mlp(4 * features, dtype=dtype, name="mlp")(y)
         return x + DropPath(self.drop_path, name="drop_path2")(y, train)
-
-
-def _max_pool(x: Float[Array, "B H W C"], stride: int) -> Float[Array, "B _ _ C"]:
-    """The largest of 3 x 3 pixels; elementwise, which has derivatives of any order."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    return functools.reduce(jnp.maximum, taps(x, (3, 3), stride))
 
 
 class MViTv2(Pyramid):
@@ -192,10 +193,12 @@ class MViTv2(Pyramid):
         heads: heads of each stage's attention.
         table_size: side or (height, width) in pixels of the images that the tables of relative
             positions are made for; for others they are interpolated.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     heads: tuple[int, ...] = (1, 2, 4, 8)
     table_size: int | tuple[int, int] = 224
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -204,14 +207,13 @@ class MViTv2(Pyramid):
         maps = []
         inits = torch_inits(49 * self.in_chans)
         x = Conv(self.dims[0], 7, 4, 3, dtype=dtype, **inits, name="patch_embed")(images)
-        height, width = height_and_width(self.table_size)
         for i, rates in enumerate(self.stage_rates):
             key_stride = max(1, KEY_STRIDE // 2**i)
             for j, rate in enumerate(rates):
                 stride = 2 if i > 0 and j == 0 else 1
-                step = self.strides[i] // stride
-                grid = (-(-height // step), -(-width // step))
-                options = (self.dims[i], self.heads[i], stride, key_stride, grid, rate, dtype)
+                grid = map_size(self.table_size, self.strides[i] // stride)
+                sizes = (self.dims[i], self.heads[i], stride, key_stride, grid)
+                options = (*sizes, self.conv_implementation, rate, dtype)
                 x = block(*options, name=f"stage_{i}_block_{j:02d}")(x, train)
             maps.append(x)
         return Features(tuple(maps))

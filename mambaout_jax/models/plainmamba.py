@@ -199,11 +199,6 @@ VARIANTS = {
 DECAY = (*backbone.DECAY, SSM_DECAY, (r"/(pos_embed|direction_B)$", False))
 
 
-def layer_of(path: str) -> tuple[float, int] | None:
-    """As `backbone.layer_of`; the convolutions of the stem stand before the first block."""
-    return (-1, 0) if path.startswith("stem_") else backbone.layer_of(path)
-
-
 _BLOCK = r"backbone/block_0*(\d+)"
 _LAYER = r"backbone.layers.\1"
 _EMBED = "backbone.patch_embed"

@@ -17,7 +17,7 @@ from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import classify
 from mambaout_jax.layers.conv import Conv
-from mambaout_jax.layers.initializers import uniform_fan_in_init
+from mambaout_jax.layers.initializers import torch_inits
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import MapNorm
 from mambaout_jax.layers.precision import compute_dtype
@@ -88,8 +88,8 @@ class PoolFormer(Pyramid):
         name: str,
     ) -> Float[Array, "B _ _ F"]:
         """Convolution of a window: side, stride and padding."""
-        init = uniform_fan_in_init(window[0] ** 2 * jnp.shape(x)[-1])
-        return Conv(features, *window, True, self.layer_dtype, init, init, name=name)(x)
+        inits = torch_inits(window[0] ** 2 * jnp.shape(x)[-1])
+        return Conv(features, *window, dtype=self.layer_dtype, **inits, name=name)(x)
 
 
 class PoolFormerHead(nn.Module):

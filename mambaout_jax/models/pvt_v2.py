@@ -17,16 +17,15 @@ from jax import Array as JaxArray
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.backbone import Features, Pyramid, Variant, closing_norm
 from mambaout_jax.heads.classifier import MeanHead
-from mambaout_jax.layers.activations import activation
-from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.mlp import ConvMlp
 from mambaout_jax.layers.norms import LayerNorm
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.mixers.attention import scaled_dot_product_attention
+from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention, to_heads
 from mambaout_jax.published import Weights
 
 EPSILON = 1e-5  # of the norms behind convolutions; the others have 1e-6
@@ -47,21 +46,19 @@ class ReducedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        (B, _, _, C), dtype, step = x.shape, self.dtype, self.reduction
+        C, dtype, step = x.shape[-1], self.dtype, self.reduction
         small = x
         if step > 1:
             init = normal_fan_out_init(step**2 * C)
             norm = {"epsilon": EPSILON, "dtype": dtype, "kernel_init": init}
             small = ConvNorm(C, step, step, **norm, name="reduce")(x)
         query = Dense(C, dtype=dtype, name="query")(x)
-        pairs = Dense(2 * C, dtype=dtype, name="key_value")(small)
-        width = C // self.heads
-        query = query.reshape(B, x.shape[1] * x.shape[2], self.heads, width).swapaxes(1, 2)
-        pairs = pairs.reshape(B, small.shape[1] * small.shape[2], 2, self.heads, width)
-        key, value = jnp.moveaxis(pairs, (2, 3), (0, 2))  # each (B, heads, S, C / heads)
-        y = scaled_dot_product_attention(query, key, value)
-        y = y.swapaxes(1, 2).reshape(x.shape)
-        return Dense(C, dtype=dtype, name="proj")(y)
+        key, value = jnp.split(Dense(2 * C, dtype=dtype, name="key_value")(small), 2, axis=-1)
+        query, key, value = (
+            to_heads(part.reshape(part.shape[0], -1, C), self.heads) for part in (query, key, value)
+        )
+        y = from_heads(scaled_dot_product_attention(query, key, value))
+        return Dense(C, dtype=dtype, name="proj")(y.reshape(x.shape))
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
@@ -70,27 +67,8 @@ class ReducedAttention(nn.Module):
         return 2 * output.size * keys
 
 
-class ConvMlp(nn.Module):
-    """fc2(gelu(conv(fc1(x)))), with a depthwise 3 x 3 convolution.
-
-    Attributes:
-        hidden: channels in between.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    hidden: int
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        channels, init = x.shape[-1], normal_fan_out_init(9)
-        x = Dense(self.hidden, dtype=self.dtype, name="fc1")(x)
-        x = DepthwiseConv(3, dtype=self.dtype, kernel_init=init, name="conv")(x)
-        return Dense(channels, dtype=self.dtype, name="fc2")(activation("gelu")(x))
-
-
 class PVTv2Block(nn.Module):
-    """Pre-norm transformer block; the last of a stage normalises what it returns.
+    """Pre-norm transformer block.
 
         x = x + attention(norm1(x))
         x = x + mlp(norm2(x))
@@ -98,7 +76,7 @@ class PVTv2Block(nn.Module):
     Attributes:
         heads, reduction: see `ReducedAttention`.
         mlp_ratio: width of the perceptron over that of the block.
-        last: whether it is the last of its stage.
+        conv_implementation: see `kernels.depthwise_conv`.
         drop_path: probability of dropping each of the two branches of an example while training.
         dtype: dtype of the computation, None to promote.
     """
@@ -106,7 +84,7 @@ class PVTv2Block(nn.Module):
     heads: int
     reduction: int
     mlp_ratio: int
-    last: bool
+    conv_implementation: str
     drop_path: float
     dtype: Dtype | None
 
@@ -118,9 +96,8 @@ class PVTv2Block(nn.Module):
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
         y = LayerNorm(dtype=dtype, name="norm2")(x)
-        y = ConvMlp(self.mlp_ratio * x.shape[-1], dtype, name="mlp")(y)
-        x = x + DropPath(self.drop_path, name="drop_path2")(y, train)
-        return LayerNorm(dtype=dtype, name="stage_norm")(x) if self.last else x
+        y = ConvMlp(self.mlp_ratio * x.shape[-1], self.conv_implementation, dtype, name="mlp")(y)
+        return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
 
 class PVTv2(Pyramid):
@@ -130,11 +107,13 @@ class PVTv2(Pyramid):
         heads: heads of each stage's attention.
         reductions: by how much the map that is attended to is smaller, by stage.
         mlp_ratios: widths of the perceptrons over those of their blocks, by stage.
+        conv_implementation: see `kernels.depthwise_conv`.
     """
 
     heads: tuple[int, ...]
     reductions: tuple[int, ...] = (8, 4, 2, 1)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    conv_implementation: str = "auto"
 
     @nn.compact
     def forward(self, images: Float[ArrayLike, "B H W I"], train: bool) -> Features:
@@ -149,8 +128,9 @@ class PVTv2(Pyramid):
             x = ConvNorm(self.dims[i], *window, **norm, name=name)(x)
             options = (self.heads[i], self.reductions[i], self.mlp_ratios[i])
             for j, rate in enumerate(rates):
-                last, name = j + 1 == len(rates), f"stage_{i}_block_{j:02d}"
-                x = block(*options, last, rate, dtype, name=name)(x, train)
+                name = f"stage_{i}_block_{j:02d}"
+                x = block(*options, self.conv_implementation, rate, dtype, name=name)(x, train)
+            x = LayerNorm(dtype=dtype, name=closing_norm(i, len(self.dims)))(x)
             maps.append(x)
         return Features(tuple(maps))
 
@@ -191,7 +171,7 @@ def _official_stage_names(stage: int) -> tuple[tuple[str, str], ...]:
     return (
         (f"{embed}/conv", f"patch_embed{number}.proj"),
         (f"{embed}/norm", f"patch_embed{number}.norm"),
-        (rf"{ours}/stage_norm", f"norm{number}"),
+        (f"backbone/{closing_norm(stage, 4)}", f"norm{number}"),
         *_block_names(ours, rf"block{number}.\1", "dwconv.dwconv"),
     )
 
@@ -202,7 +182,7 @@ TORCH_NAMES = {
         (r"backbone/patch_embed/norm", r"patch_embed.norm"),
         (r"backbone/downsample_(\d)/conv", r"stages.\1.downsample.proj"),
         (r"backbone/downsample_(\d)/norm", r"stages.\1.downsample.norm"),
-        (rf"{_BLOCK}/stage_norm", r"stages.\1.norm"),
+        *((f"backbone/{closing_norm(i, 4)}", f"stages.{i}.norm") for i in range(4)),
         *_block_names(_BLOCK, r"stages.\1.blocks.\2", "dwconv"),
         (r"head/classifier", r"head"),
     ),

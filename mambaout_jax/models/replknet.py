@@ -21,13 +21,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.heads.classifier import BatchNormHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.conv_norm import ConvBatchNorm, DepthwiseConvBatchNorm
-from mambaout_jax.layers.initializers import uniform_fan_in_init
-from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.initializers import torch_inits, uniform_fan_in_init
 from mambaout_jax.layers.norms import BatchNorm
-from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.published import Weights
 
@@ -75,15 +74,8 @@ class LargeKernelBlock(nn.Module):
         y = BatchNorm(_EPSILON, dtype=dtype, name="norm")(x, train)
         y = jax.nn.relu(_pointwise(channels, channels, dtype, "pointwise1")(y, train))
         if self.merged:
-            init = uniform_fan_in_init(self.kernel_size**2)
-            y = DepthwiseConv(
-                self.kernel_size,
-                conv,
-                dtype=dtype,
-                kernel_init=init,
-                bias_init=init,
-                name="merged",
-            )(y)
+            inits = torch_inits(self.kernel_size**2)
+            y = DepthwiseConv(self.kernel_size, conv, dtype=dtype, **inits, name="merged")(y)
         else:
             large = _depthwise(self.kernel_size, conv, dtype, "large")(y, train)
             y = large + _depthwise(self.small_kernel, conv, dtype, "small")(y, train)
@@ -193,29 +185,6 @@ class RepLKNet(Pyramid):
         return Features(tuple(maps))
 
 
-class RepLKNetHead(nn.Module):
-    """Batch norm of the last map, mean, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-        dtype: dtype of the computation; float32 means at least float32.
-    """
-
-    num_classes: int = 1000
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        x = BatchNorm(_EPSILON, dtype=dtype, name="norm")(features.maps[-1], train)
-        x = x.mean(axis=(1, 2))
-        if self.num_classes == 0:
-            return x
-        init = uniform_fan_in_init(x.shape[-1])
-        classes = (self.num_classes, True, dtype, init, init)
-        return Dense(*classes, name="classifier")(x)
-
-
 def merge(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of the model with `merged=True` that computes the same.
 
@@ -249,17 +218,18 @@ def _folded(flat: dict[tuple[str, ...], Any], path: tuple[str, ...]) -> tuple[An
 
 
 BACKBONE = RepLKNet
-HEAD = RepLKNetHead
+HEAD = BatchNormHead
 
+_HEAD = {"torch_init": True}
 _31B = {"depths": (2, 2, 18, 2), "dims": (128, 256, 512, 1024)}
 
 # Top-1 is that of both forms.
 # fmt: off
 VARIANTS = {
     "replknet_31b": Variant(
-        _31B, {}, 79_864_168, 15_431_298_048, 0.5, top1=83.5),
+        _31B, _HEAD, 79_864_168, 15_431_298_048, 0.5, top1=83.5),
     "replknet_31b_merged": Variant(
-        {**_31B, "merged": True}, {}, 79_527_272, 15_353_525_248, 0.5, top1=83.5),
+        {**_31B, "merged": True}, _HEAD, 79_527_272, 15_353_525_248, 0.5, top1=83.5),
 }
 # fmt: on
 

@@ -19,15 +19,14 @@ with zeros, which are seen, and the last group of a size repeats its last token 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.typing import Dtype
 from jax import Array as JaxArray
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Features, Positioned, Pyramid, Variant
+from mambaout_jax.backbone import Features, Positioned, Pyramid, Variant, closing_norm
 from mambaout_jax.heads.classifier import MeanHead
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.initializers import normal_fan_out_init
@@ -46,12 +45,14 @@ from mambaout_jax.mixers.attention import (
 from mambaout_jax.published import Weights
 
 _WINDOW = 7
-# Side of a pixel of each stage's coarse map; 1: all tokens see each other.
-_REDUCTIONS = (8, 4, 2, 1)
-# Tokens in a group, by this side: those of the least significant part of the tokens first. Of three
-# parts the second has half of the tokens.
-_GROUPS = {8: (196, 56, 28), 4: (49, 14, 7), 2: (2, 1), 1: (1,)}
-_SHARES = {3: (0.25, 0.75), 2: (0.5,), 1: ()}  # where the parts end but for the last
+# By the side of a coarse map's pixel, for each part of the sorted tokens, the least significant
+# first: tokens in a group, and the quarter of all tokens that the part ends with.
+_GROUPS = {
+    8: ((196, 1), (56, 3), (28, 4)),
+    4: ((49, 1), (14, 3), (7, 4)),
+    2: ((2, 2), (1, 4)),
+    1: ((1, 4),),
+}
 
 
 def depthwise(
@@ -141,7 +142,7 @@ class HybridAttention(nn.Module):
         y1, seen = self._attend(query, *jnp.split(key_value, 2, axis=-1))
         seen = seen.reshape(coarse.shape[:3])
         sizes = zip((H, W), seen.shape[1:], strict=True)
-        rows, columns = (np.arange(n) * coarsened // n for n, coarsened in sizes)
+        rows, columns = (numpy_for(n).arange(n) * coarsened // n for n, coarsened in sizes)
         y2, seen_near = self._in_windows(dense(C // 2, "q2", x), dense(C, "kv2", x))
         y = jnp.concatenate((y1.reshape(B, H, W, C // 2), y2), axis=-1)
         return y, jax.lax.stop_gradient(seen[:, rows][:, :, columns] + seen_near)
@@ -197,7 +198,7 @@ class GuidedAttention(nn.Module):
             both = jnp.concatenate((tokens, x.swapaxes(1, 2).reshape(tokens.shape)))
             weights = (significance, significance.swapaxes(1, 2))
             order = jnp.argsort(jnp.concatenate([w.reshape(B, -1) for w in weights]), axis=1)
-            groups = self._sums(jnp.take_along_axis(both, order[..., None], axis=1))
+            groups = self._sums(both, order)
             sequences = dict(zip(("kv1", "kv2"), jnp.split(groups, 2), strict=True))
         pairs = []
         for name, sequence in sequences.items():
@@ -208,28 +209,29 @@ class GuidedAttention(nn.Module):
         query = to_heads(Dense(C, dtype=self.dtype, name="q")(tokens), self.heads)
         return from_heads(scaled_dot_product_attention(query, key, value)).reshape(x.shape)
 
-    def _sums(self, x: Float[Array, "B L C"]) -> Float[Array, "B S C"]:
+    def _sums(self, x: Float[Array, "B L C"], order: Int[Array, "B L"]) -> Float[Array, "B S C"]:
         """Weighted sums of groups of sorted tokens, the groups of each part of another size."""
-        sums = []
-        for i, (start, end, length) in enumerate(self._parts(x.shape[1]), start=1):
-            part = x[:, start:end]
-            part = jnp.pad(part, ((0, 0), (0, -part.shape[1] % length), (0, 0)), mode="edge")
-            part = part.reshape(x.shape[0], -1, length, x.shape[2]).swapaxes(2, 3)
+        (B, L, C), sums = x.shape, []
+        for i, (start, end, length, count) in enumerate(self._parts(L), start=1):
+            xp = numpy_for(L)
+            at = xp.minimum(start + xp.arange(count * length), xp.asarray(end - 1))
+            part = jnp.take_along_axis(x, order[:, at, None], axis=1)
+            part = part.reshape(B, count, length, C).swapaxes(2, 3)
             sums.append(Dense(1, dtype=self.dtype, name=f"f{i}")(part)[..., 0])  # (B, groups, C)
         return jnp.concatenate(sums, axis=1)
 
     @nn.nowrap
-    def _parts(self, tokens: int) -> list[tuple[int, int, int]]:
-        """Where each part of the sorted tokens begins and ends, and the size of its groups."""
-        lengths = _GROUPS[self.reduction]
-        ends = [0, *(int(share * tokens) for share in _SHARES[len(lengths)]), tokens]
-        return list(zip(ends[:-1], ends[1:], lengths, strict=True))
+    def _parts(self, tokens: int) -> list[tuple[int, int, int, int]]:
+        """Of each part of the sorted tokens: start, end, the size of its groups, their number."""
+        lengths, quarters = zip(*_GROUPS[self.reduction], strict=True)
+        ends = [count * tokens // 4 for count in (0, *quarters)]
+        parts = zip(ends[:-1], ends[1:], lengths, strict=True)
+        return [(start, end, length, -((start - end) // length)) for start, end, length in parts]
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
-        tokens = output.shape[1] * output.shape[2]
-        seen = sum(-(-(end - start) // length) for start, end, length in self._parts(tokens))
-        return 2 * output.size * seen
+        parts = self._parts(output.shape[1] * output.shape[2])
+        return 2 * output.size * sum(count for *_, count in parts)
 
 
 class SGBlock(nn.Module):
@@ -281,11 +283,14 @@ class SGFormer(Pyramid, Positioned):
     """Backbone of four stages: maps of stride 4, 8, 16 and 32.
 
     Attributes:
-        heads: heads of each stage's attention, even numbers but for the last stage.
+        heads: heads of each stage's attention, even numbers where the reduction is not 1.
+        reductions: side of a pixel of each stage's coarse map, which says how large groups are,
+            8, 4 or 2; 1: all tokens see each other.
         conv_implementation: see `kernels.depthwise_conv`.
     """
 
     heads: tuple[int, ...]
+    reductions: tuple[int, ...] = (8, 4, 2, 1)
     conv_implementation: str = "auto"
 
     @nn.nowrap
@@ -300,21 +305,22 @@ class SGFormer(Pyramid, Positioned):
 
         Raises:
             ValueError: heads do not divide a stage's channels, or are odd where they attend to two
-                things, or the images' size is not known when the program is traced.
+                things, or there are no groups for a reduction, or the images' size is a symbol that
+                may not divide.
         """
-        self._check(jnp.shape(images))
+        self._check()
+        self.check_symbols(images, self.reductions)
         dtype, implementation = self.layer_dtype, self.conv_implementation
         block = self.block_class(SGBlock)
         x, maps = self._with_positions(Stem(self.dims[0], dtype, name="stem")(images)), []
         for i, rates in enumerate(self.stage_rates):
             if i > 0:
                 x = Downsample(self.dims[i], implementation, dtype, name=f"downsample_{i}")(x)
-            options, significance = (self.heads[i], _REDUCTIONS[i], implementation), None
+            options, significance = (self.heads[i], self.reductions[i], implementation), None
             for j, rate in enumerate(rates):
                 name = f"stage_{i}_block_{j:02d}"
                 x, significance = block(*options, rate, dtype, name=name)(x, train, significance)
-            name = f"norm_{i}" if i < len(self.dims) - 1 else "norm"
-            x = LayerNorm(dtype=dtype, name=name)(x)
+            x = LayerNorm(dtype=dtype, name=closing_norm(i, len(self.dims)))(x)
             maps.append(x)
         return Features(tuple(maps))
 
@@ -325,20 +331,13 @@ class SGFormer(Pyramid, Positioned):
         x, table = nn.dtypes.promote_dtype(x, table, dtype=self.layer_dtype)
         return x + table.reshape(1, *x.shape[1:])
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if not is_known(*shape[1:3]):
-            raise ValueError(
-                f"groups of tokens are laid out for images of a known size, and these have shape "
-                f"{shape}; export with numbers for height and width: the batch may be a symbol"
-            )
-        stages = list(zip(self.dims, self.heads, _REDUCTIONS, strict=False))
-        if len(stages) != len(self.dims) or any(
-            dim % heads or (side > 1 and heads % 2) for dim, heads, side in stages
-        ):
-            raise ValueError(
-                f"heads={self.heads} do not fit dims={self.dims}: each of the at most four stages "
-                "has one entry that divides its channels and, but for the fourth, is even"
-            )
+    def _check(self) -> None:
+        for heads, reduction in zip(self.heads, self.reductions, strict=False):
+            if reduction not in _GROUPS or (reduction > 1 and heads % 2):
+                raise ValueError(
+                    f"heads={self.heads} with reductions={self.reductions} is not allowed; a "
+                    f"reduction is one of {sorted(_GROUPS)}, and heads are even unless it is 1"
+                )
 
 
 BACKBONE = SGFormer
@@ -376,7 +375,7 @@ def _names_of_stage(i: int) -> tuple[tuple[str, ...], ...]:
         (rf"{block}/proj", f"{theirs}.attn.proj"),
         (rf"{block}/(fc\d)", rf"{theirs}.mlp.\2"),
         (rf"{block}/conv", f"{theirs}.mlp.dwconv.dwconv"),
-        (rf"backbone/norm_{i}", f"norm{i + 1}"),
+        (f"backbone/{closing_norm(i, 4)}", f"norm{i + 1}"),
     )
 
 
@@ -387,7 +386,6 @@ TORCH_NAMES = {
         *((rf"backbone/stem/norm{n + 1}", f"patch_embed1.conv.{2 * n}.bn") for n in range(3)),
         (r"backbone/stem/norm", "patch_embed1.norm"),
         *(rule for i in range(4) for rule in _names_of_stage(i)),
-        (r"backbone/norm", "norm4"),
         (r"head/classifier", "head"),
     ),
 }

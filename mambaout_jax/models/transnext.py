@@ -16,26 +16,32 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 from jax import Array as JaxArray
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.backbone import Features, Pyramid, Variant, closing_norm
 from mambaout_jax.heads.classifier import MeanHead
-from mambaout_jax.kernels.dispatch import is_known
+from mambaout_jax.kernels.dispatch import is_known, numpy_for
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv, unfold
 from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init, normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
-from mambaout_jax.layers.positions import height_and_width
+from mambaout_jax.layers.positions import map_size
 from mambaout_jax.layers.residual import DropPath
-from mambaout_jax.layers.resize import pooling_weights
-from mambaout_jax.mixers.attention import from_heads, scaled_dot_product_attention
-from mambaout_jax.published import Result, Weights
+from mambaout_jax.layers.resize import mean_pool_to, pooling_weights
+from mambaout_jax.mixers.attention import (
+    check_heads,
+    from_heads,
+    scaled_dot_product_attention,
+    split_heads,
+)
+from mambaout_jax.published import Weights, released_weights
 
 _WINDOW = 3  # side of the neighbourhood
 _WIDTH = 512  # of the perceptron that makes biases of coordinates
+_TEMPERATURE = float(np.log(np.expm1(1 / 0.24)))  # at first; its softplus is what counts
 
 
 def unit(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
@@ -44,26 +50,37 @@ def unit(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     return x * jax.lax.rsqrt(jnp.maximum((x * x).sum(axis=-1, keepdims=True), 1e-24))
 
 
-def temperature_init(key: Array, shape: tuple[int, ...], dtype: Dtype) -> Float[Array, "..."]:
-    """softplus of it is 1 / 0.24."""
-    return jnp.full(shape, np.log(np.expm1(1 / 0.24)), dtype)
+def means(size: int, side: int) -> int:
+    """How many means of `side` pixels an axis becomes, one at least."""
+    return jax.core.max_dim(size // side, 1)
 
 
-def distances(size: int, pooled: int, unit_size: int) -> tuple[np.ndarray, np.ndarray]:
+def distances(
+    size: int, side: int, unit_size: int
+) -> tuple[Float[np.ndarray | Array, "N"], Int[np.ndarray | Array, "L S"]]:
     """Along one axis: the distances of pixels from means, on a logarithmic scale, each once.
 
     Args:
-        size: pixels.
-        pooled: means of them, `size` for the pixels themselves.
+        size: pixels; if it is a symbol of `jax.export`, a multiple of `side`.
+        side: pixels of a mean, 1 for the pixels themselves.
         unit_size: pixels of the grid that 8 units span.
 
     Returns:
         Distances, rising, and for each pixel and mean the number of theirs.
     """
-    means = pooling_weights(size, pooled) @ np.arange(size)
-    away = (np.arange(size)[:, None] - means) * 8 / max(1, unit_size - 1)
-    away, number = np.unique(away.round(9), return_inverse=True)
-    return np.sign(away) * np.log2(1 + np.abs(away)) / 3, number.reshape(size, pooled)
+    count, xp = means(size, side), numpy_for(size)
+    places = xp.arange(size)[:, None]
+    if size == count * side:
+        # Of a symbol there are some more, which no pair has: their number is never negative.
+        length = 2 * size - side if is_known(size) else 2 * size
+        away = xp.arange(length) - (size - side) - (side - 1) / 2
+        number = places - side * xp.arange(count)[None] + (size - side)
+    else:
+        away = places - pooling_weights(size, count) @ places[:, 0]
+        away, number = np.unique(away.round(9), return_inverse=True)
+        number = number.reshape(size, count)
+    away = away * 8 / max(1, unit_size - 1)
+    return xp.sign(away) * xp.log2(1 + xp.abs(away)) / 3, number
 
 
 class PositionBias(nn.Module):
@@ -71,22 +88,25 @@ class PositionBias(nn.Module):
 
     Attributes:
         heads: number of biases of a pair.
+        side: pixels of a mean along each axis.
         grid: rows and columns of the map at the published size.
     """
 
     heads: int
+    side: int
     grid: tuple[int, int]
 
     @nn.compact
-    def __call__(self, size: tuple[int, int], pooled: tuple[int, int]) -> Float[Array, "heads L S"]:
-        axes = zip(size, pooled, self.grid, strict=True)
-        (down, rows), (right, columns) = (distances(*axis) for axis in axes)
-        table = np.stack(np.meshgrid(down, right, indexing="ij"), axis=-1)
-        y = jax.nn.relu(Dense(_WIDTH, name="fc1")(jnp.asarray(table)))
+    def __call__(self, size: tuple[int, int]) -> Float[Array, "heads L S"]:
+        (down, rows), (right, columns) = (
+            distances(length, self.side, unit) for length, unit in zip(size, self.grid, strict=True)
+        )
+        table = jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1)
+        y = jax.nn.relu(Dense(_WIDTH, name="fc1")(table))
         y = Dense(self.heads, name="fc2")(y)  # (distances down, distances right, heads)
         y = y[rows][:, :, columns]  # (H, pooled H, W, pooled W, heads)
         y = y.transpose(4, 0, 2, 1, 3)
-        return y.reshape(self.heads, size[0] * size[1], pooled[0] * pooled[1])
+        return y.reshape(self.heads, size[0] * size[1], rows.shape[1] * columns.shape[1])
 
 
 class CosineQuery(nn.Module):
@@ -100,18 +120,18 @@ class CosineQuery(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "B L heads width"], keys: Float[ArrayLike, "1 L 1 1"]
+        self, query: Float[Array, "B L heads width"], keys: Float[Array, "1 #L 1 1"]
     ) -> tuple[Float[Array, "B L heads width"], Float[Array, "B L heads width"]]:
         """`keys` is how many keys each query sees."""
         shape = (self.heads, 1, query.shape[-1])
         embedding = self.param("query_embedding", normal_init, shape, jnp.float32)
-        temperature = self.param("temperature", temperature_init, (self.heads, 1, 1), jnp.float32)
+        shape, init = (self.heads, 1, 1), nn.initializers.constant(_TEMPERATURE)
+        temperature = self.param("temperature", init, shape, jnp.float32)
         direction = unit(query)
         embedding, temperature = (
             jnp.asarray(x).swapaxes(0, 1)[None] for x in (embedding, temperature)
         )
-        scale = jax.nn.softplus(temperature) * jnp.log(jnp.asarray(keys))
-        return direction, (direction + embedding) * scale
+        return direction, (direction + embedding) * jax.nn.softplus(temperature) * jnp.log(keys)
 
     @nn.nowrap
     def macs(self, inputs: tuple, output: object) -> int:
@@ -136,6 +156,7 @@ class AggregatedAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         B, H, W, C = x.shape
+        check_heads(self.heads, C)
         by_head, pooled = (B, H * W, self.heads, C // self.heads), self._pooled(H, W)
         key_value = Dense(2 * C, dtype=self.dtype, name="kv")
 
@@ -152,11 +173,11 @@ class AggregatedAttention(nn.Module):
         far_key, far_value = unit(far[:, :, 0]), far[:, :, 1]  # (B, S, heads, width)
 
         query = Dense(C, dtype=self.dtype, name="q")(x).reshape(by_head)
-        seen = visible.sum(axis=-1, keepdims=True) + pooled[0] * pooled[1]
+        seen = visible.sum(axis=-1, keepdims=True) + jnp.asarray(far.shape[1], visible.dtype)
         direction, query = CosineQuery(self.heads, name="query")(query, seen)
         near = (query[..., None] * near_key).sum(axis=-2) + self._near_bias()
         near = jnp.where(visible > 0, near, -jnp.inf)  # (B, L, heads, K)
-        bias = PositionBias(self.heads, self.grid, name="position_bias")((H, W), pooled)
+        bias = PositionBias(self.heads, self.reduction, self.grid, name="position_bias")((H, W))
         far = jnp.einsum("blhd,bshd->blhs", query, far_key) + bias.swapaxes(0, 1)[None]
         weights = jax.nn.softmax(jnp.concatenate((near, far), axis=-1), axis=-1)
         near, far = jnp.split(weights, (_WINDOW**2,), axis=-1)
@@ -168,17 +189,12 @@ class AggregatedAttention(nn.Module):
 
     @nn.nowrap
     def _pooled(self, height: int, width: int) -> tuple[int, int]:
-        return max(1, height // self.reduction), max(1, width // self.reduction)
+        return means(height, self.reduction), means(width, self.reduction)
 
     def _coarse(self, x: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B _ _ C"]:
         init = normal_fan_out_init(x.shape[-1])
         y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="reduce")(x)
-        rows, columns = (
-            jnp.asarray(pooling_weights(n, m), y.dtype)
-            for n, m in zip(x.shape[1:3], size, strict=True)
-        )
-        y = jnp.einsum("hr,brwc->bhwc", rows, activation("gelu")(y), precision="highest")
-        y = jnp.einsum("wr,bhrc->bhwc", columns, y, precision="highest")
+        y = mean_pool_to(activation("gelu")(y), size)
         return LayerNorm(1e-5, dtype=self.dtype, name="norm")(y)
 
     def _near_bias(self) -> Float[Array, "1 1 heads K"]:
@@ -216,11 +232,13 @@ class CosineAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         B, H, W, C = x.shape
-        qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(x).reshape(B, H * W, 3, self.heads, -1)
-        query, key, value = jnp.moveaxis(qkv, 2, 0)
-        _, query = CosineQuery(self.heads, name="query")(query, np.full((1, H * W, 1, 1), H * W))
-        bias = PositionBias(self.heads, self.grid, name="position_bias")((H, W), (H, W))
-        query, key, value = (t.swapaxes(1, 2) for t in (query, unit(key), value))
+        qkv = Dense(3 * C, dtype=self.dtype, name="qkv")(x).reshape(B, H * W, 3 * C)
+        query, key, value = split_heads(qkv, self.heads)
+        seen = jnp.asarray(H * W, jnp.promote_types(query.dtype, jnp.float32))
+        cosine = CosineQuery(self.heads, name="query")
+        _, query = cosine(query.swapaxes(1, 2), seen.reshape(1, 1, 1, 1))
+        bias = PositionBias(self.heads, 1, self.grid, name="position_bias")((H, W))
+        query, key = query.swapaxes(1, 2), unit(key)
         y = scaled_dot_product_attention(query, key, value, bias=bias[None], scale=1.0)
         return Dense(C, dtype=self.dtype, name="proj")(from_heads(y).reshape(x.shape))
 
@@ -290,11 +308,11 @@ class TransNeXt(Pyramid):
         """Normalised maps of all stages.
 
         Raises:
-            ValueError: heads do not divide a stage's channels, or the images' size is not known
-                when the program is traced.
+            ValueError: heads do not divide a stage's channels, or the images' size is a symbol that
+                may not divide.
         """
-        dtype, shape = self.layer_dtype, jnp.shape(images)
-        self._check(shape)
+        dtype = self.layer_dtype
+        self.check_symbols(images, self.reductions)
         block = self.block_class(TransNeXtBlock)
         maps, x = [], images
         for i, (dim, rates) in enumerate(zip(self.dims, self.stage_rates, strict=True)):
@@ -303,29 +321,14 @@ class TransNeXt(Pyramid):
             name = "patch_embed" if i == 0 else f"downsample_{i}"
             window = {"epsilon": 1e-5, "dtype": dtype, "kernel_init": init, "name": name}
             x = ConvNorm(dim, side, stride, side // 2, **window)(x)
-            height, width = height_and_width(self.pretrain_size)
-            grid = (height // self.strides[i], width // self.strides[i])
+            grid = map_size(self.pretrain_size, self.strides[i])
             hidden = int(2 * self.mlp_ratios[i] * dim / 3)
             options = (self.heads[i], self.reductions[i], grid, hidden, self.conv_implementation)
             for j, rate in enumerate(rates):
                 x = block(*options, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
-            name = f"norm_{i}" if i < len(self.dims) - 1 else "norm"
-            x = LayerNorm(dtype=dtype, name=name)(x)
+            x = LayerNorm(dtype=dtype, name=closing_norm(i, len(self.dims)))(x)
             maps.append(x)
         return Features(tuple(maps))
-
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if not is_known(*shape[1:3]):
-            raise ValueError(
-                f"positions are computed for images of a known size, and these have shape {shape}; "
-                "export with numbers for height and width: the batch may be a symbol"
-            )
-        heads = list(zip(self.dims, self.heads, strict=False))
-        if len(heads) != len(self.dims) or any(dim % count for dim, count in heads):
-            raise ValueError(
-                f"heads={self.heads} do not fit dims={self.dims}: each stage has one entry that "
-                "divides its channels"
-            )
 
 
 BACKBONE = TransNeXt
@@ -362,32 +365,30 @@ def _names_of_stage(i: int) -> tuple[tuple[str, ...], ...]:
         (rf"{block}/attention/(?:query/)?(\w+)", rf"{theirs}.attn.\2"),
         (rf"{block}/(fc\d)", rf"{theirs}.mlp.\2"),
         (rf"{block}/conv", f"{theirs}.mlp.dwconv.dwconv"),
-        (rf"backbone/norm_{i}", f"norm{i + 1}"),
+        (f"backbone/{closing_norm(i, 4)}", f"norm{i + 1}"),
     )
 
 
 TORCH_NAMES = {
     "official": (
         *(rule for i in range(4) for rule in _names_of_stage(i)),
-        (r"backbone/norm", "norm4"),
         (r"head/classifier", "head"),
     ),
 }
 
 
-def _released(size: str, top1: float, **others: float) -> tuple[str, Weights]:
+def _released(size: str, *results: float | None) -> tuple[str, Weights]:
     model, repository = f"transnext_{size}", f"transnext-{size}-224-1k"
     url = f"https://huggingface.co/DaiShiResearch/{repository}/resolve/main/{model}_224_1k.pth"
-    results = (Result(224, 0.875, top1, **others),)
-    weights = Weights(model, url, "official", "Apache-2.0", results, crop_fraction=0.875)
-    return f"{model}.official", weights
+    rows = (224, 0.875, *results)
+    return released_weights(model, url, "Apache-2.0", rows, crop_fraction=0.875)
 
 
-# README.md of the release.
+# README.md of the release: top-1 on the validation set, and on ImageNet-V2, -A, -R and -Sketch.
 # fmt: off
 WEIGHTS = dict((
-    _released("tiny", 84.0, v2=73.8, a=39.9, r=49.6, sketch=37.6),
-    _released("small", 84.7, v2=74.8, a=47.1, r=52.5, sketch=39.7),
-    _released("base", 84.8, v2=75.1, a=50.6, r=53.9, sketch=41.4),
+    _released("tiny", 84.0, None, None, 73.8, 39.9, 49.6, 37.6),
+    _released("small", 84.7, None, None, 74.8, 47.1, 52.5, 39.7),
+    _released("base", 84.8, None, None, 75.1, 50.6, 53.9, 41.4),
 ))
 # fmt: on

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
-from mambaout_jax.heads.classifier import classify
+from mambaout_jax.heads.classifier import BatchNormHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm
@@ -23,7 +23,6 @@ from mambaout_jax.layers.initializers import torch_inits
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.mlp import Mlp
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
-from mambaout_jax.layers.precision import compute_dtype
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.mixers.attention import MultiHeadSelfAttention
 from mambaout_jax.published import Weights
@@ -147,24 +146,6 @@ class UniFormer(Pyramid):
                     x = attending(heads, self.layer_scale, *options, name=name)(x, train)
             maps.append(x)
         return Features(tuple(maps))
-
-
-class BatchNormHead(nn.Module):
-    """Batch norm of the last map, mean over it, linear classifier.
-
-    Attributes:
-        num_classes: 0 returns what the classifier would read.
-        dtype: dtype of the computation; float32 means at least float32.
-    """
-
-    num_classes: int = 1000
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, features: Features, train: bool = False) -> Float[Array, "B _"]:
-        dtype = compute_dtype(self.dtype)
-        x = BatchNorm(dtype=dtype, name="norm")(features.maps[-1], train)
-        return classify(x.mean(axis=(1, 2)), self.num_classes, dtype)
 
 
 BACKBONE = UniFormer

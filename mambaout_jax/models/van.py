@@ -6,21 +6,19 @@ Sizes, names, initial values and epsilon: github.com/Visual-Attention-Network/VA
 e19779b.
 """
 
-import math
-import re
-
 import flax.linen as nn
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
-from mambaout_jax.backbone import Features, Pyramid, Variant
+from mambaout_jax.backbone import Features, Pyramid, Variant, closing_norm
 from mambaout_jax.heads.classifier import MeanHead
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.conv_norm import ConvBatchNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.linear import Dense
+from mambaout_jax.layers.mlp import ConvMlp
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.residual import DropPath, LayerScale
 from mambaout_jax.published import Weights
@@ -52,34 +50,6 @@ class LargeKernelAttention(nn.Module):
         return x + Dense(channels, dtype=dtype, kernel_init=pointwise, name="proj2")(u * y)
 
 
-class ConvMlp(nn.Module):
-    """fc2(gelu(conv(fc1(x)))), as wide at its end as at its start.
-
-    Attributes:
-        hidden: channels in between.
-        conv_implementation: see `kernels.depthwise_conv`.
-        dtype: dtype of the computation, None to promote.
-    """
-
-    hidden: int
-    conv_implementation: str
-    dtype: Dtype | None
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        channels, dtype = x.shape[-1], self.dtype
-        wide, narrow = normal_fan_out_init(self.hidden), normal_fan_out_init(channels)
-        x = Dense(self.hidden, dtype=dtype, kernel_init=wide, name="fc1")(x)
-        x = DepthwiseConv(
-            3,
-            self.conv_implementation,
-            dtype=dtype,
-            kernel_init=normal_fan_out_init(3 * 3),
-            name="conv",
-        )(x)
-        return Dense(channels, dtype=dtype, kernel_init=narrow, name="fc2")(activation("gelu")(x))
-
-
 class VANBlock(nn.Module):
     """x = x + gamma1 · attention(norm1(x)), then x + gamma2 · mlp(norm2(x)); batch norms.
 
@@ -104,7 +74,8 @@ class VANBlock(nn.Module):
         x = x + DropPath(self.drop_path, name="drop_path1")(y, train)
 
         y = BatchNorm(dtype=dtype, name="norm2")(x, train)
-        y = ConvMlp(self.mlp_ratio * x.shape[-1], self.conv_implementation, dtype, name="mlp")(y)
+        hidden = self.mlp_ratio * x.shape[-1]
+        y = ConvMlp(hidden, self.conv_implementation, dtype, normal_fan_out_init, name="mlp")(y)
         y = LayerScale(1e-2, dtype=dtype, name="layer_scale2")(y)
         return x + DropPath(self.drop_path, name="drop_path2")(y, train)
 
@@ -146,20 +117,6 @@ class VAN(Pyramid):
             x = LayerNorm(dtype=dtype, name=closing_norm(i, len(self.dims)))(x)
             maps.append(x)
         return Features(tuple(maps))
-
-
-def closing_norm(stage: int, stages: int) -> str:
-    """Name of the norm that closes a stage of so many."""
-    return "norm" if stage == stages - 1 else f"norm_{stage}"
-
-
-def layer_of(path: str) -> tuple[float, int] | None:
-    """As `backbone.layer_of`; a closing norm belongs to what reads it, the last one to the head."""
-    if path.startswith("norm/"):
-        return math.inf, 0
-    if norm := re.match(r"norm_(\d+)/", path):
-        return int(norm[1]) + 1, 0
-    return backbone.layer_of(path)
 
 
 BACKBONE = VAN

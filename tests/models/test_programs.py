@@ -106,16 +106,8 @@ PATCHED = {  # families whose patches have to fill the image, and by what they a
     ),
     "mamba2d_small": r"8\*h",
     **dict.fromkeys(("poolformer_s24", "caformer_s18"), r"4\*h"),
+    **dict.fromkeys(("sgformer_s", "transnext_tiny"), r"32\*h"),
 }
-# Families that lay out tokens, groups or positions for a size that has to be known.
-KNOWN_SIZE = ("mobilevitv3_xs", "iformer_small", "sgformer_s", "transnext_tiny")
-
-
-def sizes_of(name):
-    """The symbols that a family's images may have."""
-    if name in KNOWN_SIZE:
-        return "b, 64, 32, 3"
-    return MULTIPLES if name in PATCHED else ANY_SIZE
 
 
 @pytest.fixture
@@ -126,13 +118,12 @@ def symbols(monkeypatch):
 @every_family
 def test_symbolic_batch_height_and_width(name, symbols):
     loss, shapes = small(name)
-    if name in PATCHED or name in KNOWN_SIZE:
-        message = "export with numbers for height and width"
-        if name in PATCHED:
-            message = f"h x w pixels are not known.*such as {PATCHED[name]}"
+    sizes = ANY_SIZE
+    if name in PATCHED:
+        sizes, message = MULTIPLES, f"h x w pixels are not known.*such as {PATCHED[name]}"
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(loss, *shapes.values(), images(*export.symbolic_shape(ANY_SIZE)))
-    symbolic = images(*export.symbolic_shape(sizes_of(name)))
+    symbolic = images(*export.symbolic_shape(sizes))
     gradient = jax.eval_shape(jax.grad(loss), *shapes.values(), symbolic)
     assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, shapes["params"])
 
@@ -170,13 +161,8 @@ def test_programs_of_symbolic_sizes_compute_what_plain_calls_do(name, rng, symbo
     loss, shapes = small(name)
     arrays = jax.tree.map(jnp.asarray, random_variables(shapes, rng))
     own = jax.jit(jax.value_and_grad(loss))
-    symbolic = images(*export.symbolic_shape(sizes_of(name)))
+    symbolic = images(*export.symbolic_shape(MULTIPLES if name in PATCHED else ANY_SIZE))
     program = export.export(own)(*arrays.values(), symbolic)
-    shapes = ((1, 33, 47), (2, 64, 50))
-    if name in PATCHED:
-        shapes = ((1, 96, 32), (2, 32, 64))
-    if name in KNOWN_SIZE:
-        shapes = ((1, 64, 32), (2, 64, 32))
-    for shape in shapes:
+    for shape in ((1, 96, 32), (2, 32, 64)) if name in PATCHED else ((1, 33, 47), (2, 64, 50)):
         x = rng.standard_normal((*shape, 3), np.float32)
         assert_close(program.call(*arrays.values(), x), own(*arrays.values(), x))

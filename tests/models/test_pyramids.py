@@ -52,7 +52,7 @@ def test_initial_values_are_those_of_the_published_codes():
     assert np.std(reduce["kernel"]) == pytest.approx((2 / (4 * 64)) ** 0.5, rel=0.05)
     assert not reduce["bias"].any()
 
-    pool = initial(Pool(2, None), 1, 4, 4, 64)["conv"]["kernel"]
+    pool = initial(Pool(2, "lax", None), 1, 4, 4, 64)["conv"]["kernel"]
     assert 0.3 < np.abs(pool).max() <= 1 / 3
 
     mbconv = MBConv(16, 1, True, 0.0, None).init(jax.random.key(0), jnp.ones((1, 4, 4, 16)), False)
@@ -66,14 +66,14 @@ def test_initial_values_are_those_of_the_published_codes():
         0.02, rel=0.1
     )
 
-    conv = initial(DeformableConv(2, None), 1, 4, 4, 8)
+    conv = initial(DeformableConv(2, "lax", None), 1, 4, 4, 8)
     for name in ("offset", "weight"):
         assert not any(leaf.any() for leaf in conv[name].values())
 
 
 def test_a_stripe_mixes_its_own_tokens_alone(rng):
     qkv = rng.standard_normal((1, 5, 5, 12), np.float32)
-    attention = StripeAttention(2, (None, 2), None)  # columns 0 1, 2 3, and 4 with zeros
+    attention = StripeAttention(2, (None, 2), "lax", None)  # columns 0 1, 2 3, and 4 with zeros
     variables = randomised(attention, qkv)
     before = attention.apply(variables, qkv)
     qkv[0, 3, 2] += 1
