@@ -201,7 +201,7 @@ def closing_norm(stage: int, stages: int) -> str:
 
 
 class Positioned(Backbone, kw_only=True):
-    """A backbone with one table of absolute positions, `pos_embed`, of its first map's stride.
+    """A backbone with one table of absolute positions, `pos_embed`.
 
     Attributes:
         image_size: side or (height, width) in pixels that the position table is made for; for
@@ -218,9 +218,14 @@ class Positioned(Backbone, kw_only=True):
         return None
 
     @property
+    def position_stride(self) -> int:
+        """Pixels from one position to the next."""
+        return self.strides[0]
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the position table."""
-        return patch_grid(*height_and_width(self.image_size), self.strides[0])
+        return patch_grid(*height_and_width(self.image_size), self.position_stride)
 
     @nn.nowrap
     def init_positions(
@@ -264,6 +269,10 @@ class Columnar(Positioned, kw_only=True):
     @property
     def strides(self) -> tuple[int, ...]:
         return (self.patch_size,) * len(self.map_blocks)
+
+    @property
+    def position_stride(self) -> int:
+        return self.patch_size
 
     @property
     def map_blocks(self) -> tuple[int, ...]:

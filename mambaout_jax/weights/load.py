@@ -299,7 +299,7 @@ def _image_size(
     side = math.isqrt(patches)
     if side**2 != patches:
         return options.get("image_size")
-    return side * backbone.strides[0]
+    return side * backbone.position_stride
 
 
 def _named_in_torch(tensors: _Tensors) -> bool:
