@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every family promises, asked of its smallest model or of a tiny one.
 
-Shapes, names and costs are traced, so that a family adds about a second; numbers against its
-reference are in test_goldens.py.
+Shapes, names and costs are traced, and as seldom as can be, so that a family adds about a second;
+numbers against its reference are in test_goldens.py.
 """
 
 import dataclasses
@@ -68,19 +68,53 @@ def random_variables(name):
     return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes_of(name))
 
 
+def run(name, variables, images, **options):
+    """Features and logits."""
+    logits, captured = small(name, **options).apply(
+        variables,
+        images,
+        mutable=["intermediates"],
+        capture_intermediates=lambda _, method: method == "features",
+    )
+    return captured["intermediates"]["backbone"]["features"][0], logits
+
+
+@functools.cache
+def traced(name):
+    """The program of `run` in float32, every block recomputed, and what it returns."""
+    program = functools.partial(run, name, remat=True)
+    return jax.make_jaxpr(program, return_shape=True)(shapes_of(name), image(*IMAGE))
+
+
+def assert_are_as_said(name, features, shape, dtype):
+    backbone = small(name).backbone
+    assert len(features.maps) == len(backbone.channels) == len(backbone.strides)
+    for found, channels, stride in zip(
+        features.maps, backbone.channels, backbone.strides, strict=True
+    ):
+        assert found.shape == (shape[0], shape[1] // stride, shape[2] // stride, channels)
+        assert found.dtype == dtype
+
+
 @every_family
-def test_maps_are_as_said_before_initialisation_in_the_dtype_of_the_computation(name):
-    for dtype, shape in ((jnp.float32, IMAGE), (jnp.bfloat16, (2, 96, 64, 3))):
-        backbone = small(name, dtype=dtype).backbone
-        variables = subtree(shapes_of(name), "backbone")  # float32, whatever the computation
-        maps, _ = jax.eval_shape(
-            lambda v, x, backbone=backbone: backbone.apply(v, x, method="features"),
-            variables, image(*shape),
-        )  # fmt: skip
-        assert len(maps) == len(backbone.channels) == len(backbone.strides)
-        for stage, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
-            assert stage.shape == (shape[0], shape[1] // stride, shape[2] // stride, channels)
-            assert stage.dtype == dtype
+def test_maps_are_as_said_before_initialisation_and_logits_are_at_least_float32(name):
+    _, (features, logits) = traced(name)
+    assert_are_as_said(name, features, IMAGE, jnp.float32)
+    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float32)
+    half, shape = functools.partial(run, name, dtype=jnp.bfloat16), (2, 96, 64, 3)
+    features, logits = jax.eval_shape(half, shapes_of(name), image(*shape))  # of float32
+    assert_are_as_said(name, features, shape, jnp.bfloat16)
+    assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
+
+
+@every_family
+def test_float64_stays_float64(name):
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
+        images = image(*IMAGE, dtype=jnp.float64)
+        features, logits = jax.eval_shape(functools.partial(run, name), double, images)
+    assert_are_as_said(name, features, IMAGE, jnp.float64)
+    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float64)
 
 
 def families_with(field):
@@ -126,35 +160,29 @@ def test_all_scan_implementations_compute_the_same(name, rng):
 
 
 @every_family
-def test_float64_stays_float64_and_logits_are_at_least_float32(name):
-    with jax.enable_x64(True):
-        double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
-        logits = jax.eval_shape(small(name).apply, double, image(*IMAGE, dtype=jnp.float64))
-    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float64)
-    half = small(name, dtype=jnp.bfloat16)
-    assert jax.eval_shape(half.apply, shapes_of(name), image(*IMAGE)).dtype == jnp.float32
-
-
-@every_family
 def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
-    model, whole = small(name, num_classes=0), subtree(shapes_of(name), "head")
-    backbone = subtree(shapes_of(name), "backbone")
-    features = jax.eval_shape(
-        lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
-    )
+    _, (features, _) = traced(name)
+    whole = subtree(shapes_of(name), "head")
     params = dict(whole["params"])
     classifier = params.pop("classifier")
-    read = jax.eval_shape(model.head.apply, {**whole, "params": params}, features)
+    head = small(name, num_classes=0).head
+    read = jax.eval_shape(head.apply, {**whole, "params": params}, features)
     assert read.shape == (1, classifier["kernel"].shape[0])
 
 
 @every_family
 def test_remat_recomputes_every_block_under_the_same_names(name):
-    variables = shapes_of(name)
-    blocks = {path for path in variables["params"]["backbone"] if "block_" in path}
-    program = jax.make_jaxpr(small(name, remat=True).apply)(variables, image(*IMAGE))
+    program, _ = traced(name)
+    blocks = {path for path in shapes_of(name)["params"]["backbone"] if "block_" in path}
     outermost = [equation.primitive.name for equation in program.eqns]
     assert sum(word in ("remat", "remat2", "checkpoint") for word in outermost) == len(blocks) > 0
+
+
+@every_family
+def test_every_layer_states_its_cost(name):
+    parameters = sum(x.size for x in jax.tree.leaves(shapes_of(name)["params"]))
+    cost = count(small(name), IMAGE[1:])
+    assert (cost.parameters, cost.macs > 0) == (parameters, True)
 
 
 @every_family
@@ -309,13 +337,9 @@ def test_every_parameter_has_a_gradient(name, rng):
         assert bool(np.abs(gradient).max()) != any(re.search(f, path) for f in frozen), path
 
 
-SMALLEST = {
-    min(family.VARIANTS, key=lambda name: family.VARIANTS[name].parameters) for family in FAMILIES
-}
-
-
 def sized(name):
-    return pytest.param(name, marks=() if name in SMALLEST else pytest.mark.goldens)
+    """By default one of each mixer: the rules by which layers count do not depend on sizes."""
+    return pytest.param(name, marks=() if name in OF_EACH_MIXER else pytest.mark.goldens)
 
 
 @pytest.mark.parametrize("name", [sized(name) for name in list_models()])

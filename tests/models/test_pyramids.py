@@ -42,33 +42,36 @@ def test_images_of_any_size_are_taken(name):
         assert all(low <= n <= high for low, n, high in zip(down, size, up, strict=True))
 
 
-def initial(module, *shape):
-    return module.init(jax.random.key(0), jnp.ones(shape))["params"]
-
-
 def test_initial_values_are_those_of_the_published_codes():
     """Each module's that differ from the normal ones of deviation 0.02."""
-    reduce = initial(ReducedAttention(2, 2, None), 1, 4, 4, 64)["reduce"]["conv"]
+    modules = {
+        "reduced": (ReducedAttention(2, 2, None), (1, 4, 4, 64)),
+        "pool": (Pool(2, "lax", None), (1, 4, 4, 64)),
+        "mbconv": (MBConv(16, 1, True, 0.0, None), (1, 4, 4, 16), False),
+        "focal": (FocalAttention(2, 3, 3, None), (1, 7, 7, 4)),
+        "deformable": (DeformableConv(2, "lax", None), (1, 4, 4, 8)),
+    }
+
+    @jax.jit
+    def initial(key):
+        return {
+            name: module.init(key, jnp.ones(shape), *train)["params"]
+            for name, (module, shape, *train) in modules.items()
+        }
+
+    found = jax.device_get(initial(jax.random.key(0)))
+    reduce = found["reduced"]["reduce"]["conv"]
     assert np.std(reduce["kernel"]) == pytest.approx((2 / (4 * 64)) ** 0.5, rel=0.05)
     assert not reduce["bias"].any()
-
-    pool = initial(Pool(2, "lax", None), 1, 4, 4, 64)["conv"]["kernel"]
-    assert 0.3 < np.abs(pool).max() <= 1 / 3
-
-    mbconv = MBConv(16, 1, True, 0.0, None).init(jax.random.key(0), jnp.ones((1, 4, 4, 16)), False)
-    mbconv = mbconv["params"]
+    assert 0.3 < np.abs(found["pool"]["conv"]["kernel"]).max() <= 1 / 3
+    mbconv = found["mbconv"]
     assert np.std(mbconv["expand"]["kernel"]) == pytest.approx((2 / 64) ** 0.5, rel=0.1)
     assert np.std(mbconv["conv"]["kernel"]) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
-
-    focal = initial(FocalAttention(2, 3, 3, None), 1, 7, 7, 4)
-    assert not focal["relative_position_bias_table"].any()
-    assert np.std(focal["relative_position_bias_table_to_neighbors"]) == pytest.approx(
-        0.02, rel=0.1
-    )
-
-    conv = initial(DeformableConv(2, "lax", None), 1, 4, 4, 8)
+    table, near = "relative_position_bias_table", "relative_position_bias_table_to_neighbors"
+    assert not found["focal"][table].any()
+    assert np.std(found["focal"][near]) == pytest.approx(0.02, rel=0.1)
     for name in ("offset", "weight"):
-        assert not any(leaf.any() for leaf in conv[name].values())
+        assert not any(leaf.any() for leaf in found["deformable"][name].values())
 
 
 def test_a_stripe_mixes_its_own_tokens_alone(rng):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two kernels and their norms are one kernel afterwards."""
 
+import jax
 import numpy as np
 import pytest
 from support.variables import randomised
@@ -18,7 +19,8 @@ def test_merged_model_computes_the_same(rng):
     variables = randomised(model, images)
     merged = merge(variables)
     check_variables("replknet_31b_merged", merged, **SMALL)
-    logits = create_model("replknet_31b_merged", **SMALL).apply(merged, images)
-    np.testing.assert_allclose(logits, model.apply(variables, images), rtol=1e-4, atol=1e-4)
+    logits = jax.jit(create_model("replknet_31b_merged", **SMALL).apply)(merged, images)
+    expected = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="nothing to merge: no block has the kernels 'large' and"):
         merge(merged)
