@@ -247,6 +247,7 @@ class InternImageHead(nn.Module):
 BACKBONE = InternImage
 HEAD = InternImageHead
 
+# Among the multiply-accumulates are those of samples, which fvcore leaves out of its products.
 _LARGE = {"depths": (4, 4, 21, 4), "post_norm": True}
 
 # fmt: off

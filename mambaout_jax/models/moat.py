@@ -181,7 +181,8 @@ HEAD = PooledHead
 _HEAD = {"epsilon": EPSILON}
 
 # The code's rates are those of the paper's appendix times the block's number over the number of
-# blocks, which the last of them, counted from 0, does not reach.
+# blocks, which the last of them, counted from 0, does not reach. Counted by fvcore there are 1.8 %
+# more multiply-accumulates: the code reads its tables of positions by products with zeros and ones.
 # fmt: off
 VARIANTS = {
     "moat_0": Variant(

@@ -224,6 +224,8 @@ HEAD = PooledHead
 
 _HEAD = {"norm_first": True}
 
+# fvcore, which rounds those of einsums to four digits, counts 2,368 and 3,728 fewer
+# multiply-accumulates.
 # fmt: off
 VARIANTS = {
     "mvitv2_small": Variant(

@@ -99,7 +99,7 @@ class PositionBias(nn.Module):
     @nn.compact
     def __call__(self, size: tuple[int, int]) -> Float[Array, "heads L S"]:
         (down, rows), (right, columns) = (
-            distances(length, self.side, unit) for length, unit in zip(size, self.grid, strict=True)
+            distances(n, self.side, published) for n, published in zip(size, self.grid, strict=True)
         )
         table = jnp.stack(jnp.meshgrid(down, right, indexing="ij"), axis=-1)
         y = jax.nn.relu(Dense(_WIDTH, name="fc1")(table))
