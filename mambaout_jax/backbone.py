@@ -9,7 +9,6 @@ consumer live with the consumer. A classifier is a backbone and a head, hence ``
 
 import contextlib
 import math
-import operator
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, ArrayLike, Float
 
-from mambaout_jax.kernels.dispatch import is_known, plain_implementations
+from mambaout_jax.kernels.dispatch import plain_implementations
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.initializers import normal_init, uniform_fan_in_init
 from mambaout_jax.layers.positions import height_and_width, patch_grid, resize_positions
@@ -183,16 +182,6 @@ class Pyramid(Backbone):
                 f"{field}={words!r} is not allowed; it must have one of "
                 f"{', '.join(map(repr, allowed))} for each of the {len(self.depths)} stages"
             )
-
-    @nn.nowrap
-    def check_symbols(
-        self, images: Float[ArrayLike, "B H W I"], reductions: tuple[int, ...]
-    ) -> None:
-        """Raises ValueError where images have symbols of `jax.export` for a size that the pixels of
-        coarse maps may not divide; `reductions` are their sides on the maps of the stages."""
-        _, height, width, _ = jnp.shape(images)
-        if not is_known(height, width):
-            patch_grid(height, width, max(map(operator.mul, self.strides, reductions)))
 
 
 def closing_norm(stage: int, stages: int) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids of patches and their positions: absolute tables, rotations, relative ones in a window."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,21 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
             f"nearest heights are {heights}, the nearest widths {widths}: resize or pad the images"
         )
     return height // patch_size, width // patch_size
+
+
+def check_symbols(
+    size: tuple[int, ...], strides: tuple[int, ...], reductions: tuple[int, ...]
+) -> None:
+    """Raises ValueError where images have symbols of `jax.export` that coarse maps may not divide.
+
+    Args:
+        size: height and width of the images.
+        strides: those of the stages' maps.
+        reductions: sides of the pixels of coarse maps on them.
+    """
+    height, width = size
+    if not is_known(height, width):
+        patch_grid(height, width, max(map(operator.mul, strides, reductions)))
 
 
 def resize_positions(
@@ -155,11 +172,13 @@ def relative_bias(
         grid: rows and columns of the map that the table is made for.
         size: those of the map; for another one than `grid` the table is interpolated.
     """
-    if grid != size:  # symbols are like no number
-        rows, columns = (2 * n - 1 for n in size)
-        table = table.reshape(2 * grid[0] - 1, 2 * grid[1] - 1, -1)
-        table = resize_linear(table, (rows, columns)).reshape(rows * columns, -1)
-    return jnp.moveaxis(jnp.asarray(table)[relative_position_index(*size)], -1, 0)[None]
+    index = relative_position_index(*size)
+    if grid == size:  # never of symbols
+        return jnp.moveaxis(jnp.asarray(table)[index], -1, 0)[None]
+    rows, columns = (2 * n - 1 for n in size)
+    table = table.reshape(2 * grid[0] - 1, 2 * grid[1] - 1, table.shape[-1])
+    table = resize_linear(table, (rows, columns))
+    return jnp.moveaxis(table[index // columns, index % columns], -1, 0)[None]
 
 
 def relative_position_index(height: int, width: int) -> Int[np.ndarray | Array, "L L"]:

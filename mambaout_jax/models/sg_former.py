@@ -32,7 +32,7 @@ from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm, MapNorm
-from mambaout_jax.layers.positions import grid_sinusoids
+from mambaout_jax.layers.positions import check_symbols, grid_sinusoids
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.mixers.attention import (
     attention_weights,
@@ -309,7 +309,7 @@ class SGFormer(Pyramid, Positioned):
                 may not divide.
         """
         self._check()
-        self.check_symbols(images, self.reductions)
+        check_symbols(jnp.shape(images)[1:3], self.strides, self.reductions)
         dtype, implementation = self.layer_dtype, self.conv_implementation
         block = self.block_class(SGBlock)
         x, maps = self._with_positions(Stem(self.dims[0], dtype, name="stem")(images)), []

@@ -28,7 +28,7 @@ from mambaout_jax.layers.downsample import ConvNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init, normal_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
-from mambaout_jax.layers.positions import map_size
+from mambaout_jax.layers.positions import check_symbols, map_size
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.layers.resize import mean_pool_to, pooling_weights
 from mambaout_jax.mixers.attention import (
@@ -312,7 +312,7 @@ class TransNeXt(Pyramid):
                 may not divide.
         """
         dtype = self.layer_dtype
-        self.check_symbols(images, self.reductions)
+        check_symbols(jnp.shape(images)[1:3], self.strides, self.reductions)
         block = self.block_class(TransNeXtBlock)
         maps, x = [], images
         for i, (dim, rates) in enumerate(zip(self.dims, self.stage_rates, strict=True)):

@@ -105,7 +105,7 @@ PATCHED = {  # families whose patches have to fill the image, and by what they a
         r"16\*h",
     ),
     "mamba2d_small": r"8\*h",
-    **dict.fromkeys(("poolformer_s24", "caformer_s18"), r"4\*h"),
+    **dict.fromkeys(("poolformer_s24", "caformer_s18", "cswin_tiny"), r"4\*h"),
     **dict.fromkeys(("sgformer_s", "transnext_tiny"), r"32\*h"),
 }
 
