@@ -103,8 +103,9 @@ class FocalAttention(nn.Module):
         if self.expand == 0:
             return to_windows(x, counts, _WINDOW)[:, :0]
         rolled = [
-            to_windows(jnp.roll(x, (down, right), axis=(1, 2)), counts, _WINDOW)
-            for down, right in _corners(self.expand)
+            # Of a symbolic size the steps are an array: else JAX asks which of both is the larger.
+            to_windows(jnp.roll(x, numpy_for(*counts).asarray(steps), (1, 2)), counts, _WINDOW)
+            for steps in _corners(self.expand)
         ]
         return jnp.concatenate(rolled, axis=1)[:, _around_window(self.expand)]
 
