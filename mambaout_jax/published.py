@@ -5,6 +5,7 @@ A family's file has a table `WEIGHTS` of these; `weights.catalog` finds them by 
 """
 
 import dataclasses
+from typing import Any
 
 from mambaout_jax.imagenet_classes import CLASS_NAMES
 from mambaout_jax.preprocessing import Preprocessing
@@ -96,7 +97,7 @@ def released_weights(
     model: str,
     source: str,
     licence: str | None,
-    *results: tuple[float | None, ...],
+    *results: tuple[Any, ...],
     naming: str = "official",
     **fields,
 ) -> tuple[str, Weights]:

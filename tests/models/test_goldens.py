@@ -30,8 +30,8 @@ DEFAULT = {
 TOLERANCE = 5e-5  # of the standard deviation of what is compared
 # SG-Former sorts tokens by numbers that are nearly equal. In float32 rounding decides which comes
 # first, and no two programs agree on it: 0.15 of the logits' deviation. They are compared in
-# float64, and in float32 the stage before the first sort. (Its stem is of no use: the code adds the
-# positions to it in place, after the reference was taken and before it was copied.)
+# float64, and in float32 the stage before the first sort. (The stem that the references list has
+# the positions in it, which their code adds in place.)
 SORTED = {f"sgformer_{size}": ("block1_0",) for size in "sm"}
 
 
