@@ -169,14 +169,14 @@ IMPLEMENTATIONS = _OPERATION.implementations
 @jax.jit
 def _add_shifted(x, kernel):
     """Σ_ij kernel[i, j] · (padded x)[i : i + H, j : j + W]. With dy and the flipped kernel: dx."""
-    (KH, KW, C), (_, H, W, _) = kernel.shape, x.shape
+    (KH, KW, C), (B, H, W, _) = kernel.shape, x.shape
     rows = KH if KH * KW <= _MAX_FUSED_TAPS else max(1, _TAPS_PER_STEP // KW)
     steps = -(-KH // rows)
     extra = steps * rows - KH
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     apart = _channels_to_add(C, dtype, "map")
     taps = jnp.pad(kernel.astype(dtype), ((0, extra), (0, 0), (0, apart)))
-    taps = taps.reshape(steps, rows, KW, 1, 1, 1, C + apart)
+    taps = taps.reshape(steps, rows, KW, C + apart)
     padding = ((0, 0), (KH // 2, KH // 2 + extra), (KW // 2, KW // 2), (0, apart))
     padded = jnp.pad(x.astype(dtype), padding)
 
@@ -185,8 +185,9 @@ def _add_shifted(x, kernel):
             window = lax.dynamic_slice_in_dim(padded, step * rows, rows - 1 + H, axis=1)
             for i in range(rows):
                 for j in range(KW):
-                    pixels = window[:, i : i + H, j : j + W, :C]
-                    y = y + taps[step, i, j, ..., :C] * pixels  # (B, H, W, C)
+                    pixels = lax.slice(window, (0, i, j, 0), (B, i + H, j + W, C))
+                    tap = lax.dynamic_slice(taps, (step, i, j, 0), (1, 1, 1, C))
+                    y = y + tap * pixels  # (B, H, W, C)
             return y
 
         y = vary_alike(jnp.zeros(x.shape, dtype), like=x)
@@ -229,8 +230,9 @@ def _kernel_gradient(x, dy, kernel_size):
         pixels = lax.dynamic_slice(grad, start, (B, tile_h, tile_w, C + apart))
         for h in range(tile_h):
             for w in range(tile_w):
-                pixel = pixels[:, h : h + 1, w : w + 1]
-                acc = acc + window[:, h : h + KH, w : w + KW] * pixel  # (B, KH, KW, channels)
+                pixel = lax.slice(pixels, (0, h, w, 0), (B, h + 1, w + 1, C + apart))
+                taps = lax.slice(window, (0, h, w, 0), (B, h + KH, w + KW, C + apart))
+                acc = acc + taps * pixel  # (B, KH, KW, channels)
         return acc
 
     acc = vary_alike(jnp.zeros((B, KH, KW, C + apart), dtype), like=x)

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handwritten digits that come with the installation: no download, and seconds to train on."""
 
+import gzip
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -26,15 +30,12 @@ class Digits:
     num_classes = 10
 
     def __init__(self, split: str, channels: int = 1):
-        from sklearn.datasets import load_digits  # slow to import, and only these images need it
-
-        digits = load_digits()
-        indices = _split(digits.target)[split]
-        levels = digits.images[indices].astype(np.uint16)
-        pixels = ((levels * 255 + 8) // 16).astype(np.uint8)  # rounded to the nearest
+        scans, labels = _read()
+        indices = _split(labels)[split]
+        pixels = ((scans[indices] * 255 + 8) // 16).astype(np.uint8)  # rounded to the nearest
         mode = "L" if channels == 1 else "RGB"
         self._images = [Image.fromarray(image).convert(mode) for image in pixels]
-        self._labels = digits.target[indices].tolist()
+        self._labels = labels[indices].tolist()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -50,6 +51,20 @@ class Digits:
     def fingerprint(self) -> str:
         """See `identity.Fingerprinted`; images have no names, so their pixels count."""
         return fingerprint([image.tobytes().hex() for image in self._images], self._labels)
+
+
+def _read() -> tuple[np.ndarray, np.ndarray]:
+    """Grey levels (1797, 8, 8) and labels (1797,), both int64.
+
+    From the file itself: `load_digits` imports scikit-learn and SciPy, which takes longer than
+    everything else before the first update.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None  # the package depends on it
+    path = Path(str(spec.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path, "rt", encoding="ascii") as file:
+        table = np.loadtxt(file, dtype=np.int64, delimiter=",")  # 64 pixels and the label
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
 
 
 def _split(labels: np.ndarray) -> dict[str, np.ndarray]:
