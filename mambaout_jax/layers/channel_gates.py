@@ -2,10 +2,11 @@
 """Gates that weigh the channels of a whole map by what the map holds on average."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.typing import Dtype, Initializer
+from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from mambaout_jax.layers.activations import activation
@@ -26,7 +27,7 @@ class SqueezeExcite(nn.Module):
     reduced: int
     activation: str = "relu"
     dtype: Dtype | None = None
-    inits: Callable[[int, int], dict[str, Initializer]] = lambda fan_in, fan_out: {}
+    inits: Callable[[int, int], dict[str, Any]] = lambda fan_in, fan_out: {}
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
