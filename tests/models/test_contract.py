@@ -8,6 +8,7 @@ numbers against its reference are in test_goldens.py.
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
