@@ -18,8 +18,7 @@ from flax.traverse_util import flatten_dict
 from support.small import FAMILY_NAMES, IMAGE, small_options
 from support.variables import randomised
 
-from mambaout_jax.analysis.cost import count
-from mambaout_jax.backbone import subtree
+from mambaout_jax.analysis.cost import count_by_formula
 from mambaout_jax.models import (
     FAMILIES,
     create_backbone,
@@ -31,7 +30,7 @@ from mambaout_jax.models import (
 )
 from mambaout_jax.train.optimizer import decay_mask, layer_depths
 from mambaout_jax.weights.catalog import CATALOG
-from mambaout_jax.weights.convert import from_torch, namings, to_torch
+from mambaout_jax.weights.convert import from_torch, model_variables, namings, to_torch
 from mambaout_jax.weights.load import load_pretrained, save_variables
 
 every_family = pytest.mark.parametrize("name", FAMILY_NAMES)
@@ -49,6 +48,9 @@ of_each_mixer_by_default = pytest.mark.parametrize(
 )
 
 
+OTHER = (2, 96, 64, 3)
+
+
 def small(name, **options):
     return create_model(name, **{**small_options(name), **options})
 
@@ -60,7 +62,24 @@ def image(*shape, dtype=jnp.float32):
 @functools.cache
 def shapes_of(name):
     """Shapes and dtypes of the variables of `small(name)`."""
-    return jax.eval_shape(small(name).init, jax.random.key(0), image(*IMAGE))
+    # Of the size that conversions ask for, so that they know the shapes already.
+    return model_variables(small(name), small_options(name).get("image_size", 224))
+
+
+@functools.cache
+def traced(name, dtype=jnp.float32, shape=IMAGE):
+    """`Features` and logits of `small(name)`."""
+    logits, kept = jax.eval_shape(
+        functools.partial(
+            small(name, dtype=dtype).apply,
+            capture_intermediates=lambda _, method: method == "features",
+            mutable=["intermediates"],
+        ),
+        shapes_of(name),  # float32, whatever the computation
+        image(*shape),
+    )
+    (features,) = kept["intermediates"]["backbone"]["features"]
+    return features, logits
 
 
 def random_variables(name):
@@ -71,13 +90,9 @@ def random_variables(name):
 
 @every_family
 def test_maps_are_as_said_before_initialisation_in_the_dtype_of_the_computation(name):
-    for dtype, shape in ((jnp.float32, IMAGE), (jnp.bfloat16, (2, 96, 64, 3))):
+    for dtype, shape in ((jnp.float32, IMAGE), (jnp.bfloat16, OTHER)):
         backbone = small(name, dtype=dtype).backbone
-        variables = subtree(shapes_of(name), "backbone")  # float32, whatever the computation
-        maps, _ = jax.eval_shape(
-            lambda v, x, backbone=backbone: backbone.apply(v, x, method="features"),
-            variables, image(*shape),
-        )  # fmt: skip
+        maps = traced(name, dtype, shape)[0].maps
         assert len(maps) == len(backbone.channels) == len(backbone.strides)
         for stage, channels, stride in zip(maps, backbone.channels, backbone.strides, strict=True):
             assert stage.shape == (shape[0], shape[1] // stride, shape[2] // stride, channels)
@@ -132,17 +147,14 @@ def test_float64_stays_float64_and_logits_are_at_least_float32(name):
         double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
         logits = jax.eval_shape(small(name).apply, double, image(*IMAGE, dtype=jnp.float64))
     assert (logits.shape, logits.dtype) == ((1, 3), jnp.float64)
-    half = small(name, dtype=jnp.bfloat16)
-    assert jax.eval_shape(half.apply, shapes_of(name), image(*IMAGE)).dtype == jnp.float32
+    _, logits = traced(name, jnp.bfloat16, OTHER)
+    assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
 
 
 @every_family
 def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
     model, whole = small(name, num_classes=0), shapes_of(name)["params"]["head"]
-    backbone = subtree(shapes_of(name), "backbone")
-    features = jax.eval_shape(
-        lambda v, x: model.backbone.apply(v, x, method="features"), backbone, image(*IMAGE)
-    )
+    features, _ = traced(name)
     head = {key: leaf for key, leaf in whole.items() if key != "classifier"}
     read = jax.eval_shape(model.head.apply, {"params": head}, features)
     assert read.shape == (1, whole["classifier"]["kernel"].shape[0])
@@ -316,10 +328,15 @@ def sized(name):
     return pytest.param(name, marks=() if name in SMALLEST else pytest.mark.goldens)
 
 
+@functools.cache
+def costs(name):
+    return count_by_formula(create_model(name), (224, 224, 3))
+
+
 @pytest.mark.parametrize("name", [sized(name) for name in list_models()])
 def test_parameters_and_macs_are_those_of_the_table(name):
     _, variant = find_variant(name)
-    assert count(create_model(name), (224, 224, 3)) == (variant.parameters, variant.macs)
+    assert costs(name)["parallel"] == (variant.parameters, variant.macs)
 
 
 # Table 1 of the MambaOut paper, as printed: parameters in millions, multiply-accumulates in 10⁹.
@@ -350,8 +367,7 @@ def test_costs_are_those_of_table_1(name):
     "name", [sized(name) for name in list_models() if find_variant(name)[1].hand_macs]
 )
 def test_macs_by_hand_are_those_of_the_table(name):
-    cost = count(create_model(name), (224, 224, 3), "hand")
-    assert cost.macs == find_variant(name)[1].hand_macs
+    assert costs(name)["hand"].macs == find_variant(name)[1].hand_macs
 
 
 def test_a_model_says_which_options_it_takes():
