@@ -12,7 +12,7 @@ is an error that lists all of them. PyTorch itself is not needed.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -165,7 +165,7 @@ def _trace_variables(model: Classifier | Backbone, size: tuple[int, int]) -> Any
 
 
 # A trace takes about a second, and one conversion asks for the same shapes several times.
-_known_variables = functools.lru_cache(maxsize=64)(_trace_variables)
+_known_variables: Callable[..., Any] = functools.lru_cache(maxsize=64)(_trace_variables)
 
 
 def _shapes(name: str, model: Classifier, options: Mapping[str, Any]) -> dict[Path, Any]:
