@@ -21,7 +21,7 @@ def local_path(path: str | Path) -> Path:
     if address:
         scheme, rest = address.groups()
         allowed = (
-            "only the working directory of one run may be in a bucket: download it, or "
+            "only the working directory of a run may be in a bucket: download it, or "
             if scheme.lower() in _BUCKETS
             else "files are read and written only at paths of this machine: "
         )
@@ -52,8 +52,14 @@ def workdir_path(path: str | Path) -> Path | str:
         ValueError: it is an address of another kind or only a bucket, or as for `local_path`.
     """
     address = _ADDRESS.fullmatch(str(path))
-    if not address or not in_bucket(path):
+    if not address:
         return local_path(path)
+    if not in_bucket(path):
+        raise ValueError(
+            f"{address[1]}://{address[2]} is no address of a working directory: those are paths of "
+            "this machine, gs://bucket/folder and s3://bucket/folder; mount it and give the path "
+            "of the mount, or use a local folder and copy the files afterwards"
+        )
     scheme, (bucket, *folders) = address[1].lower(), re.split("/+", address[2].rstrip("/"))
     if not folders:
         raise ValueError(

@@ -10,6 +10,7 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
+from mambaout_jax.paths import in_bucket, local_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "evaluate a run, or weights on a folder of images"
@@ -81,6 +82,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.parser.error("--force goes with --figures or --json: nothing else is written")
     if arguments.json:
         check_destination(arguments.json, arguments.force)
+    if arguments.weights and in_bucket(arguments.weights):
+        local_path(arguments.weights)  # refuses it: a run in a bucket is given as --workdir
     join_processes(arguments.distributed)
     from mambaout_jax.runtime.workdir import run_copy
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout_jax.cli.errors import positive
+from mambaout_jax.paths import in_bucket, workdir_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "name what images show"
@@ -64,7 +65,6 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 @contextlib.contextmanager
 def _local(weights: str) -> Iterator[str | Path]:
     """The weights; those of a run in a bucket in a copy of the run."""
-    from mambaout_jax.paths import in_bucket, workdir_path
     from mambaout_jax.runtime.workdir import run_copy
 
     if in_bucket(weights) and Path(weights).suffix not in _WEIGHT_FILES:

@@ -57,10 +57,7 @@ class BucketLock(Lock):
 
     def _look(self) -> Standing | None:
         found = self._bucket.read(FILE_NAME)
-        self._generation = found.generation
-        if found.data is None:
-            return None
-        return Standing(Owner.read(found.data), found)
+        return None if found.data is None else Standing(Owner.read(found.data), found)
 
     def _age(self, standing: Standing) -> float:
         try:
@@ -69,10 +66,13 @@ class BucketLock(Lock):
             return float("inf")
 
     def _take(self, owner: Owner, stale: Standing | None) -> bool:
+        found = self._bucket.read(FILE_NAME) if stale is None else stale.mark
+        if stale is None and found.data is not None:
+            return False
         if stale is not None and not (stale.owner and stale.owner.has_ended()):
             _LOG.warning("a lock in %s looks stale; watching it for a while", self._place)
             time.sleep(_WATCH_SECONDS)
-        return self._put(owner)
+        return self._put(owner, found.generation)
 
     def _renew(self) -> bool:
         try:
@@ -89,18 +89,21 @@ class BucketLock(Lock):
     def _renew_once(self) -> None:
         with self._one_at_a_time:
             owner = self._owner
-            if owner is None or self.lost or self._put(owner):
+            if owner is None or self.lost or self._put(owner, self._generation):
                 return
-            gone = self._look() is None  # somebody has deleted it by hand
-            self.lost = not (gone and self._put(owner))
+            found = self._bucket.read(FILE_NAME)
+            deleted = found.data is None  # by hand
+            self.lost = not (deleted and self._put(owner, found.generation))
 
-    def _put(self, owner: Owner) -> bool:
-        """Writes the lock where nobody else has done so since `_look`; whether it is `owner`'s."""
+    def _put(self, owner: Owner, generation: bytes) -> bool:
+        """Writes the lock over that generation; False where it is another's by now."""
         now = time.time()
         data = json.dumps({**dataclasses.asdict(owner), "renewed": now}).encode()
-        generation = self._bucket.swap(FILE_NAME, data, self._generation)
-        if generation is None:  # by somebody else, or by us: the answer to a write can get lost
-            found = self._look()
-            return found is not None and found.owner == owner
-        self._generation, self._renewed = generation, now
+        written = self._bucket.swap(FILE_NAME, data, generation)
+        if written is None:  # or it is written, and the answer got lost
+            found = self._bucket.read(FILE_NAME)
+            if found.data is None or Owner.read(found.data) != owner:
+                return False
+            written = found.generation
+        self._generation, self._renewed = written, now
         return True

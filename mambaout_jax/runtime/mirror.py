@@ -65,6 +65,7 @@ class Mirror:
         try:
             self._sync_persistently()
         except (BucketError, OSError) as failure:
+            shutil.rmtree(self.folder / _LINKS, ignore_errors=True)
             kept = _free_name(self.folder)
             self.folder.rename(kept)
             address = self._bucket.address
@@ -90,9 +91,9 @@ class Mirror:
             if found and int(found[1]) not in complete:
                 self._bucket.delete(name)
             elif found or (SMALL_FILE.fullmatch(name) and name != LOCK):
-                download(self._bucket, name, self.folder)
-                self._stamps[name] = _stamp(self.folder / name)
-                self._remote.add(name)
+                if download(self._bucket, name, self.folder):
+                    self._stamps[name] = _stamp(self.folder / name)
+                    self._remote.add(name)
             elif name.startswith(f"{CHECKPOINTS}/"):
                 # Set aside, and not wanted here; but its name is taken.
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -223,11 +224,14 @@ def usable_names(bucket: Bucket, witness: str) -> list[str]:
     return [name for name in names if not {"", ".", ".."} & set(name.split("/"))]
 
 
-def download(bucket: Bucket, name: str, folder: Path) -> None:
-    """Writes an object to a file of its name in a folder."""
-    path = folder / name
+def download(bucket: Bucket, name: str, folder: Path) -> bool:
+    """Writes an object to a file of its name in a folder; False where it has gone meanwhile."""
+    data, path = bucket.read(name).data, folder / name
+    if data is None:
+        return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bucket.read(name).data or b"")
+    path.write_bytes(data)
+    return True
 
 
 def _files(folder: Path) -> Iterator[str]:

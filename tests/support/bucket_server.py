@@ -17,9 +17,10 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         objects: name to bytes.
         generations: name to the number of the write.
-        status: sent instead of any answer, where it is set.
-        requests: "METHOD path", in order.
-        before: called with the method and the name of an object before it is answered.
+        requests: (method, name), in order; the name is "" where objects are listed, and the method
+            of what changes one is PUT or DELETE.
+        refuse: from method and name to the status to send instead of an answer, or None; called
+            before each answer.
     """
 
     daemon_threads = True
@@ -28,9 +29,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.objects: dict[str, bytes] = {}
         self.generations: dict[str, int] = {}
-        self.status: int | None = None
-        self.requests: list[str] = []
-        self.before = lambda method, name: None
+        self.requests: list[tuple[str, str]] = []
+        self.refuse = lambda method, name: None
         self.lock = threading.Lock()
         self._writes = 0
 
@@ -38,7 +38,24 @@ class Server(http.server.ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    @property
+    def environment(self):
+        """Variables of a program that finds this server."""
+        return {
+            "TENSORSTORE_GCS_HTTP_URL": self.url,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "key",
+        }
+
+    @property
+    def changes(self):
+        """The requests that change an object."""
+        return [request for request in self.requests if request[0] in ("PUT", "DELETE")]
+
     def put(self, name, data):
+        """Writes an object, as somebody else does."""
         self._writes += 1
         self.objects[name], self.generations[name] = data, self._writes
 
@@ -57,19 +74,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         google, path = url.path.partition("/storage/v1/b/")[1:]
         bucket, _, name = (path if google else url.path.lstrip("/")).partition("/")
-        if google:
-            name = query.get("name") or unquote(name[2:])
-        server.before(self.command, name)
+        name = query.get("name") or unquote(name[2:] if google else name)
+        method = "PUT" if self.command == "POST" else self.command
+        status = server.refuse(method, name)
         with server.lock:
-            server.requests.append(f"{self.command} {unquote(self.path)}")
-            if server.status is not None:
-                self._answer(server.status, b'{"error": {"message": "as the test wants it"}}')
+            server.requests.append((method, name))
+            if status is not None:
+                self._answer(status, b'{"error": {"message": "as the test wants it"}}')
             elif bucket != BUCKET:
                 self._answer(404, b'{"error": {"message": "no such bucket"}}')
             elif not name:
                 (self._list_google if google else self._list_amazon)(query)
             else:
-                self._object(unquote(name), body, google, query)
+                self._object(name, body, google, query)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
