@@ -18,7 +18,6 @@ from support.tiny_run import get_config
 
 from mambaout_jax.cli import evaluate as evaluate_verb
 from mambaout_jax.cli.main import main
-from mambaout_jax.evaluation import predict as prediction
 from mambaout_jax.runtime import bucket as bucket_file
 from mambaout_jax.runtime import mirror as mirror_file
 from mambaout_jax.runtime.bucket import Bucket, BucketError
@@ -89,9 +88,9 @@ def test_what_is_written_in_the_folder_is_in_the_bucket_at_the_end(
 @pytest.mark.parametrize("opened", [run_folder, run_copy])
 def test_errors_name_the_address_and_not_the_folder(opened, bucket_server):
     bucket_server.put("runs/a/config.json", b"{}")
-    with pytest.raises(ValueError, match=f"^{ADDRESS}/config.json is damaged$"):
-        with opened(ADDRESS) as folder:
-            raise ValueError(f"{folder / 'config.json'} is damaged")
+    said = f"^{ADDRESS}/config.json is damaged$"
+    with pytest.raises(ValueError, match=said), opened(ADDRESS) as folder:
+        raise ValueError(f"{folder / 'config.json'} is damaged")
     with pytest.raises(Preempted) as preempted, opened(ADDRESS) as folder:
         raise Preempted(3, folder / "checkpoints" / "3")
     assert f"the state is in {ADDRESS}/checkpoints/3: run the same" in str(preempted.value)
@@ -125,9 +124,9 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_run, bucket_server, tmp_path):
 
 
 def test_where_no_run_is_nothing_is_read(bucket_server):
-    with pytest.raises(FileNotFoundError, match=f"^{ADDRESS}/config.json is missing; the address"):
-        with run_copy(ADDRESS):
-            pass
+    said = f"^{ADDRESS}/config.json is missing; the address should be the --workdir"
+    with pytest.raises(FileNotFoundError, match=said), run_copy(ADDRESS):
+        pass
 
 
 def test_a_second_start_is_refused(bucket_server, capsys):
@@ -153,7 +152,7 @@ def test_curves_evaluate_and_predict_read_a_run_in_a_bucket(
     def note(folder):
         seen.append(json.loads((Path(folder) / "config.json").read_text()))
         seen.append(read_checkpoint(Path(folder) / "checkpoints").step)
-        raise ValueError(f"{folder} is seen")
+        raise RuntimeError(f"{folder} is seen")
 
     drawn = "mambaout_jax.analysis.figures.draw_curves"
     monkeypatch.setattr(drawn, lambda metrics, out: seen.append(metrics))
@@ -162,10 +161,9 @@ def test_curves_evaluate_and_predict_read_a_run_in_a_bucket(
     assert seen.pop()[ADDRESS][-1]["step"] == 30
     monkeypatch.setattr(evaluate_verb, "_evaluate_run", lambda given, _: note(given.workdir))
     monkeypatch.setattr(load, "describe_source", lambda weights, *_: note(weights))
-    monkeypatch.setattr(prediction, "describe_source", load.describe_source)
     for command in (["evaluate", "--workdir"], ["predict", "image.png", "--weights"]):
         capsys.readouterr()
-        assert main([*command, ADDRESS]) == 2
+        assert main([*command, ADDRESS]) == 1
         assert capsys.readouterr().err == f"error: {ADDRESS} is seen\n"
         assert seen == [json.loads((run / "config.json").read_text()), 30]
         seen.clear()
@@ -191,9 +189,12 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
 
 
 @pytest.mark.slow
-@SCHEMES
+@pytest.mark.parametrize(
+    ("scheme", "name"),
+    [("gs", "checkpoints/11/state/manifest.ocdbt"), ("s3", "checkpoints/22/meta/data.json")],
+)
 def test_killed_runs_in_a_bucket_end_as_if_nothing_had_happened(
-    scheme, tiny_run, bucket_server, tmp_path
+    scheme, name, tiny_run, bucket_server, tmp_path
 ):
     run, _ = tiny_run
     code = (
@@ -209,16 +210,15 @@ def test_killed_runs_in_a_bucket_end_as_if_nothing_had_happened(
     def start():
         return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
-    for name in ("checkpoints/11/state/manifest.ocdbt", "checkpoints/22/meta/data.json"):
-        process = start()
+    process = start()
 
-        def kill_at(method, written, name=name, process=process):
-            if (method, written) == ("PUT", f"runs/a/{name}"):
-                process.send_signal(signal.SIGKILL)
+    def kill_at(method, written):
+        if (method, written) == ("PUT", f"runs/a/{name}"):
+            process.send_signal(signal.SIGKILL)
 
-        bucket_server.refuse = kill_at
-        process.communicate(timeout=300)
-        assert process.returncode == -signal.SIGKILL
+    bucket_server.refuse = kill_at
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
     bucket_server.refuse = lambda method, name: None
     process = start()
     _, err = process.communicate(timeout=300)
