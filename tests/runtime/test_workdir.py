@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 from support.places import ROOT
-from support.runs import final_state, flip_a_byte_of_the_data, timeless_metrics
+from support.runs import checkpoints, final_state, flip_a_byte_of_the_data, timeless_metrics
 from support.tiny_run import get_config
 
 from mambaout_jax.cli import evaluate as evaluate_verb
@@ -104,7 +104,7 @@ def test_a_copy_has_the_newest_complete_checkpoint_and_goes(
     del bucket_server.objects["runs/a/checkpoints/30/meta/data.json"]  # half uploaded
     before = dict(bucket_server.objects)
     with run_copy(ADDRESS) as folder:
-        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["22"]
+        assert checkpoints(folder) == [22]
         assert read_checkpoint(folder / "checkpoints").step == 22
         assert (folder / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     with run_copy(ADDRESS, checkpoint=False) as folder:
@@ -119,8 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny_run, bucket_server, tmp_path):
     flip_a_byte_of_the_data(copy / "checkpoints" / "30")
     upload(bucket_server, copy)
     with run_copy(ADDRESS) as folder:
-        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["22", "30"]
-        assert read_checkpoint(folder / "checkpoints").step == 22
+        assert checkpoints(folder) == [22, 30]  # from which the reader chooses, with a warning
 
 
 def test_where_no_run_is_nothing_is_read(bucket_server):
@@ -151,7 +150,7 @@ def test_curves_evaluate_and_predict_read_a_run_in_a_bucket(
 
     def note(folder):
         seen.append(json.loads((Path(folder) / "config.json").read_text()))
-        seen.append(read_checkpoint(Path(folder) / "checkpoints").step)
+        seen.append(checkpoints(Path(folder)))
         raise RuntimeError(f"{folder} is seen")
 
     drawn = "mambaout_jax.analysis.figures.draw_curves"
@@ -165,7 +164,7 @@ def test_curves_evaluate_and_predict_read_a_run_in_a_bucket(
         capsys.readouterr()
         assert main([*command, ADDRESS]) == 1
         assert capsys.readouterr().err == f"error: {ADDRESS} is seen\n"
-        assert seen == [json.loads((run / "config.json").read_text()), 30]
+        assert seen == [json.loads((run / "config.json").read_text()), [30]]
         seen.clear()
 
 
@@ -180,7 +179,7 @@ def test_a_run_in_a_bucket_is_the_one_in_a_folder(
     copy = bucket_contents(bucket_server, tmp_path / "copy")
     assert timeless_metrics(copy) == timeless_metrics(run)
     assert final_state(copy) == final_state(run)
-    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["11", "22", "30"]
+    assert checkpoints(copy) == [11, 22, 30]
     assert not (copy / "run.lock").exists()
     assert list(own_temporary_folder.iterdir()) == []
     assert train(get_config(), address) == metrics  # resumes at the end
