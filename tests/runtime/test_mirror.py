@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import shutil
+import time
 
 import pytest
 
@@ -236,8 +237,9 @@ def test_a_failing_bucket_is_told_once_and_tried_again(started, bucket_server, c
     bucket_server.refuse = lambda method, name: 403 if name != LOCK else None
     with caplog.at_level(logging.WARNING, "mambaout_jax"):
         mirror._thread.start()
-        while len(bucket_server.requests) < 5:
-            pass
+        deadline = time.monotonic() + 10
+        while len(bucket_server.requests) < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
         bucket_server.refuse = lambda method, name: None
         mirror.__exit__(None, None, None)
     assert len(caplog.messages) == 1
