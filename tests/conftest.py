@@ -72,6 +72,17 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def bucket_server(monkeypatch):
+    """What is behind gs://bucket and s3://bucket, on this machine."""
+    from support.bucket_server import serve
+
+    with serve() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """An uninterrupted run of `support.tiny_run`, only to be read, and what `train` returned."""

@@ -64,19 +64,36 @@ def count(model: nn.Module, image_shape: tuple[int, ...], scan_formula: str = "p
         ValueError: `image_shape` is not (H, W, C), `scan_formula` is unknown, or a module has
             parameters but does not state its multiply-accumulates.
     """
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape={image_shape} must be (H, W, C), without a batch axis")
     if scan_formula not in SCAN_FORMULAS:
         raise ValueError(
             f"scan_formula={scan_formula!r} is not known; allowed are {', '.join(SCAN_FORMULAS)}"
         )
-    counter = _Counter(scan_formula)
+    return count_by_formula(model, image_shape)[scan_formula]
+
+
+def count_by_formula(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Cost]:
+    """`count` by each of `SCAN_FORMULAS`, in the time of one.
+
+    Args:
+        model: any linen module whose input is images (1, H, W, C).
+        image_shape: (H, W, C).
+
+    Raises:
+        ValueError: `image_shape` is not (H, W, C), or a module has parameters but does not state
+            its multiply-accumulates.
+    """
+    if len(image_shape) != 3:
+        raise ValueError(f"image_shape={image_shape} must be (H, W, C), without a batch axis")
+    counter = _Counter()
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(counter):
         program, variables = jax.make_jaxpr(model.init, return_shape=True)(jax.random.key(0), image)
     flat: dict[tuple[str, ...], Any] = flatten_dict(variables.get("params", {}))
     counter.check({path[:-1] for path in flat})
-    return Cost(sum(math.prod(leaf.shape) for leaf in flat.values()), _marked_macs(program.jaxpr))
+    parameters = sum(math.prod(leaf.shape) for leaf in flat.values())
+    return {
+        formula: Cost(parameters, _marked_macs(program.jaxpr, formula)) for formula in SCAN_FORMULAS
+    }
 
 
 def block_flops(L: int, D: int) -> int:
@@ -143,8 +160,7 @@ class _Counter:
     traced once, is counted as often as it runs.
     """
 
-    def __init__(self, scan_formula: str) -> None:
-        self._scan_formula = scan_formula
+    def __init__(self) -> None:
         self._types: dict[tuple[str, ...], type[nn.Module]] = {}  # by path
         self._stated: set[tuple[str, ...]] = set()
         self._calls: Counter[tuple[str, ...]] = Counter()  # finished ones, by path
@@ -168,12 +184,13 @@ class _Counter:
         self._calls[module.path] += 1
         bound = inspect.signature(next_function).bind(*args, **kwargs)
         inputs = (*bound.args, *filter(_is_array, bound.kwargs.values()))
-        total = 0
-        if macs is not None and not self._is_free(module):
-            total += macs(module, inputs, output)
-        if hasattr(kind, "scan_size"):
-            total += self._scan_macs(module.scan_size(inputs))
-        return _mark(output, total) if total else output
+        own = 0 if macs is None else macs(module, inputs, output)
+        scan = module.scan_size(inputs) if hasattr(kind, "scan_size") else None
+        totals = tuple(
+            (formula, (0 if _is_free(module, formula) else int(own)) + _scan_macs(scan, formula))
+            for formula in SCAN_FORMULAS
+        )
+        return _mark(output, totals) if any(total for _, total in totals) else output
 
     def check(self, owners: set[tuple[str, ...]]) -> None:
         """Raises ValueError if a module with parameters of its own does not state its cost."""
@@ -188,47 +205,54 @@ class _Counter:
                 "none"
             )
 
-    def _scan_macs(self, scan: ScanSize) -> int:
-        """All paths of a scan, without the projections, which are linear layers inside it."""
-        L = scan.tokens
-        D = scan.channels
-        gate = L * D if scan.gated else 0
-        return scan.paths * (SCAN_FORMULAS[self._scan_formula](L, D, scan.states) + gate)
 
-    def _is_free(self, module: nn.Module) -> bool:
-        further_path = any(re.fullmatch(r"path_[1-9]\d*", name) for name in module.path)
-        return self._scan_formula == "hand" and further_path
+def _scan_macs(scan: ScanSize | None, formula: str) -> int:
+    """All paths of a scan, without the projections, which are linear layers inside it."""
+    if scan is None:
+        return 0
+    L = scan.tokens
+    D = scan.channels
+    gate = L * D if scan.gated else 0
+    return scan.paths * (SCAN_FORMULAS[formula](L, D, scan.states) + gate)
 
 
-# An identity that carries multiply-accumulates. Of a batch of `nn.vmap` each example has its own.
+def _is_free(module: nn.Module, formula: str) -> bool:
+    further_path = any(re.fullmatch(r"path_[1-9]\d*", name) for name in module.path)
+    return formula == "hand" and further_path
+
+
+# An identity that carries pairs of a formula and multiply-accumulates. Of a batch of `nn.vmap` each
+# example has its own.
 _marker = Primitive("macs")
 _marker.def_abstract_eval(lambda x, *, macs: x)
 
 
 def _mark_batch(inputs, axes, *, macs):
-    return _marker.bind(inputs[0], macs=macs * inputs[0].shape[axes[0]]), axes[0]
+    batch = inputs[0].shape[axes[0]]
+    macs = tuple((formula, count * batch) for formula, count in macs)
+    return _marker.bind(inputs[0], macs=macs), axes[0]
 
 
 batching.primitive_batchers[_marker] = _mark_batch
 
 
-def _mark(output: Any, macs: int) -> Any:
+def _mark(output: Any, macs: tuple[tuple[str, int], ...]) -> Any:
     leaves, structure = jax.tree.flatten(output)
-    return jax.tree.unflatten(structure, [_marker.bind(leaves[0], macs=int(macs)), *leaves[1:]])
+    return jax.tree.unflatten(structure, [_marker.bind(leaves[0], macs=macs), *leaves[1:]])
 
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape")
 
 
-def _marked_macs(program: Any) -> int:
+def _marked_macs(program: Any, formula: str) -> int:
     """What is marked in a jaxpr, all of its inner ones included, as often as they run."""
     macs = 0
     for equation in program.eqns:
         if equation.primitive is _marker:
-            macs += equation.params["macs"]
+            macs += dict(equation.params["macs"])[formula]
             continue
-        inner = [_marked_macs(jaxpr) for jaxpr in jaxprs_in_params(equation.params)]
+        inner = [_marked_macs(jaxpr, formula) for jaxpr in jaxprs_in_params(equation.params)]
         if equation.primitive.name == "while" and any(inner):
             raise ValueError(
                 "a module is called in a loop whose length is not known before it runs, so that "

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="WORKDIR",
-        help="working directories of the runs, for curves",
+        help="working directories of the runs, for curves; folders, gs://… or s3://…",
     )
     parser.add_argument(
         "--out", type=Path, metavar="PNG", help="file to write (default: QUESTION.png)"
@@ -56,8 +56,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _draw_curves(workdirs: list[Path], out: Path) -> None:
+def _draw_curves(workdirs: list[Path | str], out: Path) -> None:
     from mambaout_jax.analysis.figures import draw_curves
+    from mambaout_jax.runtime.workdir import run_copy
     from mambaout_jax.train.writer import read_metrics
 
-    draw_curves({str(workdir): read_metrics(workdir) for workdir in workdirs}, out)
+    metrics = {}
+    for workdir in workdirs:
+        with run_copy(workdir, checkpoint=False) as folder:
+            metrics[str(workdir)] = read_metrics(folder)
+    draw_curves(metrics, out)

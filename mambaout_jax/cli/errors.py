@@ -66,9 +66,10 @@ def report(error: Exception) -> int:
 def run_training(train: Callable[[], None]) -> int:
     """Runs what trains and returns the exit code: 0, or 75 where it was asked to stop and saved.
 
-    Where a checkpoint could not be written the program ends at once: Python would wait for threads
-    of Orbax, which may hang for five minutes.
+    Where the state could not be written the program ends at once: Python would wait for threads of
+    Orbax, which may hang for five minutes.
     """
+    from mambaout_jax.runtime.bucket import BucketError
     from mambaout_jax.runtime.checkpoint import SaveError
     from mambaout_jax.train.preemption import EXIT_CODE, Preempted
 
@@ -77,7 +78,7 @@ def run_training(train: Callable[[], None]) -> int:
     except Preempted as preempted:
         complain(str(preempted))
         return EXIT_CODE
-    except SaveError as error:
+    except (SaveError, BucketError) as error:
         code = report(error)
         sys.stdout.flush()
         sys.stderr.flush()

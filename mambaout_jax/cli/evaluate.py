@@ -2,6 +2,7 @@
 """`mambaout evaluate`: a run on its own data, any weights on labelled images, or on test sets."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from mambaout_jax.cli.distributed import (
@@ -9,6 +10,7 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
+from mambaout_jax.paths import in_bucket, local_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "evaluate a run, or weights on a folder of images"
@@ -27,7 +29,12 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `evaluate`."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", type=Path, metavar="DIR", help="working directory of a run")
+    source.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="working directory of a run, a folder or gs://bucket/folder or s3://bucket/folder",
+    )
     source.add_argument(
         "--weights", metavar="SOURCE", help="weight file, published name or hub repository"
     )
@@ -75,13 +82,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.parser.error("--force goes with --figures or --json: nothing else is written")
     if arguments.json:
         check_destination(arguments.json, arguments.force)
+    if arguments.weights and in_bucket(arguments.weights):
+        local_path(arguments.weights)  # refuses it: a run in a bucket is given as --workdir
     join_processes(arguments.distributed)
-    if arguments.suite:
-        _evaluate_suites(arguments, overrides)
-    elif arguments.weights or labelled_images:
-        _evaluate_images(arguments, overrides)
-    else:
-        _evaluate_run(arguments, overrides)
+    from mambaout_jax.runtime.workdir import run_copy
+
+    with run_copy(arguments.workdir) if arguments.workdir else contextlib.nullcontext() as workdir:
+        arguments.workdir = workdir
+        if arguments.suite:
+            _evaluate_suites(arguments, overrides)
+        elif arguments.weights or labelled_images:
+            _evaluate_images(arguments, overrides)
+        else:
+            _evaluate_run(arguments, overrides)
     return 0
 
 

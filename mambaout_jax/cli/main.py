@@ -22,7 +22,7 @@ from mambaout_jax.cli import (
     train,
 )
 from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
-from mambaout_jax.paths import local_path
+from mambaout_jax.paths import local_path, workdir_path
 from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
 VERBS = (train, evaluate, compare, predict, models, convert, prepare, analyse, bench)
@@ -68,12 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:
-    """`~` in every argument that is a path; refuses addresses such as gs://bucket/run."""
+    """`~` in every argument that is a path; only working directories may be in a bucket.
+
+    Those become strings, such as gs://bucket/run, and the others stay paths.
+    """
     for name, value in vars(arguments).items():
+        expand = workdir_path if name in ("workdir", "workdirs") else local_path
         if isinstance(value, Path):
-            setattr(arguments, name, local_path(value))
+            setattr(arguments, name, expand(value))
         elif isinstance(value, list) and value and isinstance(value[0], Path):
-            setattr(arguments, name, [local_path(path) for path in value])
+            setattr(arguments, name, [expand(path) for path in value])
 
 
 def build_parser() -> argparse.ArgumentParser:

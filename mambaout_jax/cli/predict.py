@@ -2,11 +2,14 @@
 """`mambaout predict`: name what images show."""
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout_jax.cli.errors import positive
+from mambaout_jax.paths import in_bucket, workdir_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "name what images show"
@@ -18,9 +21,12 @@ examples:
   mambaout predict --weights hf_hub:timm/mambaout_femto.in1k photo.jpg --json
   mambaout predict --weights weights.safetensors --model mambaout_tiny photo.jpg
 
-Weights are the working directory of a run, a weight file (.safetensors, .pth), a name from the
-table that `mambaout models` prints, or a repository of the Hugging Face hub.
+Weights are the working directory of a run (a folder, or gs://bucket/folder or s3://bucket/folder),
+a weight file (.safetensors, .pth), a name from the table that `mambaout models` prints, or a
+repository of the Hugging Face hub.
 """
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +58,28 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.parser.error("--force goes with --grid: nothing else is written")
     if arguments.grid:
         check_destination(arguments.grid, arguments.force)
+    with _local(arguments.weights) as weights:
+        return _predict(arguments, weights)
+
+
+@contextlib.contextmanager
+def _local(weights: str) -> Iterator[str | Path]:
+    """The weights; those of a run in a bucket in a copy of the run."""
+    from mambaout_jax.runtime.workdir import run_copy
+
+    if in_bucket(weights) and Path(weights).suffix not in _WEIGHT_FILES:
+        with run_copy(workdir_path(weights)) as folder:
+            yield folder
+    else:
+        yield weights
+
+
+def _predict(arguments: argparse.Namespace, weights: str | Path) -> int:
     from mambaout_jax.evaluation.predict import make_predictor, predict_files
     from mambaout_jax.weights.load import describe_source
 
-    preprocessing = describe_source(arguments.weights, arguments.model, arguments.image_size)
-    predictor = make_predictor(arguments.weights, arguments.model, preprocessing)
+    preprocessing = describe_source(weights, arguments.model, arguments.image_size)
+    predictor = make_predictor(weights, arguments.model, preprocessing)
     predictions, unreadable = [], []
 
     def skip(error: Exception) -> None:

@@ -20,6 +20,7 @@ EXAMPLES = """
 examples:
   mambaout train --config experiments/quickstart.py
   mambaout train --config experiments/quickstart.py --workdir /tmp/run --config.seed=1
+  mambaout train --config experiments/quickstart.py --workdir gs://bucket/run
   mambaout train --config experiments/quickstart.py --dry-run
 
 The same command again resumes the run at its last checkpoint, whether it ended or was stopped.
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir",
         type=Path,
         metavar="DIR",
-        help="where the run is kept (default: runs/<name of the file>)",
+        help="where the run is kept, a folder or gs://bucket/folder or s3://bucket/folder "
+        "(default: runs/<name of the file>)",
     )
     parser.add_argument(
         "--dry-run",
@@ -59,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, or only shows what would be trained; returns the exit code."""
     from mambaout_jax.config_file import override, read_config, split_argument
-    from mambaout_jax.runtime.lock import DirectoryLock
 
     began = time.perf_counter()
     if arguments.force and not arguments.show_batch:
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     file, _ = split_argument(arguments.config)
     workdir = arguments.workdir or Path("runs") / Path(file).stem
     if not (arguments.dry_run or arguments.show_batch):
-        DirectoryLock(workdir).check()  # before the seconds that all else takes to begin
+        _check_free(workdir)  # before the seconds that all else takes to begin
     config = override(read_config(arguments.config), overrides)
     join_processes(arguments.distributed)
     from mambaout_jax.train.preview import describe, show_batch
@@ -84,7 +85,19 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return run_training(lambda: _train(config, workdir, began))
 
 
-def _train(config, workdir: Path, began: float) -> None:
+def _check_free(workdir: Path | str) -> None:
+    if isinstance(workdir, Path):
+        from mambaout_jax.runtime.lock import DirectoryLock
+
+        DirectoryLock(workdir).check()
+    else:
+        from mambaout_jax.runtime.bucket import Bucket
+        from mambaout_jax.runtime.bucket_lock import BucketLock
+
+        BucketLock(Bucket(workdir)).check()
+
+
+def _train(config, workdir: Path | str, began: float) -> None:
     from mambaout_jax.evaluation.evaluator import format_metrics
     from mambaout_jax.train.loop import train
 

@@ -21,11 +21,12 @@ from mambaout_jax.config import Config, validate_evaluation_batch
 from mambaout_jax.data.loader import EvaluationView, evaluation_batches
 from mambaout_jax.data.sets.identity import changes, class_changes, identity
 from mambaout_jax.data.sets.sources import Source
-from mambaout_jax.paths import local_path
+from mambaout_jax.paths import workdir_path
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.runtime.compiler_options import to_run_fast
 from mambaout_jax.runtime.files import read_json
 from mambaout_jax.runtime.mesh import place, platform_of, put_batch, replicated
+from mambaout_jax.runtime.workdir import run_copy
 from mambaout_jax.tasks.setup import Setup, set_up
 from mambaout_jax.tasks.task import Batch, Objective, Partial, Task
 
@@ -110,7 +111,7 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Args:
         config: the run's; it has to fit the devices here, so `mesh.fsdp` may be another.
-        workdir: the run's.
+        workdir: the run's, a path or an address in a bucket.
 
     Returns:
         `step`, and metrics such as `eval/top1` in percent; `eval_ema/…` for the averaged weights,
@@ -122,7 +123,11 @@ def evaluate(config: Config, workdir: str | Path) -> dict[str, float]:
             classes than the run's.
         FloatingPointError: a metric is not finite.
     """
-    workdir = local_path(workdir)
+    with run_copy(workdir_path(workdir)) as folder:
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: Config, workdir: Path) -> dict[str, float]:
     setup = set_up(config)
     _check_meaning(setup.task, workdir)
     restored = read_checkpoint(workdir / "checkpoints")

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import Array as JaxArray
+from jax import lax
 from jaxtyping import Array, Float
 
 from mambaout_jax.layers.initializers import uniform_fan_in_init
@@ -35,7 +36,8 @@ class CausalConv(nn.Module):
         y = bias[None, None]
         for k in range(K):
             first = k * self.dilation
-            y = y + kernel[k][None] * padded[:, first : first + L]  # (B, L, D)
+            tap = lax.slice_in_dim(kernel, k, k + 1)  # (1, 1, D)
+            y = y + tap * lax.slice_in_dim(padded, first, first + L, axis=1)  # (B, L, D)
         return y
 
     @nn.nowrap

@@ -36,6 +36,9 @@ _LOG = logging.getLogger("mambaout_jax")
 # How Orbax begins to name what it has not finished; used here for what is being deleted, too.
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _ASIDE = "unreadable"
+# Arrays of fewer bytes are written whole: to cut each of them into a part per device takes a
+# program per shape, seconds at the first save of a run.
+_SPLIT_BYTES = 2**20
 # What a failed save is told by: Orbax and TensorStore wrap it in words of their own.
 _CAUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
            errno.EIO, errno.ESTALE)  # fmt: skip
@@ -78,6 +81,7 @@ class Checkpointer:
         self._keep = keep
         self._saving: ocp.AsyncResponse[None] | None = None
         self._context = ocp.Context()
+        self._context.array.saving.min_slice_bytes_for_replica_parallel = _SPLIT_BYTES
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
         self._context.checkpointables.registry = registry

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run per directory: a lock file that is believed only as long as its owner lives.
+"""One run per directory: a lock that is believed only as long as its owner lives.
 
-The file names the process that holds the lock, and that process renews the file's time. Where the
-same process numbers are seen (the same boot of the same machine, the same container) a lock whose
-process has ended is stale at once, however it ended. Elsewhere it is stale when it has not been
-renewed for `STALE_SECONDS`. All of this works on network file systems: creation is exclusive, and
-ages are measured by the clock of the file system.
+A lock names the process that holds it, and that process renews it. Where the same process numbers
+are seen (the same boot of the same machine, the same container) a lock whose process has ended is
+stale at once, however it ended. Elsewhere it is stale when it has not been renewed for
+`STALE_SECONDS`.
+
+`DirectoryLock` is a file. It works on network file systems: creation is exclusive, and ages are
+measured by the clock of the file system. `bucket_lock.BucketLock` is an object in a bucket.
 """
 
+import abc
 import contextlib
 import dataclasses
 import json
@@ -19,6 +22,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 FILE_NAME = "run.lock"
 RENEWAL_SECONDS = 10.0
@@ -56,6 +60,16 @@ class Owner:
         pid = os.getpid()
         return cls(socket.gethostname(), _process_space(), pid, _started(pid) or "", since, token)
 
+    @classmethod
+    def read(cls, data: bytes) -> "Owner | None":
+        """Who a lock names, from JSON that may say more; None where it is damaged."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        with contextlib.suppress(ValueError, TypeError, LookupError):
+            values = json.loads(data)
+            owner = cls(**{name: values[name] for name in names})
+            return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
+        return None
+
     def has_ended(self) -> bool | None:
         """Whether the process has ended; None where this cannot be seen from here."""
         if (self.host, self.space) != (socket.gethostname(), _process_space()):
@@ -70,15 +84,27 @@ class Owner:
         return started is not None and started != self.started
 
 
-class DirectoryLock:
-    """The right to write into a directory. One process of a run holds it for all of them.
+class Standing(NamedTuple):
+    """A lock that is there.
 
-    Args:
-        directory: made by `acquire` where it is missing.
+    Attributes:
+        owner: who it names; None where it is damaged.
+        mark: what the kind of lock knows this state of it by.
     """
 
-    def __init__(self, directory: Path):
-        self._directory, self._path = directory, directory / FILE_NAME
+    owner: Owner | None
+    mark: Any
+
+
+class Lock(abc.ABC):
+    """The right to write into a place. One process of a run holds it for all of them.
+
+    Args:
+        place: what is locked, for people.
+    """
+
+    def __init__(self, place: Path | str):
+        self._place = place
         self._owner: Owner | None = None
         self._released = threading.Event()
 
@@ -97,42 +123,33 @@ class DirectoryLock:
             RuntimeError: another run holds it, as for `check`.
             OSError: the directory cannot be written to.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
         while self._owner is None:
             stale, owner = self._find_stale(), Owner.here()
-            if stale:
-                self._path.unlink(missing_ok=True)
-            with contextlib.suppress(FileExistsError):  # another run was quicker
-                self._create(owner)
-            # Another run may have found the same stale lock, and removed ours in its place.
-            time.sleep(_SETTLING_SECONDS if stale else 0)
-            if self._read() == owner:
+            if self._take(owner, stale):  # else another run was quicker
                 self._owner = owner
-        threading.Thread(target=self._renew, daemon=True).start()
+        threading.Thread(target=self._keep_renewed, daemon=True).start()
 
     def release(self) -> None:
         """Gives the lock back, if it is held."""
         self._released.set()
-        if self._owner is not None and self._read() == self._owner:
-            self._path.unlink(missing_ok=True)
+        if self._owner is not None:
+            self._remove(self._owner)
         self._owner = None
 
-    def _find_stale(self) -> bool:
-        """Whether a stale lock is there; raises where another run holds it."""
-        try:
-            renewed = self._path.stat().st_mtime
-        except FileNotFoundError:
-            return False
-        owner = self._read()
+    def _find_stale(self) -> Standing | None:
+        """A stale lock, None where there is none at all; raises where another run holds it."""
+        standing = self._look()
+        if standing is None:
+            return None
+        owner = standing.owner
         ended = None if owner is None else owner.has_ended()
         if ended:
-            return True
+            return standing
         elsewhere = ""
         if ended is None:
-            with tempfile.TemporaryFile(dir=self._directory) as file:
-                age = os.fstat(file.fileno()).st_mtime - renewed
+            age = self._age(standing)
             if age > STALE_SECONDS:
-                return True
+                return standing
             elsewhere = (
                 f". It gave a sign of life {max(age, 0):.0f} s ago; should it have been killed, "
                 f"run the command again once that is {STALE_SECONDS:.0f} s ago"
@@ -141,9 +158,86 @@ class DirectoryLock:
         if owner is not None:
             who = f"process {owner.pid} on {owner.host}, since {owner.since}"
         raise RuntimeError(
-            f"{self._directory} is in use by {who}: wait until that run has ended, stop it, or "
+            f"{self._place} is in use by {who}: wait until that run has ended, stop it, or "
             f"train into another directory{elsewhere}"
         )
+
+    def _keep_renewed(self) -> None:
+        while not self._released.wait(RENEWAL_SECONDS):
+            if not self._renew():
+                _LOG.warning(
+                    "another run has taken %s/%s, where this one still writes",
+                    self._place, FILE_NAME,
+                )  # fmt: skip
+                return
+
+    @abc.abstractmethod
+    def _look(self) -> Standing | None:
+        """The lock that is there, if there is one."""
+
+    @abc.abstractmethod
+    def _age(self, standing: Standing) -> float:
+        """Seconds since it was renewed."""
+
+    @abc.abstractmethod
+    def _take(self, owner: Owner, stale: Standing | None) -> bool:
+        """Makes the lock for `owner`, in the place of a stale one; False where another run did."""
+
+    @abc.abstractmethod
+    def _renew(self) -> bool:
+        """Gives a sign of life, where that is possible; False where another run has the lock."""
+
+    @abc.abstractmethod
+    def _remove(self, owner: Owner) -> None:
+        """Removes the lock, if it is still that of `owner`."""
+
+
+class DirectoryLock(Lock):
+    """The right to write into a directory, as a file in it.
+
+    Args:
+        directory: made by `acquire` where it is missing.
+    """
+
+    def __init__(self, directory: Path):
+        super().__init__(directory)
+        self._directory, self._path = directory, directory / FILE_NAME
+
+    def acquire(self) -> None:
+        """As for every lock; makes the directory."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        super().acquire()
+
+    def _look(self) -> Standing | None:
+        try:
+            renewed = self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        return Standing(self._read(), renewed)
+
+    def _age(self, standing: Standing) -> float:
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            return os.fstat(file.fileno()).st_mtime - standing.mark
+
+    def _take(self, owner: Owner, stale: Standing | None) -> bool:
+        if stale is not None:
+            self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._create(owner)
+        # Another run may have found the same stale lock, and removed ours in its place.
+        time.sleep(_SETTLING_SECONDS if stale is not None else 0)
+        return self._read() == owner
+
+    def _renew(self) -> bool:
+        if self._read() not in (self._owner, None):
+            return False
+        with contextlib.suppress(OSError):  # the next renewal may succeed
+            os.utime(self._path)
+        return True
+
+    def _remove(self, owner: Owner) -> None:
+        if self._read() == owner:
+            self._path.unlink(missing_ok=True)
 
     def _create(self, owner: Owner) -> None:
         file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -157,18 +251,9 @@ class DirectoryLock:
 
     def _read(self) -> Owner | None:
         """Who the file names; None where it is damaged or not there."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            owner = Owner(**json.loads(self._path.read_bytes()))
-            return owner if isinstance(owner.pid, int) and owner.pid > 0 else None
+        with contextlib.suppress(OSError):
+            return Owner.read(self._path.read_bytes())
         return None
-
-    def _renew(self) -> None:
-        while not self._released.wait(RENEWAL_SECONDS):
-            if self._read() not in (self._owner, None):
-                _LOG.warning("another run has taken %s, where this one still writes", self._path)
-                return
-            with contextlib.suppress(OSError):  # the next renewal may succeed
-                os.utime(self._path)
 
 
 def _process_space() -> str:

@@ -20,11 +20,12 @@ from mambaout_jax.config import Config
 from mambaout_jax.data.sets.identity import changes, identity
 from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.evaluation.evaluator import Evaluator, format_metrics, weights_by_name
-from mambaout_jax.paths import local_path
+from mambaout_jax.paths import workdir_path
 from mambaout_jax.runtime.checkpoint import Checkpointer
 from mambaout_jax.runtime.lock import DirectoryLock
 from mambaout_jax.runtime.mesh import place, put_batch
 from mambaout_jax.runtime.processes import in_first_process
+from mambaout_jax.runtime.workdir import run_folder
 from mambaout_jax.tasks.setup import Setup, pretrained_variables, set_up
 from mambaout_jax.train.interval import Interval, NotFiniteError
 from mambaout_jax.train.log import log_file
@@ -50,14 +51,16 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
 
     Args:
         config: made from `config.default_config()`.
-        workdir: gets `config.json`, `environment.json`, `metrics.jsonl`, `checkpoints/`, and where
-            there is something to log `log.txt`; `run.lock` while the call lasts.
+        workdir: a path, or an address in a bucket (gs://bucket/run, s3://bucket/run), into which
+            only a run of one process can train. Gets `config.json`, `environment.json`,
+            `metrics.jsonl`, `checkpoints/`, and where there is something to log `log.txt`;
+            `run.lock` while the call lasts.
 
     Returns:
         `step` and the final metrics, such as `eval/top1` in percent.
 
     Raises:
-        ValueError: a setting is wrong, or the workdir is an address or holds a run with other
+        ValueError: a setting is wrong, or the workdir is another address or holds a run with other
             settings.
         FileExistsError: the workdir holds files of another origin under the names of a run's.
         FileNotFoundError, RuntimeError: the pretrained weights are not there or cannot be read.
@@ -65,12 +68,19 @@ def train(config: Config, workdir: str | Path) -> dict[str, float]:
             the last good checkpoint.
         RuntimeError: another run is writing into the workdir, or more training examples are
             unreadable than the config allows.
+        BucketError: the bucket cannot be read, or the last state cannot be written to it.
         SaveError: a checkpoint could not be written.
         UnreadableImageError: an image of the validation set is; the state is saved before.
         Preempted: SIGTERM or SIGINT came; the state is saved, the same call resumes from it.
     """
-    workdir = local_path(workdir).absolute()
+    workdir = workdir_path(workdir)
     setup = set_up(config)
+    with run_folder(workdir) as folder:
+        return _train(setup, folder.absolute())
+
+
+def _train(setup: Setup, workdir: Path) -> dict[str, float]:
+    config = setup.config
     check_nothing_foreign(workdir, setup.task.record())
     weights = _starting_weights(setup, workdir)  # which may be refused: before anything is made
     schedule = make_schedule(config.schedule, setup.resolved)

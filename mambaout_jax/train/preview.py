@@ -82,7 +82,7 @@ def show_batch(config: Config, path: Path) -> None:
         batch = {name: jnp.asarray(array) for name, array in next(batches).items()}
     batch["position"] = jnp.arange(config.batch_size, dtype=jnp.int32)
     key, _ = step_keys(config.seed, 0)
-    setup.task.draw_batch(setup.task.prepare(batch, key), path)
+    setup.task.draw_batch(jax.jit(setup.task.prepare)(batch, key), path)
 
 
 def _starting_point(config: Config) -> str:

@@ -11,7 +11,8 @@ Nothing is skipped and nothing is filled in: a name too many, a name too few or 
 is an error that lists all of them. PyTorch itself is not needed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -149,10 +150,22 @@ def model_variables(model: Classifier | Backbone, image_size: int | tuple[int, i
     Args:
         image_size: side or (height, width) in pixels.
     """
+    size = height_and_width(image_size)
+    try:
+        hash(model)
+    except TypeError:  # an option is a list, which could change
+        return _trace_variables(model, size)
+    return jax.tree.map(lambda leaf: leaf, _known_variables(model, size))  # the caller's own dicts
+
+
+def _trace_variables(model: Classifier | Backbone, size: tuple[int, int]) -> Any:
     backbone = model if isinstance(model, Backbone) else model.backbone
-    shape = (1, *height_and_width(image_size), backbone.in_chans)
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *size, backbone.in_chans), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+# A trace takes about a second, and one conversion asks for the same shapes several times.
+_known_variables: Callable[..., Any] = functools.lru_cache(maxsize=64)(_trace_variables)
 
 
 def _shapes(name: str, model: Classifier, options: Mapping[str, Any]) -> dict[Path, Any]:

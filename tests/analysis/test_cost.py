@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mambaout_jax.analysis.cost import activation_bytes, block_flops, count, length_ratio
+from mambaout_jax.analysis.cost import (
+    activation_bytes,
+    block_flops,
+    count,
+    count_by_formula,
+    length_ratio,
+)
 from mambaout_jax.layers.conv import Conv, DepthwiseConv
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.layers.norms import LayerNorm
@@ -154,6 +160,10 @@ def test_scans_are_counted_by_both_formulas(routes, paths):
     # LocalMamba's code counts the projections of one direction only.
     by_hand = projections + paths * (5 * L * D * N + 2 * L * D)
     assert count(module, (6, 5, D), scan_formula="hand").macs == by_hand
+    both = count_by_formula(module, (6, 5, D))
+    assert {formula: cost.macs for formula, cost in both.items()} == {
+        "parallel": parallel, "hand": by_hand,
+    }  # fmt: skip
 
 
 def test_equation_6_and_the_papers_thresholds():

@@ -83,34 +83,47 @@ def test_main_returns_the_exit_code_of_the_verb(monkeypatch):
 @pytest.mark.parametrize(
     "command",
     [
-        "train --config x.py --workdir ADDRESS",
         "train --config ADDRESS/x.py",
         "train --config x.py --show-batch ADDRESS",
         "compare --config x.py --mixers conv,attention --out ADDRESS",
-        "evaluate --workdir ADDRESS",
         "evaluate --weights w --data ADDRESS",
         "evaluate --weights ADDRESS --data images",
+        "evaluate --weights ADDRESS --suite images",
         "evaluate --weights w --figures ADDRESS",
         "evaluate --weights w --suite ADDRESS",
-        "predict --weights ADDRESS image.png",
+        "predict --weights ADDRESS.safetensors image.png",
         "predict --weights w image.png --grid ADDRESS",
         "convert ADDRESS out.safetensors",
         "convert in.pth ADDRESS",
         "prepare imagenet --folder . --out ADDRESS",
         "prepare imagenet --train-tar ADDRESS --out .",
-        "analyse curves run ADDRESS",
         "analyse blocks --out ADDRESS",
         "bench conv --out ADDRESS",
     ],
 )
-def test_an_address_in_place_of_a_path_is_refused(command, capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("scheme", ["gs", "s3", "abfss"])
+def test_an_address_in_place_of_a_path_is_refused(command, scheme, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = command.replace("ADDRESS", "gs://bucket/thing").split()
+    command = command.replace("ADDRESS", f"{scheme}://bucket/thing").split()
     assert main(command) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: gs://bucket/thing")
+    assert err.startswith(f"error: {scheme}://bucket/thing")
     assert err.endswith("or use a local folder and copy the files afterwards\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", ["train --config x.py --workdir", "evaluate --workdir", "analyse curves run"]
+)
+@pytest.mark.parametrize("address", ["abfss://bucket/thing", "gs://bucket"])
+def test_a_run_is_kept_at_no_other_address(command, address, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), address]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: {address} is ")
+    assert "gs://bucket/" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,6 +137,8 @@ def test_the_home_directory_may_be_written_short(monkeypatch):
     assert seen[0].workdirs == [Path("/home/me/runs/a"), Path("b")]
     assert seen[0].out == Path("/home/me/c.png")
     assert seen[1].workdir == Path("/home/me/runs/a")
+    main(["train", "--config=c.py", "--workdir=s3://bucket/runs/a/"])
+    assert seen[2].workdir == "s3://bucket/runs/a"
 
 
 def test_version(capsys):

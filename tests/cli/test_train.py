@@ -14,6 +14,7 @@ from support import tiny_run
 from support.command_line import error_line, usage_error
 
 from mambaout_jax.cli.main import main
+from mambaout_jax.runtime.bucket import BucketError
 from mambaout_jax.runtime.checkpoint import SaveError
 from mambaout_jax.runtime.lock import DirectoryLock
 from mambaout_jax.train import loop
@@ -125,9 +126,10 @@ def test_preempted_run_has_code_75(capsys, monkeypatch):
     )
 
 
-def test_a_run_that_cannot_save_ends_without_waiting_for_threads(capfd, monkeypatch):
+@pytest.mark.parametrize("kind", [SaveError, BucketError])
+def test_a_run_that_cannot_save_ends_without_waiting_for_threads(kind, capfd, monkeypatch):
     def train(config, workdir):
-        raise SaveError("a checkpoint could not be written")
+        raise kind("a checkpoint could not be written")
 
     def end(code):
         raise SystemExit(code)  # in place of os._exit, which nothing outlives

@@ -75,8 +75,8 @@ def test_ssm_sees_only_what_lies_before(rng):
     x = jnp.asarray(rng.standard_normal((1, 8, 4)), jnp.float32)
     for reverse, unchanged in ((False, slice(0, 5)), (True, slice(6, 8))):
         module = SSM(state_size=3, dt_rank=2, reverse=reverse)
-        variables = module.init(jax.random.key(0), x)
-        changed = module.apply(variables, x.at[0, 5].add(1.0)) - module.apply(variables, x)
+        variables, apply = jax.jit(module.init)(jax.random.key(0), x), jax.jit(module.apply)
+        changed = apply(variables, x.at[0, 5].add(1.0)) - apply(variables, x)
         moved = np.abs(changed).max(axis=(0, 2)) > 0
         assert not moved[unchanged].any()
         assert moved[5]
@@ -85,7 +85,7 @@ def test_ssm_sees_only_what_lies_before(rng):
 
 def test_selection_starts_as_mamba_does():
     D, N, R = 512, 16, 12
-    params = Selection(N, R).init(jax.random.key(0), jnp.zeros((1, 2, D)))["params"]
+    params = jax.jit(Selection(N, R).init)(jax.random.key(0), jnp.zeros((1, 2, D)))["params"]
     np.testing.assert_allclose(np.exp(params["A_log"]), np.tile(np.arange(1, N + 1), (D, 1)), 1e-6)
     np.testing.assert_array_equal(params["D"], np.ones(D))
     step = np.logaddexp(np.asarray(params["dt_proj"]["bias"], np.float64), 0)
@@ -104,9 +104,8 @@ def test_dt_rank_is_a_sixteenth_rounded_up():
 
 def test_ssm_in_bfloat16_stays_near_float32(rng):
     x = jnp.asarray(rng.standard_normal((2, 40, 8)), jnp.float32)
-    variables = SSM(4, 2).init(jax.random.key(0), x)
-    exact = SSM(4, 2).apply(variables, x)
-    half = SSM(4, 2, dtype=jnp.bfloat16).apply(variables, x.astype(jnp.bfloat16))
+    exact, variables = jax.jit(SSM(4, 2).init_with_output)(jax.random.key(0), x)
+    half = jax.jit(SSM(4, 2, dtype=jnp.bfloat16).apply)(variables, x.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     error = np.abs(np.asarray(half, np.float32) - exact).max() / np.abs(exact).max()
     assert error < 0.02

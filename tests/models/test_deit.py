@@ -34,12 +34,17 @@ TIMM = {
 }
 
 
+# Compiled once for all tests that ask the same model.
+
+
+@partial(jax.jit, static_argnums=0)
 def apply(model, variables, images):
-    return jax.jit(model.apply)(variables, images)
+    return model.apply(variables, images)
 
 
+@partial(jax.jit, static_argnums=0)
 def features(backbone, variables, images):
-    return jax.jit(partial(backbone.apply, method="features"))(variables, images)
+    return backbone.apply(variables, images, method="features")
 
 
 def randomised(model, images, seed=0):
@@ -144,13 +149,12 @@ def test_causal_and_full_have_the_same_parameters(variables, images):
 def test_a_patch_reaches_only_later_patches_and_the_class_token(variables, images, mode):
     backbone = create_backbone(NAME, **SMALL, attention=mode)
     variables = subtree(variables, "backbone")
-    run = jax.jit(partial(backbone.apply, method="features"))
-    before = run(variables, images)
+    before = features(backbone, variables, images)
     for row in range(3):
         for column in range(4):
             changed = images.copy()
             changed[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 1
-            after = run(variables, changed)
+            after = features(backbone, variables, changed)
             moved = np.any(after.maps[0] != before.maps[0], axis=(0, 3)).ravel()
             reached = np.arange(12) >= 4 * row + column
             np.testing.assert_array_equal(moved, reached if mode == "causal" else [True] * 12)
@@ -219,7 +223,9 @@ def test_published_drop_path_is_the_default_and_drops_whole_branches(variables, 
     backbone = create_backbone(NAME, **SMALL, drop_path=0.5)
     params = subtree(variables, "backbone")
     many = np.broadcast_to(images[:1], (64, *images.shape[1:]))
-    found = backbone.apply(params, many, train=True, rngs={"dropout": jax.random.key(0)})[0]
+    key = jax.random.key(0)
+    train = jax.jit(partial(backbone.apply, train=True, rngs={"dropout": key}))
+    found = train(params, many)[0]
     assert len(np.unique(np.asarray(found).reshape(64, -1).round(3), axis=0)) == 4
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from ml_collections import FrozenConfigDict
 from support.small_steps import task_of
 
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
@@ -226,8 +227,14 @@ def batch(rng):
     }
 
 
+@functools.cache
+def program(config, **options):
+    """Compiled once for all tests of the same settings."""
+    return jit(lambda key, batch: task_of(config, 5).prepare(batch, key), **options)
+
+
 def augmenter(config, **options):
-    step = jit(lambda key, batch: task_of(config, 5).prepare(batch, key), **options)
+    step = program(FrozenConfigDict(config), **options)
     return lambda batch, key=0: jax.device_get(step(jax.random.key(key), batch))
 
 
@@ -327,6 +334,7 @@ def test_erasing_before_mixing_mixes_the_noise(batch, config):
     config.augment.cutmix_alpha = 0.0
     config.augment.erase_after_mixing = False
     out = augmenter(config)(batch)
+    config.augment.erase_after_mixing = True  # which is nothing to either alone
     config.augment.mix_probability = 0.0
     erased = augmenter(config)(batch)["image"].reshape(8, 4, 8, 6, 3)
     config.augment.update(mix_probability=1.0, erase_probability=0.0)

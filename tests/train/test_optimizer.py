@@ -85,10 +85,10 @@ def test_optimizer_is_adamw_with_clipping(config, rng):
 
     optimizer = make_optimizer(config.optimizer, lambda step: jnp.asarray(rates)[step], RULES)
     tree = {"layer": {name: jnp.asarray(p, jnp.float32) for name, p in params.items()}}
-    state = optimizer.init(tree)
+    state, update = optimizer.init(tree), jax.jit(optimizer.update)
     for gradient in gradients:
         gradient = {"layer": {name: jnp.asarray(g, jnp.float32) for name, g in gradient.items()}}
-        updates, state = optimizer.update(gradient, state, tree)
+        updates, state = update(gradient, state, tree)
         tree = optax.apply_updates(tree, updates)
     for name, value in expected.items():
         np.testing.assert_allclose(tree["layer"][name], value, rtol=1e-5, atol=1e-6)
@@ -188,10 +188,10 @@ def tree(rng):
 
 
 def updates_of(optimizer, params, gradients):
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     updates = {}
     for gradient in gradients:
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = update(gradient, state, params)
     return flatten_dict(updates, sep="/"), state
 
 

@@ -18,6 +18,15 @@ def variables(rng):
     return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
+def test_known_shapes_are_those_of_the_model_and_the_callers_own():
+    for dims in ((8, 16), (8, 24), (8, 16)):
+        model = create_model("mambaout_tiny", **{**MODEL, "dims": dims})
+        for size in (8, (12, 8)):
+            shapes = model_variables(model, size)
+            assert shapes["params"]["head"]["hidden"]["kernel"].shape == (dims[1], 4 * dims[1])
+            shapes["params"].clear()
+
+
 def test_official_and_timm_names_hold_the_same_tensors(variables):
     timm = to_torch("mambaout_tiny", variables, naming="timm", **MODEL)
     official = to_torch("mambaout_tiny", variables, naming="official", **MODEL)
