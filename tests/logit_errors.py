@@ -40,7 +40,9 @@ def compared(paths):
 
     A model has one in float64 where float32 leaves its logits undecided: then that one alone.
     """
-    undecided = {path.with_stem(path.stem.removesuffix(DOUBLE)) for path in paths if is_double(path)}
+    undecided = {
+        path.with_stem(path.stem.removesuffix(DOUBLE)) for path in paths if is_double(path)
+    }
     return [path for path in paths if path not in undecided]
 
 
