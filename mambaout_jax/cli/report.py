@@ -17,8 +17,8 @@ examples:
 
 DIR gets table1.csv, table1.md and table1.html, a page that sorts, filters and draws. --quick takes
 seconds and measures nothing. Without it images per second and memory of every model are measured,
-which takes an hour on two CPU cores; each is kept in DIR/table1.json as soon as it is there, and the
-same command goes on where it was stopped.
+which takes about an hour on two CPU cores. Each is kept in DIR/table1.json as soon as it is there:
+the same command goes on where it was stopped.
 """
 
 _MEASURING = ("models", "batch_size", "rounds", "dtype", "device")

@@ -114,12 +114,13 @@ def _find_record(out: Path, force: bool) -> dict[str, Any]:
     for name in (CSV, MARKDOWN, PAGE):
         path = out / name
         check_destination(path, force=True)  # which leaves what is not an ordinary file
-        if path.exists() and not force:
-            if checksum(path.read_bytes()) not in record["files"].get(name, ()):
-                raise FileExistsError(
-                    f"{path} is not what `{COMMAND}` wrote there; name another --out, or replace "
-                    "it with --force"
-                )
+        if force or not path.exists():
+            continue
+        if checksum(path.read_bytes()) not in record["files"].get(name, ()):
+            raise FileExistsError(
+                f"{path} is not what `{COMMAND}` wrote there; name another --out, or replace it "
+                "with --force"
+            )
     return record
 
 
