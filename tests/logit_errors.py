@@ -8,12 +8,14 @@ A row of experiments/results/logit_errors.json is a golden: the largest differen
 standard deviations of the reference's logits, and what it was measured with. `mambaout report`
 shows the largest of a model. Arguments are names or patterns of goldens; the rows of others stay.
 Models run operation by operation, as in `models/test_goldens.py`. The file is written after each,
-so that a run that is stopped loses nothing: name the goldens that are left.
+so that a run that is stopped loses nothing: name the goldens that are left. A golden that fails
+keeps no row, and the exit code is 1.
 """
 
 import datetime
 import fnmatch
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -80,12 +82,19 @@ def main(patterns):
     if not chosen:
         sys.exit(f"no golden matches {patterns}; they are called {', '.join(map(name_of, paths))}")
     rows = {row["golden"]: row for row in read_json(FILE)["rows"]} if FILE.exists() else {}
+    failed = 0
     for path in chosen:
-        row = rows[name_of(path)] = measure(path)
-        print(f"{row['golden']}: {row['error']:.2g} in {row['dtype']}", flush=True)
-        there = [rows[name_of(each)] for each in paths if name_of(each) in rows]
-        write_json(FILE, {"rows": there})
+        name = name_of(path)
+        rows.pop(name, None)
+        try:
+            rows[name] = measure(path)
+            print(f"{name}: {rows[name]['error']:.2g} in {rows[name]['dtype']}", flush=True)
+        except Exception:  # the others are still worth their time
+            print(f"{name} failed:", traceback.format_exc(), file=sys.stderr, flush=True)
+            failed += 1
+        write_json(FILE, {"rows": [rows[name_of(each)] for each in paths if name_of(each) in rows]})
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["*"])
+    sys.exit(main(sys.argv[1:] or ["*"]))

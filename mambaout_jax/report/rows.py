@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of Table 1: what the paper prints, what is counted here, and what was measured here."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mambaout_jax
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.models import create_model, find_variant, list_models
 from mambaout_jax.report.printed import PARAMETERS, TABLE_1, WHICH, Printed
 from mambaout_jax.runtime.files import read_json
 
 # Written by tests/logit_errors.py; a clone has it.
-ERRORS = Path(mambaout_jax.__file__).parents[1] / "experiments" / "results" / "logit_errors.json"
+ERRORS = Path(__file__).parents[2] / "experiments" / "results" / "logit_errors.json"
 
 _COUNTED_AT = 224  # pixels, of the multiply-accumulates in a family's table of sizes
 _NORMS = 0.02  # of printed MACs, which count what norms do; ours do not
 _BY_HAND = "MACs are printed by LocalMamba's formula of the scan, which gives {:.2f} G"
-_PARAMETERS = "the reference, too, has {:.2f} M parameters"
-_MACS = "MACs are {:+.2f} G from those that are printed"
+_PARAMETERS = "its reference has {:.2f} M parameters as well"
+_MACS = "{:.2f} G MACs {} than are printed"
 
 
 class Ours(NamedTuple):
@@ -127,16 +127,19 @@ def find_ours(name: str) -> Ours | None:
     if name not in list_models():
         return None
     family, variant = find_variant(name)
-    side, macs = variant.image_size, variant.macs
-    if side != _COUNTED_AT:
-        macs = count(create_model(name), (side, side, 3)).macs
+    side = variant.image_size
     return Ours(
         family.__name__.rpartition(".")[2],
         side,
         variant.parameters,
-        macs,
+        variant.macs if side == _COUNTED_AT else _macs_at(name, side),
         variant.hand_macs or None,
     )
+
+
+@functools.cache
+def _macs_at(name: str, side: int) -> int:
+    return count(create_model(name), (side, side, 3)).macs
 
 
 def _note(printed: Printed, ours: Ours) -> str:
@@ -150,7 +153,7 @@ def _note(printed: Printed, ours: Ours) -> str:
     elif printed.macs != "-":
         over, rounding = billions - float(printed.macs), _rounding(printed.macs)
         if not -rounding - _NORMS * float(printed.macs) <= over <= rounding:
-            notes.append(_MACS.format(over))
+            notes.append(_MACS.format(abs(over), "more" if over > 0 else "fewer"))
     return "; ".join(note for note in notes if note)
 
 
