@@ -1,7 +1,7 @@
 "use strict";
 
 const CHARTS = {
-  macs: { keys: ["macs", "printed_macs"], axis: "multiply-accumulates (10⁹)", unit: "G MACs" },
+  macs: { keys: ["macs", "printed_macs"], axis: "multiply-accumulates (10⁹)", unit: "G\u00a0MACs" },
   parameters: { keys: ["parameters", "printed_parameters"], axis: "parameters (10⁶)", unit: "M parameters" },
   speed: { keys: ["speed"], axis: "images per second", unit: "images/s" },
 };
@@ -9,6 +9,7 @@ const MARGIN = { left: 38, right: 12, top: 10, bottom: 38 };
 const MARK = 4.5, EMPHASISED_MARK = 7; // pixels from the middle of a mark to its edge
 const REACH = 26; // pixels from a mark at which it is pointed at
 const GAPS = [3, 10]; // pixels from a mark to its name, which takes the first place that is free
+const EMPHASISED_GAPS = [3, 8, 14, 20, 28, 36]; // of a name that is always written
 
 // Shapes by token mixer, of half a side r.
 const SHAPES = [
@@ -165,7 +166,7 @@ function box(x, y, half) {
 
 function placesOf(p, width, height) {
   const places = [];
-  for (const gap of GAPS) {
+  for (const gap of p.row.emphasised ? EMPHASISED_GAPS : GAPS) {
     const away = (p.row.emphasised ? EMPHASISED_MARK : MARK) + gap;
     const lefts = { right: p.left + away, left: p.left - away - width, middle: p.left - width / 2 };
     const tops = { above: p.top - away - height, below: p.top + away, beside: p.top - height / 2 };
@@ -231,7 +232,7 @@ function tell(figure, point, chart) {
   tooltip.className = "tooltip";
   tooltip.appendChild(document.createElement("strong")).textContent = point.row.model;
   const value = point.x >= 100 ? Math.round(point.x).toLocaleString("en") : Number(point.x.toPrecision(3));
-  tooltip.append(` ${point.row.mixerName}, ${point.row.values.top1} % top-1, ${value} ${chart.unit}${point.published ? ", as published" : ""}`);
+  tooltip.append(` ${point.row.mixerName}, ${point.row.values.top1}\u00a0% top-1, ${value}\u00a0${chart.unit}${point.published ? ", as published" : ""}`);
   const plot = figure.querySelector("svg"), space = figure.clientWidth - tooltip.offsetWidth - 4;
   tooltip.style.left = `${Math.max(4, Math.min(space, plot.parentElement.offsetLeft + point.left - tooltip.offsetWidth / 2))}px`;
   const above = plot.parentElement.offsetTop + point.top - tooltip.offsetHeight - 8;
