@@ -36,7 +36,18 @@ def as_markdown(rows: Sequence[Row], facts: Sequence[str]) -> str:
         "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
         for line in table
     ]
-    return "\n".join(["# Table 1 of the MambaOut paper, again", "", *lines, "", *facts]) + "\n"
+    return (
+        "\n".join(
+            [
+                "# Table 1 of the MambaOut paper, again",
+                "",
+                *lines,
+                "",
+                *(f"- {fact}" for fact in facts),
+            ]
+        )
+        + "\n"
+    )
 
 
 def pixels(row: Row) -> str:

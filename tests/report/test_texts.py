@@ -77,7 +77,7 @@ def test_markdown_is_a_table_with_what_its_figures_mean(measured):
     assert cells[3][8:11] == ["not measured"] * 3
     assert cells[4][0] == r"A\|B\*"
     assert cells[4][6] == "not in this library"
-    assert lines[-3:] == ["First.", "Second.", ""]
+    assert lines[-3:] == ["- First.", "- Second.", ""]
 
 
 @pytest.mark.parametrize(
