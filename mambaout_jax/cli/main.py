@@ -19,13 +19,15 @@ from mambaout_jax.cli import (
     models,
     predict,
     prepare,
+    report,
     train,
 )
-from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown, report
+from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown
+from mambaout_jax.cli.errors import report as report_error
 from mambaout_jax.paths import local_path, workdir_path
 from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
-VERBS = (train, evaluate, compare, predict, models, convert, prepare, analyse, bench)
+VERBS = (train, evaluate, compare, predict, models, convert, prepare, analyse, bench, report)
 
 _SETTINGS_HELP = """
 Any setting of the config file can be set from the command line:
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as error:
-        return report(error)
+        return report_error(error)
     finally:
         for stream in (sys.stdout, sys.stderr):
             if is_broken(stream):

@@ -16,6 +16,7 @@ from mambaout_jax.cli.main import VERBS, build_parser, main
 
 NAMES = (
     "train", "evaluate", "compare", "predict", "models", "convert", "prepare", "analyse", "bench",
+    "report",
 )  # fmt: skip
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "numpy", "ml_collections", "matplotlib", "PIL")
 

@@ -17,6 +17,11 @@ def model_of(path):
     return re.sub(r"_(official|f64|256)$", "", path.stem)
 
 
+def logit_error(logits, expected):
+    """The largest difference, in standard deviations of what the reference computed."""
+    return float(np.abs(np.asarray(logits) - expected).max() / expected.std())
+
+
 def load(path):
     """The arrays of a golden, its notes, and the state dict that it was computed with."""
     with np.load(path) as file:
