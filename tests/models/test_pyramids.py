@@ -78,9 +78,9 @@ def test_a_stripe_mixes_its_own_tokens_alone(rng):
     qkv = rng.standard_normal((1, 5, 5, 12), np.float32)
     attention = StripeAttention(2, (None, 2), "lax", None)  # columns 0 1, 2 3, and 4 with zeros
     variables = randomised(attention, qkv)
-    before = attention.apply(variables, qkv)
+    before = attention.apply(variables, jnp.array(qkv))
     qkv[0, 3, 2] += 1
-    changed = np.abs(attention.apply(variables, qkv) - before).max(axis=-1)[0] > 1e-6
+    changed = np.abs(attention.apply(variables, jnp.array(qkv)) - before).max(axis=-1)[0] > 1e-6
     assert changed.tolist() == [[False, False, True, True, False]] * 5
 
 
@@ -98,9 +98,9 @@ def test_a_focal_window_sees_its_surroundings_and_summaries(rng, expand, region,
     x = rng.standard_normal((1, WINDOW, 3 * WINDOW, 4), np.float32)
     attention = FocalAttention(2, expand, region, None)
     variables = randomised(attention, x)
-    before = attention.apply(variables, x)
+    before = attention.apply(variables, jnp.array(x))
     x[0, 3, column] += 1
-    changed = np.abs(attention.apply(variables, x) - before).max(axis=-1)[0] > 1e-6
+    changed = np.abs(attention.apply(variables, jnp.array(x)) - before).max(axis=-1)[0] > 1e-6
     assert changed[:, :WINDOW].all() == changed[:, :WINDOW].any() == seen
     assert changed[:, 2 * WINDOW :].all()
 
