@@ -17,11 +17,11 @@ from mambaout_jax.benchmarks import throughput
 from mambaout_jax.benchmarks.jax_models import OURS
 from mambaout_jax.benchmarks.timing import environment, find_device
 from mambaout_jax.models import create_model, find_variant
+from mambaout_jax.report.rows import COUNTED_AT
 from mambaout_jax.runtime.files import read_json
 from mambaout_jax.runtime.streams import complain
 
 COMMAND = "mambaout report table1"
-_COUNTED_AT = 224  # pixels, of the multiply-accumulates in a family's table of sizes
 
 
 class Settings(NamedTuple):
@@ -145,7 +145,7 @@ def check_cost(name: str) -> None:
         ValueError: they are not those of its family's table.
     """
     variant = find_variant(name)[1]
-    cost = count(create_model(name), (_COUNTED_AT, _COUNTED_AT, 3))
+    cost = count(create_model(name), (COUNTED_AT, COUNTED_AT, 3))
     if cost != (variant.parameters, variant.macs):
         raise ValueError(
             f"{name} has {cost.parameters:,} parameters and {cost.macs:,} MACs, and its family's "

@@ -14,7 +14,7 @@ from mambaout_jax.runtime.files import read_json
 # Written by tests/logit_errors.py; a clone has it.
 ERRORS = Path(__file__).parents[2] / "experiments" / "results" / "logit_errors.json"
 
-_COUNTED_AT = 224  # pixels, of the multiply-accumulates in a family's table of sizes
+COUNTED_AT = 224  # pixels, of the multiply-accumulates in a family's table of sizes
 _NORMS = 0.02  # of printed MACs, which count what norms do; ours do not
 _BY_HAND = "MACs are printed by LocalMamba's formula of the scan, which gives {:.2f} G"
 _PARAMETERS = "its reference has {:.2f} M parameters as well"
@@ -132,7 +132,7 @@ def find_ours(name: str) -> Ours | None:
         family.__name__.rpartition(".")[2],
         side,
         variant.parameters,
-        variant.macs if side == _COUNTED_AT else _macs_at(name, side),
+        variant.macs if side == COUNTED_AT else _macs_at(name, side),
         variant.hand_macs or None,
     )
 
