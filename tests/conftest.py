@@ -75,9 +75,9 @@ def rng():
 @pytest.fixture
 def bucket_server(monkeypatch):
     """What is behind gs://bucket and s3://bucket, on this machine."""
-    from support.bucket_server import serve
+    from support.bucket_server import BucketServer
 
-    with serve() as server:
+    with BucketServer() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from support import miniature_imagenet
-from support.hub_server import serve
+from support.hub_server import HubServer
 from support.photo_patches import write_photo_patches
 
 from mambaout_jax.cli.main import main
@@ -52,7 +52,7 @@ def hub():
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.normal(0, 0.02, x.shape).astype(x.dtype), shapes)
     state_dict = to_torch("mambaout_femto", variables)
-    with serve() as server:
+    with HubServer() as server:
         server.files["timm/mambaout_femto.in1k/model.safetensors"] = safetensors.numpy.save(
             state_dict
         )

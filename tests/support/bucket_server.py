@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server on this machine that speaks as much of Google's and Amazon's storage as is used here."""
 
-import contextlib
 import hashlib
 import http.server
 import json
 import threading
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from support.local_server import LocalServer
+
 BUCKET = "bucket"
 
 
-class Server(http.server.ThreadingHTTPServer):
+class BucketServer(LocalServer):
     """Keeps `objects` of one bucket.
 
     Attributes:
@@ -23,20 +24,14 @@ class Server(http.server.ThreadingHTTPServer):
             before each answer.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.objects: dict[str, bytes] = {}
         self.generations: dict[str, int] = {}
         self.requests: list[tuple[str, str]] = []
         self.refuse = lambda method, name: None
         self.lock = threading.Lock()
         self._writes = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     @property
     def environment(self):
@@ -153,16 +148,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-
-@contextlib.contextmanager
-def serve():
-    """A running `Server`."""
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()

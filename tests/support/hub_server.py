@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A web server on this machine that speaks as much of the Hugging Face hub as its client needs."""
 
-import contextlib
 import hashlib
 import http.server
-import threading
+
+from support.local_server import LocalServer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Server(http.server.ThreadingHTTPServer):
+class HubServer(LocalServer):
     """Serves `files`.
 
     Attributes:
@@ -20,19 +20,13 @@ class Server(http.server.ThreadingHTTPServer):
         requests: "METHOD path", in order.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files: dict[str, bytes] = {}
         self.cut: int | None = None
         self.status: int | None = None
         self.hide_length = False
         self.requests: list[str] = []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -75,16 +69,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.send_header("X-Error-Code", code)
         self.end_headers()
-
-
-@contextlib.contextmanager
-def serve():
-    """A running `Server`."""
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support.hub_server import COMMIT, serve
+from support.hub_server import COMMIT, HubServer
 
 from mambaout_jax.weights import download
 from mambaout_jax.weights.download import web_file
@@ -19,7 +19,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 @pytest.fixture
 def server():
-    with serve() as running:
+    with HubServer() as running:
         running.files["owner/name/model.safetensors"] = BODY
         running.files["release/model.pth"] = BODY
         yield running

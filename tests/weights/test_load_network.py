@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from support.hub_server import serve
+from support.hub_server import HubServer
 from support.weight_files import (
     FILES,
     MODEL,
@@ -87,7 +87,7 @@ def test_hub_repositories_and_the_catalog_load_over_the_hub(tmp_path):
         ("hf_hub:me/changed", None),
         ("hf_hub:me/absent", None),
     ]
-    with serve() as server:
+    with HubServer() as server:
         server.files = {
             "timm/mambaout_tiny.in1k/model.safetensors": body,
             "me/mine/model.safetensors": body,
@@ -125,7 +125,7 @@ def test_hub_repositories_and_the_catalog_load_over_the_hub(tmp_path):
 
 def test_url_and_official_weights_load_over_the_web(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with serve() as server:
+    with HubServer() as server:
         server.files["release/mambaout_tiny.pth"] = (FILES / "mambaout_tiny.pth").read_bytes()
         url = f"{server.url}/release/mambaout_tiny.pth"
         official = dataclasses.replace(catalog.CATALOG["mambaout_tiny.official"], source=url)
