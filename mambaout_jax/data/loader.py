@@ -12,6 +12,7 @@ import functools
 import math
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,13 @@ class Batches(Iterator):
             ended = re.search(r"Worker process .* exit code (-?\d+)", str(error))
             if ended is None:
                 raise
+            cause = "it is killed or memory runs out"
+            if int(ended[1]) == -signal.SIGBUS:
+                cause = f"{_SHARED_MEMORY}, which may then have to be enlarged, is full"
             raise RuntimeError(
-                f"a process that decodes images ended with exit code {ended[1]}, as when it is "
-                "killed or memory runs out; run the same command again to resume, with a lower "
-                "data.num_workers or data.prefetch_batches where memory is short"
+                f"a process that decodes images ended with exit code {ended[1]}, as when {cause}; "
+                "run the same command again to resume, with a lower data.num_workers or "
+                "data.prefetch_batches where memory is short"
             ) from error
 
     def __enter__(self) -> "Batches":

@@ -285,6 +285,15 @@ def test_workers_need_shared_memory(monkeypatch, tmp_path):
     train_batches(config, Counted(24)).close()
 
 
+def test_a_worker_that_found_shared_memory_full_says_where():
+    def batches():
+        raise RuntimeError("Worker process 1 with pid 7 failed with exit code -7")
+        yield
+
+    with pytest.raises(RuntimeError, match=r"code -7, as when /dev/shm, .* is full; run the same"):
+        next(loader.Batches(batches()))
+
+
 def test_batches_end_their_threads():
     before = set(threading.enumerate())
     batches = train_batches(loader_config(num_threads=5), Counted(30))
