@@ -59,12 +59,13 @@ class Batches(Iterator):
             ended = re.search(r"Worker process .* exit code (-?\d+)", str(error))
             if ended is None:
                 raise
-            cause = "it is killed or memory runs out"
+            cause, more = "it is killed or memory runs out", ""
             if int(ended[1]) == -signal.SIGBUS:
-                cause = f"{_SHARED_MEMORY}, which may then have to be enlarged, is full"
+                cause = f"{_SHARED_MEMORY} is full"
+                more = f"a larger {_SHARED_MEMORY} (docker run --shm-size=, or mount), or with "
             raise RuntimeError(
                 f"a process that decodes images ended with exit code {ended[1]}, as when {cause}; "
-                "run the same command again to resume, with a lower data.num_workers or "
+                f"run the same command again to resume, with {more}a lower data.num_workers or "
                 "data.prefetch_batches where memory is short"
             ) from error
 

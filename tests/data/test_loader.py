@@ -290,7 +290,7 @@ def test_a_worker_that_found_shared_memory_full_says_where():
         raise RuntimeError("Worker process 1 with pid 7 failed with exit code -7")
         yield
 
-    with pytest.raises(RuntimeError, match=r"code -7, as when /dev/shm, .* is full; run the same"):
+    with pytest.raises(RuntimeError, match=r"-7, as when /dev/shm is full; .* a larger /dev/shm"):
         next(loader.Batches(batches()))
 
 
