@@ -274,8 +274,8 @@ def test_workers_need_shared_memory(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 8 * 12 * (256 + 5) - 1))
     config = loader_config(num_workers=2, prefetch_batches=3)
     words = (
-        rf"num_workers=2 need 0\.1 MB of shared memory for their batches, and {tmp_path} has 0\.1 MB "
-        r"free; enlarge it \(docker run --shm-size=1g, .*--config\.data\.num_workers=0"
+        rf"num_workers=2 need 0\.1 MB of shared memory for their batches, and {tmp_path} has "
+        r"0\.1 MB free; enlarge it \(docker run --shm-size=1g, .*--config\.data\.num_workers=0"
     )
     with pytest.raises(OSError, match=words):
         train_batches(config, Counted(24))
