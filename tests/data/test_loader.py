@@ -286,12 +286,15 @@ def test_workers_need_shared_memory(monkeypatch, tmp_path):
 
 
 def test_a_worker_that_found_shared_memory_full_says_where():
-    def batches():
+    def end():
         raise RuntimeError("Worker process 1 with pid 7 failed with exit code -7")
         yield
 
-    with pytest.raises(RuntimeError, match=r"-7, as when /dev/shm is full; .* a larger /dev/shm"):
-        next(loader.Batches(batches()))
+    with train_batches(loader_config(), Counted(24)) as batches:
+        its_own, batches._iterator = batches._iterator, end()
+        with pytest.raises(RuntimeError, match=r"-7, as when /dev/shm is full; .* a larger /dev/s"):
+            next(batches)
+        batches._iterator = its_own
 
 
 def test_batches_end_their_threads():
