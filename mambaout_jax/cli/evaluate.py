@@ -10,7 +10,6 @@ from mambaout_jax.cli.distributed import (
     is_first_process,
     join_processes,
 )
-from mambaout_jax.paths import in_bucket, local_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "evaluate a run, or weights on a folder of images"
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="working directory of a run, a folder or gs://bucket/folder or s3://bucket/folder",
     )
     source.add_argument(
-        "--weights", metavar="SOURCE", help="weight file, published name or hub repository"
+        "--weights", metavar="SOURCE", help="weight file, published name, hub repository or run"
     )
     parser.add_argument(
         "--data",
@@ -82,13 +81,15 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.parser.error("--force goes with --figures or --json: nothing else is written")
     if arguments.json:
         check_destination(arguments.json, arguments.force)
-    if arguments.weights and in_bucket(arguments.weights):
-        local_path(arguments.weights)  # refuses it: a run in a bucket is given as --workdir
     join_processes(arguments.distributed)
     from mambaout_jax.runtime.workdir import run_copy
+    from mambaout_jax.weights.locate import copied_run
 
-    with run_copy(arguments.workdir) if arguments.workdir else contextlib.nullcontext() as workdir:
-        arguments.workdir = workdir
+    with contextlib.ExitStack() as copies:
+        if arguments.weights:
+            arguments.weights = copies.enter_context(copied_run(arguments.weights))
+        else:
+            arguments.workdir = copies.enter_context(run_copy(arguments.workdir))
         if arguments.suite:
             _evaluate_suites(arguments, overrides)
         elif arguments.weights or labelled_images:

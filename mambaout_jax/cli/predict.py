@@ -2,14 +2,11 @@
 """`mambaout predict`: name what images show."""
 
 import argparse
-import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from mambaout_jax.cli.errors import positive
-from mambaout_jax.paths import in_bucket, workdir_path
 from mambaout_jax.runtime.files import check_destination
 
 SUMMARY = "name what images show"
@@ -25,8 +22,6 @@ Weights are the working directory of a run (a folder, or gs://bucket/folder or s
 a weight file (.safetensors, .pth), a name from the table that `mambaout models` prints, or a
 repository of the Hugging Face hub.
 """
-
-_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,20 +53,10 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         arguments.parser.error("--force goes with --grid: nothing else is written")
     if arguments.grid:
         check_destination(arguments.grid, arguments.force)
-    with _local(arguments.weights) as weights:
+    from mambaout_jax.weights.locate import copied_run
+
+    with copied_run(arguments.weights) as weights:
         return _predict(arguments, weights)
-
-
-@contextlib.contextmanager
-def _local(weights: str) -> Iterator[str | Path]:
-    """The weights; those of a run in a bucket in a copy of the run."""
-    from mambaout_jax.runtime.workdir import run_copy
-
-    if in_bucket(weights) and Path(weights).suffix not in _WEIGHT_FILES:
-        with run_copy(workdir_path(weights)) as folder:
-            yield folder
-    else:
-        yield weights
 
 
 def _predict(arguments: argparse.Namespace, weights: str | Path) -> int:

@@ -8,22 +8,17 @@ succeeds only where nobody has renewed or taken it meanwhile.
 
 import dataclasses
 import json
-import logging
 import threading
 import time
 
 from mambaout_jax.runtime.bucket import Bucket, BucketError
 from mambaout_jax.runtime.lock import (
     FILE_NAME,
-    RENEWAL_SECONDS,
     STALE_SECONDS,
     Lock,
     Owner,
     Standing,
 )
-
-_LOG = logging.getLogger("mambaout_jax")
-_WATCH_SECONDS = 3 * RENEWAL_SECONDS
 
 
 class BucketLock(Lock):
@@ -69,9 +64,8 @@ class BucketLock(Lock):
         found = self._bucket.read(FILE_NAME) if stale is None else stale.mark
         if stale is None and found.data is not None:
             return False
-        if stale is not None and not (stale.owner and stale.owner.has_ended()):
-            _LOG.warning("a lock in %s looks stale; watching it for a while", self._place)
-            time.sleep(_WATCH_SECONDS)
+        if stale is not None:
+            self._watch(stale)
         return self._put(owner, found.generation)
 
     def _renew(self) -> bool:

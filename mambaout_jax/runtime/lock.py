@@ -4,7 +4,7 @@
 A lock names the process that holds it, and that process renews it. Where the same process numbers
 are seen (the same boot of the same machine, the same container) a lock whose process has ended is
 stale at once, however it ended. Elsewhere it is stale when it has not been renewed for
-`STALE_SECONDS`.
+`STALE_SECONDS`, and is not renewed while it is watched before it is taken.
 
 `DirectoryLock` is a file. It works on network file systems: creation is exclusive, and ages are
 measured by the clock of the file system. `bucket_lock.BucketLock` is an object in a bucket.
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 FILE_NAME = "run.lock"
 RENEWAL_SECONDS = 10.0
 STALE_SECONDS = 120.0  # NFS clients may see a file's time up to 60 seconds late
+_WATCH_SECONDS = 3 * RENEWAL_SECONDS
 _SETTLING_SECONDS = 0.2
 
 _LOG = logging.getLogger("mambaout_jax")
@@ -162,6 +163,16 @@ class Lock(abc.ABC):
             f"train into another directory{elsewhere}"
         )
 
+    def _watch(self, stale: Standing) -> None:
+        """Waits for what an owner out of sight would do next.
+
+        What looks stale may be young: clocks of machines differ, and a file that NFS 3 has just
+        created has for a moment a time that means nothing.
+        """
+        if not (stale.owner and stale.owner.has_ended()):
+            _LOG.warning("a lock in %s looks stale; watching it for a while", self._place)
+            time.sleep(_WATCH_SECONDS)
+
     def _keep_renewed(self) -> None:
         while not self._released.wait(RENEWAL_SECONDS):
             if not self._renew():
@@ -209,11 +220,13 @@ class DirectoryLock(Lock):
         super().acquire()
 
     def _look(self) -> Standing | None:
-        try:
-            renewed = self._path.stat().st_mtime
-        except FileNotFoundError:
-            return None
-        return Standing(self._read(), renewed)
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                with self._path.open("rb") as file:  # which asks a server of NFS for what is new
+                    return Standing(Owner.read(file.read()), os.fstat(file.fileno()).st_mtime)
+            except OSError:  # another user's, or removed on another machine
+                return Standing(None, self._path.stat().st_mtime)
+        return None
 
     def _age(self, standing: Standing) -> float:
         with tempfile.TemporaryFile(dir=self._directory) as file:
@@ -221,6 +234,9 @@ class DirectoryLock(Lock):
 
     def _take(self, owner: Owner, stale: Standing | None) -> bool:
         if stale is not None:
+            self._watch(stale)
+            if self._look() != stale:
+                return False
             self._path.unlink(missing_ok=True)
         with contextlib.suppress(FileExistsError):
             self._create(owner)
@@ -240,14 +256,13 @@ class DirectoryLock(Lock):
             self._path.unlink(missing_ok=True)
 
     def _create(self, owner: Owner) -> None:
-        file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        try:
-            os.write(file, json.dumps(dataclasses.asdict(owner)).encode())
-        except OSError as error:
-            self._path.unlink()
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
-        finally:
-            os.close(file)
+        with self._path.open("xb", buffering=0) as file:
+            try:
+                file.write(json.dumps(dataclasses.asdict(owner)).encode())
+                os.fsync(file.fileno())  # where a network file system tells that it is full
+            except OSError as error:
+                self._path.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def _read(self) -> Owner | None:
         """Who the file names; None where it is damaged or not there."""

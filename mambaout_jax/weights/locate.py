@@ -4,10 +4,11 @@
 Nothing is read here but names and settings; `weights.load` reads the weights.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from urllib.parse import unquote, urlsplit
 from mambaout_jax.config import Config
 from mambaout_jax.config_file import load_config
 from mambaout_jax.models import find_variant, list_models, model_options
-from mambaout_jax.paths import local_path
+from mambaout_jax.paths import in_bucket, local_path, workdir_path
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.published import Weights
+from mambaout_jax.runtime.workdir import run_copy
 from mambaout_jax.weights import hub
 from mambaout_jax.weights.catalog import CATALOG, weights_of
 from mambaout_jax.weights.download import hub_file, web_file
@@ -27,6 +29,7 @@ from mambaout_jax.weights.formats import format_of
 
 MODEL_KEY = "model"  # of the metadata of our own files
 _HUB_PREFIXES = ("hf_hub:", "hf-hub:")  # ours and timm's spelling
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")  # of weights, by their endings
 
 
 class Found(NamedTuple):
@@ -43,6 +46,24 @@ class Found(NamedTuple):
     fetch: Callable[[], Path]
     preprocessing: Callable[[int | None], Preprocessing]
     options: Mapping[str, Any] = {}
+
+
+@contextlib.contextmanager
+def copied_run(source: str | Path) -> Iterator[str | Path]:
+    """A source for `locate`: for a run in a bucket a local copy, all else as it is given.
+
+    Args:
+        source: see `weights.load`, or the address of a run. One that ends like a file of weights
+            is none, and `locate` refuses it.
+
+    Raises:
+        As `runtime.workdir.run_copy`.
+    """
+    if in_bucket(source) and Path(source).suffix not in _FILES:
+        with run_copy(workdir_path(source)) as folder:
+            yield folder
+    else:
+        yield source
 
 
 def locate(source: str | Path, name: str | None = None) -> Found:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from mambaout_jax.data.sets import digits as digits_file
 from mambaout_jax.data.sets.digits import Digits
 
 
@@ -66,3 +67,9 @@ def test_digits_name_their_classes():
     assert source.num_classes == 10
     with pytest.raises(IndexError):
         source[len(source)]
+
+
+def test_the_file_and_the_package_give_the_same_digits(monkeypatch):
+    from_file = Digits("train").fingerprint()
+    monkeypatch.setattr(digits_file.importlib.util, "find_spec", lambda name: None)
+    assert Digits("train").fingerprint() == from_file

@@ -271,27 +271,30 @@ def test_batches_refuse_sizes_that_do_not_fit():
 def test_workers_need_shared_memory(monkeypatch, tmp_path):
     usage = namedtuple("usage", ("total", "used", "free"))
     monkeypatch.setattr(loader, "_SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 11_999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 8 * 12 * (256 + 5) - 1))
     config = loader_config(num_workers=2, prefetch_batches=3)
     words = (
-        rf"num_workers=2 need 0 MB of shared memory for their batches, and {tmp_path} has 0 MB "
-        r"free; enlarge it \(docker run --shm-size=1g, .*--config\.data\.num_workers=0"
+        rf"num_workers=2 need 0\.1 MB of shared memory for their batches, and {tmp_path} has "
+        r"0\.1 MB free; enlarge it \(docker run --shm-size=1g, .*--config\.data\.num_workers=0"
     )
     with pytest.raises(OSError, match=words):
         train_batches(config, Counted(24))
-    # Two workers with three batches each of twelve images with a label and a mark.
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 3 * 12 * (256 + 5)))
+    # Two workers with eight batches each of twelve images with a label and a mark.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64e6, 0, 2 * 8 * 12 * (256 + 5)))
     monkeypatch.setattr(loader.grain.IterDataset, "mp_prefetch", lambda dataset, _, **__: dataset)
     train_batches(config, Counted(24)).close()
 
 
 def test_a_worker_that_found_shared_memory_full_says_where():
-    def batches():
+    def end():
         raise RuntimeError("Worker process 1 with pid 7 failed with exit code -7")
         yield
 
-    with pytest.raises(RuntimeError, match=r"code -7, as when /dev/shm, .* is full; run the same"):
-        next(loader.Batches(batches()))
+    with train_batches(loader_config(), Counted(24)) as batches:
+        its_own, batches._iterator = batches._iterator, end()
+        with pytest.raises(RuntimeError, match=r"-7, as when /dev/shm is full; .* a larger /dev/s"):
+            next(batches)
+        batches._iterator = its_own
 
 
 def test_batches_end_their_threads():

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from mambaout_jax.runtime import bucket_lock, lock
+from mambaout_jax.runtime import lock
 from mambaout_jax.runtime.bucket import Bucket, BucketError
 from mambaout_jax.runtime.bucket_lock import BucketLock
 from mambaout_jax.runtime.lock import Owner
@@ -22,7 +22,7 @@ NAME = "runs/a/run.lock"
 
 @pytest.fixture(params=["gs://bucket/runs/a", "s3://bucket/runs/a"])
 def bucket(request, bucket_server, monkeypatch):
-    monkeypatch.setattr(bucket_lock, "_WATCH_SECONDS", 0)
+    monkeypatch.setattr(lock, "_WATCH_SECONDS", 0)
     return Bucket(request.param)
 
 
@@ -68,7 +68,7 @@ def test_a_lock_is_an_object_that_goes_when_it_is_released(bucket, bucket_server
 
 
 def test_a_dead_process_holds_nothing_on_its_own_host(bucket, bucket_server, ended, monkeypatch):
-    monkeypatch.setattr(bucket_lock.time, "sleep", None)  # nothing is watched
+    monkeypatch.setattr(lock.time, "sleep", None)  # nothing is watched
     bucket_server.put(NAME, content(pid=ended))
     BucketLock(bucket).check()
     BucketLock(bucket).acquire()
@@ -97,7 +97,7 @@ def test_a_lock_that_is_renewed_while_it_is_watched_stays(bucket, bucket_server,
     # Its owner's clock is behind ours.
     bucket_server.put(NAME, content(500, host="elsewhere"))
     renew = lambda _: bucket_server.put(NAME, content(100, host="elsewhere"))  # noqa: E731
-    monkeypatch.setattr(bucket_lock.time, "sleep", renew)
+    monkeypatch.setattr(lock.time, "sleep", renew)
     with pytest.raises(RuntimeError, match="in use by process"):
         BucketLock(bucket).acquire()
     assert holder(bucket_server) == "other"

@@ -2,6 +2,7 @@
 """One run per directory: who holds it is refused nothing, who is dead holds nothing."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -21,6 +24,7 @@ from mambaout_jax.runtime.lock import DirectoryLock, Owner
 @pytest.fixture(autouse=True)
 def no_settling(monkeypatch):
     monkeypatch.setattr(lock_file, "_SETTLING_SECONDS", 0)
+    monkeypatch.setattr(lock_file, "_WATCH_SECONDS", 0)
 
 
 @pytest.fixture
@@ -126,6 +130,38 @@ def test_a_lock_file_that_cannot_be_read_counts_by_its_age(tmp_path, content):
         DirectoryLock(tmp_path).check()
     os.utime(path, (time.time() - 121,) * 2)
     DirectoryLock(tmp_path).acquire()
+
+
+def test_a_lock_that_is_no_file_is_respected_and_one_that_has_just_gone_is_not(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "run.lock").mkdir()
+    with pytest.raises(RuntimeError, match="in use by a run whose lock file cannot be read: wait"):
+        DirectoryLock(tmp_path).check()
+    (tmp_path / "run.lock").rmdir()
+    stale_handle = OSError(errno.ESTALE, "Stale file handle")
+    monkeypatch.setattr(Path, "open", mock.Mock(side_effect=stale_handle))  # as NFS 4 says it
+    DirectoryLock(tmp_path).check()
+
+
+@pytest.mark.parametrize("content", [b"", None])
+def test_a_lock_file_that_only_looked_old_is_not_taken(tmp_path, content, monkeypatch):
+    # NFS 3 creates a file with times that mean nothing, sets them, and then gets what is written.
+    owner = leave(tmp_path, host="elsewhere")
+    path = tmp_path / "run.lock"
+    if content is not None:
+        path.write_bytes(content)
+    os.utime(path, (0, 0))
+
+    def proceed(seconds):
+        assert seconds == 30
+        leave(tmp_path, host="elsewhere")
+
+    monkeypatch.setattr(lock_file, "_WATCH_SECONDS", 30)
+    monkeypatch.setattr(lock_file.time, "sleep", proceed)
+    with pytest.raises(RuntimeError, match="in use by process"):
+        DirectoryLock(tmp_path).acquire()
+    assert json.loads(path.read_text())["host"] == owner.host == "elsewhere"
 
 
 def test_the_owner_renews_the_lock_and_says_when_it_has_lost_it(tmp_path, monkeypatch, caplog):

@@ -159,8 +159,13 @@ def test_curves_evaluate_and_predict_read_a_run_in_a_bucket(
     assert list(seen[0]) == [ADDRESS]
     assert seen.pop()[ADDRESS][-1]["step"] == 30
     monkeypatch.setattr(evaluate_verb, "_evaluate_run", lambda given, _: note(given.workdir))
+    monkeypatch.setattr(evaluate_verb, "_evaluate_images", lambda given, _: note(given.weights))
     monkeypatch.setattr(load, "describe_source", lambda weights, *_: note(weights))
-    for command in (["evaluate", "--workdir"], ["predict", "image.png", "--weights"]):
+    for command in (
+        ["evaluate", "--workdir"],
+        ["evaluate", "--data=images", "--weights"],
+        ["predict", "image.png", "--weights"],
+    ):
         capsys.readouterr()
         assert main([*command, ADDRESS]) == 1
         assert capsys.readouterr().err == f"error: {ADDRESS} is seen\n"

@@ -56,12 +56,16 @@ class Digits:
 def _read() -> tuple[np.ndarray, np.ndarray]:
     """Grey levels (1797, 8, 8) and labels (1797,), both int64.
 
-    From the file itself: `load_digits` imports scikit-learn and SciPy, which takes longer than
-    everything else before the first update.
+    From the file itself, if it is where it has always been: `load_digits` imports scikit-learn and
+    SciPy, which takes longer than everything else before the first update.
     """
     spec = importlib.util.find_spec("sklearn")
-    assert spec is not None  # the package depends on it
-    path = Path(str(spec.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    path = Path(str(spec and spec.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return digits.images.astype(np.int64), digits.target
     with gzip.open(path, "rt", encoding="ascii") as file:
         table = np.loadtxt(file, dtype=np.int64, delimiter=",")  # 64 pixels and the label
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1]
