@@ -2,10 +2,10 @@
 """How much faster is the shift form of the depthwise convolution than XLA's own and PyTorch's?
 
 Measured at the four stages of MambaOut-Tiny (224 pixels, 7x7 kernels), or in a sweep over maps,
-channels and kernels, on which the choice of "auto" is based; the forward pass alone and with
-gradients. PyTorch takes part if it is installed, channels last and on the same device; the Pallas
-kernel takes part on GPUs, up to 13x13 taps. All of ours are compiled with the options that this
-library uses for its models.
+channels, kernels and dilations, on which the choice of "auto" is based; the forward pass alone and
+with gradients. PyTorch takes part if it is installed, channels last and on the same device; the
+Pallas kernel takes part on GPUs, up to 13x13 taps. All of ours are compiled with the options that
+this library uses for its models.
 """
 
 import functools
@@ -32,13 +32,15 @@ from mambaout_jax.benchmarks.torch_peer import Queued, find_torch, torch_device
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
 from mambaout_jax.runtime.compiler_options import to_run_fast
 
-SHAPES = {  # side of the map, channels, side of the kernel
-    "stages": ((56, 96, 7), (28, 192, 7), (14, 384, 7), (7, 576, 7)),
+SHAPES = {  # side of the map, channels, side of the kernel, dilation
+    "stages": ((56, 96, 7, 1), (28, 192, 7, 1), (14, 384, 7, 1), (7, 576, 7, 1)),
     "sweep": (
-        *((28, 64, kernel) for kernel in (1, 3, 5, 7, 9, 11, 13, 21, 31)),
-        *((14, channels, 7) for channels in (1, 3, 8, 32, 128, 512, 1024)),
-        *((side, 96, 7) for side in (1, 2, 4, 7, 14, 56, 112)),
-        *((224, 3, 3), (56, 3, 13), (56, 8, 31), (14, 384, 31), (7, 768, 3)),
+        *((28, 64, kernel, 1) for kernel in (1, 3, 5, 7, 9, 11, 13, 21, 31)),
+        *((14, channels, 7, 1) for channels in (1, 3, 8, 32, 128, 512, 1024)),
+        *((side, 96, 7, 1) for side in (1, 2, 4, 7, 14, 56, 112)),
+        *((224, 3, 3, 1), (56, 3, 13, 1), (56, 8, 31, 1), (14, 384, 31, 1), (7, 768, 3, 1)),
+        *((56, 64, 7, 3), (28, 128, 7, 3), (14, 320, 7, 3), (7, 512, 7, 3)),  # as in VAN
+        *((28, 64, 5, 2), (28, 64, 7, 2), (28, 64, 21, 3)),
     ),
 }
 PASSES = ("forward", "forward+backward")
@@ -57,7 +59,7 @@ save = save_json
 
 def run(
     *,
-    shapes: str | Sequence[tuple[int, int, int]] = "stages",
+    shapes: str | Sequence[tuple[int, int, int, int]] = "stages",
     batch_size: int | None = None,
     dtype: str = "float32",
     rounds: int = 7,
@@ -70,7 +72,7 @@ def run(
 
     Args:
         shapes: "stages" or "sweep", keys of `SHAPES`, or a list of shapes: side of the map,
-            channels, side of the kernel.
+            channels, side of the kernel, dilation.
         batch_size: images per call; None: 8 on CPUs, otherwise 128.
         dtype: precision of maps and kernels, "float32" or "bfloat16".
         rounds: how many turns each contender has; the numbers reported are medians over them.
@@ -101,14 +103,14 @@ def run(
         "rows": rows,
     }
     with jax.default_device(jax_device):
-        for side, channels, kernel_side in SHAPES[shapes] if isinstance(shapes, str) else shapes:
-            shape = (batch_size, side, side, channels)
+        for *size, kernel_side, dilation in SHAPES[shapes] if isinstance(shapes, str) else shapes:
+            shape = (batch_size, size[0], *size)
+            row = {"shape": list(shape), "kernel_side": kernel_side, "dilation": dilation}
             for name in PASSES:
-                report_progress(f"{'x'.join(map(str, shape))} by {kernel_side} {name}")
+                report_progress(f"{_describe(row)} {name}")
                 arrays = _draw(shape, kernel_side, dtype)
-                race = _race(name, arrays, rounds, jax_device.platform, peer)
-                row = {"shape": list(shape), "kernel_side": kernel_side, "pass": name}
-                rows.append(row | race)
+                race = _race(name, arrays, dilation, rounds, jax_device.platform, peer)
+                rows.append(row | {"pass": name} | race)
                 keep(result)
     return result
 
@@ -124,16 +126,20 @@ def print_table(result: dict[str, Any]) -> None:
             "shift over {}: {median:.1f}x ({min:.1f}-{max:.1f})".format(name, **ratio)
             for name, ratio in row["speedup"].items()
         )
-        shape = f"{'x'.join(map(str, row['shape']))} by {row['kernel_side']}"
-        print(f"{shape:<22}{row['pass']:<18}{times}  {ratios}")
+        print(f"{_describe(row):<24}{row['pass']:<18}{times}  {ratios}")
 
 
-def _forward(x, kernel, dy, *, implementation):
-    return depthwise_conv(x, kernel, implementation=implementation)
+def _describe(row: dict[str, Any]) -> str:
+    apart = f", {row['dilation']} apart" if row["dilation"] > 1 else ""
+    return f"{'x'.join(map(str, row['shape']))} by {row['kernel_side']}{apart}"
 
 
-def _forward_backward(x, kernel, dy, *, implementation):
-    y, vjp = jax.vjp(functools.partial(depthwise_conv, implementation=implementation), x, kernel)
+def _forward(x, kernel, dy, **options):
+    return depthwise_conv(x, kernel, **options)
+
+
+def _forward_backward(x, kernel, dy, **options):
+    y, vjp = jax.vjp(functools.partial(depthwise_conv, **options), x, kernel)
     return y, *vjp(dy)
 
 
@@ -150,6 +156,7 @@ def _draw(shape: tuple[int, ...], kernel_side: int, dtype: str) -> tuple[jax.Arr
 def _race(
     pass_name: str,
     arrays: tuple[jax.Array, ...],
+    dilation: int,
     rounds: int,
     platform: str,
     peer: Callable[..., tuple[Callable, Callable]] | None,
@@ -161,21 +168,22 @@ def _race(
     with_pallas = platform == "gpu" and kernel.shape[0] <= _MAX_PALLAS_SIDE
     for name in ("lax", "shift", "pallas")[: 3 if with_pallas else 2]:
         start = time.perf_counter()
-        function = functools.partial(_FUNCTIONS[pass_name], implementation=name)
+        options = {"implementation": name, "dilation": dilation}
+        function = functools.partial(_FUNCTIONS[pass_name], **options)
         jitted = jax.jit(function, compiler_options=to_run_fast(platform))
         compiled = jitted.lower(x, kernel, dy).compile()
         compile_seconds[name] = time.perf_counter() - start
         calls[name] = functools.partial(compiled, x, kernel, dy)
         results[name] = jax.tree.leaves(jax.tree.map(_wide, calls[name]()))
     if peer is not None:
-        calls["torch"], read = peer(x, kernel, dy, pass_name)
+        calls["torch"], read = peer(x, kernel, dy, dilation, pass_name)
         results["torch"] = read()
     expected = results.pop("lax")
     differences = {name: _difference(expected, actual) for name, actual in results.items()}
     limit = _MAX_DIFFERENCE[x.dtype.name]
     if wrong := [name for name, value in differences.items() if not value <= limit]:
         raise ValueError(
-            f"at {x.shape} by {kernel.shape}, {pass_name}, {wrong} differ from lax by "
+            f"at {x.shape} by {kernel.shape}, {dilation=}, {pass_name}, {wrong} differ from lax by "
             f"{differences}, relative to the largest value; they do not compute the same"
         )
     turns = plan_turns({name: call_seconds(call) for name, call in calls.items()})
@@ -190,7 +198,7 @@ def _race(
 
 
 def _torch_call(
-    torch: Any, jax_device: Any, x: Any, kernel: Any, dy: Any, pass_name: str
+    torch: Any, jax_device: Any, x: Any, kernel: Any, dy: Any, dilation: int, pass_name: str
 ) -> tuple[Callable[[], Queued], Callable[[], list[np.ndarray]]]:
     """A function to be timed, and one that returns its results in our layout."""
     device = torch_device(torch, jax_device)
@@ -208,9 +216,9 @@ def _torch_call(
     weight.requires_grad_(with_gradients)
 
     def compute():
-        y = torch.nn.functional.conv2d(
-            maps, weight, padding=kernel.shape[0] // 2, groups=x.shape[-1]
-        )
+        padding = kernel.shape[0] // 2 * dilation
+        options = {"padding": padding, "dilation": dilation, "groups": x.shape[-1]}
+        y = torch.nn.functional.conv2d(maps, weight, **options)
         return (y, *torch.autograd.grad(y, (maps, weight), cotangent)) if with_gradients else (y,)
 
     def call():

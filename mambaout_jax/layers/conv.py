@@ -15,7 +15,6 @@ from jax import Array as JaxArray
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
-from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.kernels.strided_conv import strided_conv
 from mambaout_jax.layers.initializers import normal_init
 from mambaout_jax.layers.positions import height_and_width
@@ -95,18 +94,13 @@ class DepthwiseConv(nn.Module):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (channels,), jnp.float32)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = (self._everywhere if self.stride == 1 else self._thinned)(x, kernel[:, :, 0])
+        kernel = kernel[:, :, 0]
+        if self.stride == 1:
+            options = {"dilation": self.dilation, "implementation": self.implementation}
+            y = depthwise_conv(x, kernel, **options)
+        else:
+            y = self._thinned(x, kernel)
         return y if bias is None else y + bias[None, None, None]
-
-    def _everywhere(
-        self, x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW C"]
-    ) -> Float[Array, "B H W C"]:
-        size, step = (x.shape[1], x.shape[2]), self.dilation
-        if not is_known(*size):  # phases of a symbolic size have none
-            kernel, step = _with_gaps(kernel, step), 1
-        maps = phases(x, step)
-        maps = depthwise_conv(maps, kernel, implementation=self.implementation)
-        return from_phases(maps, step, size)
 
     def _thinned(
         self, x: Float[Array, "B H W C"], kernel: Float[Array, "KH KW C"]
@@ -121,13 +115,6 @@ class DepthwiseConv(nn.Module):
     @nn.nowrap
     def macs(self, inputs: tuple, output: JaxArray) -> int:
         return output.size * math.prod(height_and_width(self.kernel_size))
-
-
-def _with_gaps(kernel: Float[Array, "KH KW C"], step: int) -> Float[Array, "_ _ C"]:
-    """The kernel of a dilated convolution with zeros between its taps."""
-    KH, KW, C = kernel.shape
-    shape = ((KH - 1) * step + 1, (KW - 1) * step + 1, C)
-    return jnp.zeros(shape, kernel.dtype).at[::step, ::step].set(kernel)
 
 
 def taps(
@@ -164,29 +151,3 @@ def unfold(
     """
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return jnp.stack(taps(x, (side, side), stride), axis=-1)
-
-
-def phases(x: Float[Array, "B H W C"], step: int) -> Float[Array, "N _ _ C"]:
-    """Every step-th pixel in both directions as a map of its own: N = B · step² of them.
-
-    A dilated convolution is an ordinary one on these maps. Zeros fill up sides that `step` does not
-    divide, as the padding of a convolution does.
-    """
-    if step == 1:
-        return x
-    B, H, W, C = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -H % step), (0, -W % step), (0, 0)))
-    x = x.reshape(B, x.shape[1] // step, step, x.shape[2] // step, step, C)
-    return x.transpose(0, 2, 4, 1, 3, 5).reshape(B * step**2, x.shape[1], x.shape[3], C)
-
-
-def from_phases(
-    maps: Float[Array, "N _ _ C"], step: int, size: tuple[int, int]
-) -> Float[Array, "B H W C"]:
-    """The map of a size, (H, W), whose `phases` these are."""
-    if step == 1:
-        return maps
-    N, rows, columns, C = maps.shape
-    x = maps.reshape(N // step**2, step, step, rows, columns, C).transpose(0, 3, 1, 4, 2, 5)
-    x = x.reshape(N // step**2, rows * step, columns * step, C)
-    return x[:, : size[0], : size[1]]

@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Float
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import classify
-from mambaout_jax.layers.conv import from_phases, phases
+from mambaout_jax.kernels.phases import from_phases, phases
 from mambaout_jax.layers.conv_norm import ConvBatchNorm, DepthwiseConvBatchNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.linear import Dense

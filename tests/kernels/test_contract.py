@@ -97,6 +97,11 @@ CASES = {
     "depthwise_conv-one-tap": Case(
         depthwise_conv, oracles.depthwise_conv, ((2, 3, 2, 2), (1, 1, 2))
     ),
+    "depthwise_conv-dilated": Case(
+        functools.partial(depthwise_conv, dilation=2),
+        functools.partial(oracles.depthwise_conv, dilation=2),
+        ((1, 4, 5, 2), (3, 5, 2)),
+    ),
     "selective_scan": Case(
         functools.partial(scan, False), functools.partial(scan_oracle, False), SCAN
     ),

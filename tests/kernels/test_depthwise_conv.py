@@ -28,6 +28,12 @@ CASES = {  # maps (B, H, W, C) and kernel sides
     "colliding-gradients": ((1, 4, 3, 256), (5, 3)),
     "colliding-groups-of-rows": ((1, 5, 6, 128), (9, 11)),
 }
+DILATED = {  # maps, kernel sides, dilation
+    "two-apart": ((2, 9, 17, 3), (3, 5), 2),
+    "taps-beyond-the-map": ((1, 5, 10, 2), (7, 7), 3),
+    "all-but-one-beyond": ((2, 4, 3, 2), (3, 3), 4),
+    "groups-of-rows-apart": ((1, 12, 20, 2), (11, 9), 2),
+}
 EPSILON = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 1e-6}
 ROUNDING = {"float64": 0.0, "float32": 0.0, "bfloat16": 2.0**-8}  # of a result, relative
 
@@ -36,14 +42,15 @@ def draw(rng, shape, dtype):
     return jnp.asarray(rng.standard_normal(shape), dtype)
 
 
-def value_and_gradients(x, kernel, dy, implementation):
-    conv = functools.partial(depthwise_conv, implementation=implementation)
+def value_and_gradients(x, kernel, dy, implementation, dilation=1):
+    conv = functools.partial(depthwise_conv, implementation=implementation, dilation=dilation)
     y, vjp = jax.vjp(conv, x, kernel)
     return y, *vjp(dy)
 
 
-def reference(x, kernel, dy):
-    return oracles.depthwise_conv(x, kernel), *oracles.depthwise_conv_gradients(x, kernel, dy)
+def reference(x, kernel, dy, dilation=1):
+    gradients = oracles.depthwise_conv_gradients(x, kernel, dy, dilation)
+    return oracles.depthwise_conv(x, kernel, dilation), *gradients
 
 
 @pytest.mark.parametrize("implementation", ["lax", "shift"])  # "auto" is one of them
@@ -55,17 +62,21 @@ def reference(x, kernel, dy):
     ],
 )
 def test_depthwise_conv_matches_oracle(rng, dtype, implementation):
+    cases = [*((*case, 1) for case in CASES.values()), *DILATED.values()]
+    dilations = [dilation for *_, dilation in cases]
+
     def run(drawn):
-        return [value_and_gradients(*arrays, implementation) for arrays in drawn]
+        pairs = zip(drawn, dilations, strict=True)
+        return [value_and_gradients(*arrays, implementation, apart) for arrays, apart in pairs]
 
     with jax.enable_x64(dtype == "float64"):
         drawn = []
-        for shape, sides in CASES.values():
+        for shape, sides, _ in cases:
             x, dy = draw(rng, shape, dtype), draw(rng, shape, dtype)
             drawn.append((x, draw(rng, (*sides, shape[-1]), dtype), dy))
         results = jax.jit(run)(drawn)  # one program
-    for arrays, actual in zip(drawn, results, strict=True):
-        for ours, expected in zip(actual, reference(*arrays), strict=True):
+    for arrays, apart, actual in zip(drawn, dilations, results, strict=True):
+        for ours, expected in zip(actual, reference(*arrays, apart), strict=True):
             assert ours.dtype == dtype
             assert_close(ours, expected, EPSILON[dtype], ROUNDING[dtype])
 
@@ -222,6 +233,7 @@ def test_depthwise_conv_spends_nothing_on_taps_outside_the_map(implementation):
         ((1, 4, 4, 2), (2, 3, 2), "float32", {}, r"\(2, 3, 2\).*must be odd"),
         ((1, 4, 4, 2), (3, 4, 2), "float32", {}, r"\(3, 4, 2\).*must be odd"),
         ((1, 4, 4, 2), (3, 3, 2), "int32", {}, r"int32\(1, 4, 4, 2\).*must be floating"),
+        ((1, 4, 4, 2), (3, 3, 2), "float32", {"dilation": 0}, "dilation=0 must be a whole number"),
     ],
 )
 def test_depthwise_conv_rejects(monkeypatch, x_shape, kernel_shape, dtype, options, message):

@@ -119,6 +119,15 @@ def test_conv_pallas_copies_only_maps_of_few_channels(channels, copies):
     assert ("stablehlo.pad" in program) == copies
 
 
+def test_conv_pallas_lowers_with_a_dilation():
+    def dilated(x, kernel):
+        return depthwise_conv(x, kernel, dilation=3, implementation="pallas")
+
+    x, kernel, _ = abstract((2, 7, 8, 4), (7, 7))
+    assert lower(dilated, x, kernel).count(CALL) == 1
+    assert_lowers(lambda *args: jax.vjp(dilated, *args[:2])[1](args[2]), x, kernel, x)
+
+
 def test_conv_pallas_lowers_under_vmap():
     x, kernel, dy = (jnp.ones((2, *a.shape), a.dtype) for a in abstract((1, 4, 5, 3), (3, 3)))
     assert_lowers(jax.vmap(value_and_gradients), x, kernel, dy)

@@ -82,15 +82,6 @@ def test_depthwise_conv_of_a_stride_and_a_rectangle_keeps_pytorchs_pixels(rng):
     np.testing.assert_allclose(conv.apply(variables, x), every[:, ::2, ::2], atol=1e-6)
 
 
-def test_dilated_kernel_with_gaps_is_what_phases_compute(rng, monkeypatch):
-    x = jnp.asarray(rng.standard_normal((1, 7, 10, 3)), jnp.float32)
-    conv = DepthwiseConv(3, dilation=3)
-    variables = conv.init(jax.random.key(0), x)
-    expected = conv.apply(variables, x)
-    monkeypatch.setattr("mambaout_jax.layers.conv.is_known", lambda *sizes: False)
-    np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-6)
-
-
 def test_norms_and_projections_go_without_biases():
     x = jax.ShapeDtypeStruct((1, 4, 6), jnp.float32)
     attention = MultiHeadSelfAttention(2, qkv_bias=False, proj_bias=False)

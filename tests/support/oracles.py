@@ -9,20 +9,20 @@ import numpy as np
 from scipy.special import erf
 
 
-def depthwise_conv(x, kernel):
-    """y[b, h, w, c] = Σ_ij kernel[i, j, c] x[b, h + i - KH // 2, w + j - KW // 2, c]."""
+def depthwise_conv(x, kernel, dilation=1):
+    """y[b, h, w, c] = Σ_ij kernel[i, j, c] x[b, h + (i - KH // 2) d, w + (j - KW // 2) d, c]."""
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     y = np.zeros_like(x)
-    for i, j, to, at in _taps(x.shape, kernel.shape):
+    for i, j, to, at in _taps(x.shape, kernel.shape, dilation):
         y[to] += kernel[i, j] * x[at]
     return y
 
 
-def depthwise_conv_gradients(x, kernel, dy):
+def depthwise_conv_gradients(x, kernel, dy, dilation=1):
     """Gradients of Σ dy · depthwise_conv(x, kernel) with respect to x and kernel."""
     x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, dy))
     dx, dkernel = np.zeros_like(x), np.zeros_like(kernel)
-    for i, j, to, at in _taps(x.shape, kernel.shape):
+    for i, j, to, at in _taps(x.shape, kernel.shape, dilation):
         dx[at] += kernel[i, j] * dy[to]
         dkernel[i, j] = (dy[to] * x[at]).sum(axis=(0, 1, 2))
     return dx, dkernel
@@ -40,12 +40,12 @@ def attention(query, key, value, mask):
     return y
 
 
-def _taps(x_shape, kernel_shape):
+def _taps(x_shape, kernel_shape, dilation):
     """Per tap that meets the map: its indices, and the regions of y and x which it connects."""
     (_, height, width, _), (kernel_height, kernel_width, _) = x_shape, kernel_shape
     for i in range(kernel_height):
         for j in range(kernel_width):
-            down, right = i - kernel_height // 2, j - kernel_width // 2
+            down, right = (i - kernel_height // 2) * dilation, (j - kernel_width // 2) * dilation
             if abs(down) < height and abs(right) < width:
                 rows, columns = _overlap(height, down), _overlap(width, right)
                 to = (slice(None), rows[0], columns[0])
