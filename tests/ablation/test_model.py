@@ -148,6 +148,7 @@ def seen_from(model, shape, place):
     return np.abs(gradient)[0].sum(axis=-1) > 0
 
 
+@pytest.mark.slow
 def test_dilated_taps_reach_as_far_as_is_said_without_gaps():
     model = build("conv dilated", dense=True, dilations=(1, 3))
     assert model.reach == 1 + 3
@@ -160,6 +161,7 @@ def test_dilated_taps_reach_as_far_as_is_said_without_gaps():
     np.testing.assert_array_equal(seen, np.arange(12) >= 11 - 8)
 
 
+@pytest.mark.slow
 def test_a_pyramid_reaches_at_least_as_far_as_is_said_on_odd_maps():
     model = build("conv pyramid", dense=True, dilations=(1, 1, 1), levels=2)
     assert model.reach == 1 + 2 + 1

@@ -98,6 +98,7 @@ def test_batches_hold_each_example_once_per_epoch():
     assert rows[:7].tolist() != rows[7:14].tolist()
 
 
+@pytest.mark.slow
 def test_training_learns_and_follows_the_seed(rng):
     task = echo_task(rng)
     trained = Trainer(conv(task, width=16), task, RECIPE)

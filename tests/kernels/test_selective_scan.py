@@ -26,11 +26,16 @@ from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 FOLDER = GOLDENS / "mamba"
 PORTABLE = ("sequential", "associative", "chunked")  # of which "auto" is one
 # "pallas" is interpreted on CPUs, for seconds; other files test its kernels in every run.
-EVERY = (
-    *PORTABLE,
-    pytest.param("pallas for cuda", marks=pytest.mark.slow),
-    pytest.param("pallas for tpu", marks=pytest.mark.slow),
-)
+INTERPRETED = ("pallas for cuda", "pallas for tpu")
+
+
+def by_default(*names):
+    """Every implementation, of which all but `names` run with the slow tests."""
+    marks = {name: () if name in names else pytest.mark.slow for name in PORTABLE + INTERPRETED}
+    return [pytest.param(name, marks=mark) for name, mark in marks.items()]
+
+
+EVERY = by_default(*PORTABLE)
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 # (B, L, D, N), groups (0: no such axis), optional arrays, softplus, reverse
 CASES = {
@@ -172,7 +177,7 @@ def test_selective_scan_matches_oracle_at_any_shape(implementation, examples):
     check()
 
 
-@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("implementation", by_default("chunked"))
 def test_selective_scan_equals_the_reference_implementation(implementation):
     cases = []
     for index in (1,) if "pallas" in implementation else range(5):  # interpreted: a minute for each

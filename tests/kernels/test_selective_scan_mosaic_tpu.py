@@ -22,7 +22,7 @@ def test_tpu_kernels_match_oracle_with_whole_chunks(rng, reverse):
         scan_kernels.check(rng, ((1, 33, 258, 2, 2), "bfloat16", reverse), "tpu", chunk=16)
 
 
-@pytest.mark.parametrize("case", scan_kernels.LOWERED)
+@pytest.mark.parametrize("case", scan_kernels.by_default("vim", scan_kernels.LOWERED))
 def test_tpu_kernels_lower_to_one_call_each_way(case):
     forward, gradients = scan_kernels.lower("tpu", *scan_kernels.LOWERED[case])
     assert forward.count("custom_call @tpu_custom_call") == 1

