@@ -22,6 +22,7 @@ CASES = {  # maps (B, H, W, C), kernel sides, dtype
     "bfloat16": ((2, 4, 3, 6), (5, 3), "bfloat16"),
     "pointwise-one-pixel": ((3, 1, 1, 2), (1, 1), "float32"),
 }
+BY_DEFAULT = ("7x7-two-strips", "map-smaller-than-kernel")  # the others run with the slow tests
 STAGES = {  # of MambaOut-Tiny
     "stage-0": (8, 56, 56, 96),
     "stage-1": (8, 28, 28, 192),
@@ -71,7 +72,10 @@ def check(rng, *case):
         assert_close(ours, value, 1e-6, 2.0**-8 if x.dtype == jnp.bfloat16 else 0.0)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in BY_DEFAULT else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_conv_pallas_matches_oracle(rng, case):
     check(rng, *CASES[case])
 

@@ -109,7 +109,7 @@ def test_maps_are_as_said_before_initialisation_and_logits_are_at_least_float32(
     assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
 
 
-@every_family
+@of_each_mixer_by_default
 def test_float64_stays_float64(name):
     with jax.enable_x64(True):
         double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
