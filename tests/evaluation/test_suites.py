@@ -277,6 +277,7 @@ def test_partial_corruptions_have_no_mce(root, weights, tmp_path):
     assert "fog" not in note
 
 
+@pytest.mark.slow
 def test_corrupted_images_are_not_cropped_again(root, weights):
     config = small(weights[0], "--config.data.crop_fraction=0.5")
     rows = {row.name: row for row in evaluate_suites(weights[0], config, root, ["val", "c"])}

@@ -17,7 +17,7 @@ def one_label(labels, classes):
 
 def sums_of(logits, labels, mask):
     right, competing = one_label(labels, logits.shape[1])
-    sums = hit_sums(jnp.asarray(logits), right, competing, jnp.asarray(mask))
+    sums = jax.jit(hit_sums)(jnp.asarray(logits), right, competing, jnp.asarray(mask))
     return {name: float(value) for name, value in sums.items()}
 
 
@@ -40,7 +40,7 @@ def test_sums_follow_competitors_answers_and_mask():
     competing = np.isin(np.arange(8), [1, 3, 4, 5, 6, 7])
     right = np.zeros((4, 8), bool)
     right[0, [7, 3]] = right[1, 1] = right[3, 7] = True  # the third has none
-    sums = hit_sums(
+    sums = jax.jit(hit_sums)(
         jnp.asarray(logits), jnp.asarray(right), jnp.tile(competing, (4, 1)), jnp.ones(4, bool)
     )
     assert {name: float(value) for name, value in sums.items()} == {
@@ -90,6 +90,8 @@ def test_rank_counts_likelier_competitors(rng):
 
 def test_bfloat16_logits_are_added_up_in_float32():
     right, competing = one_label([0] * 512, 3)
-    sums = hit_sums(jnp.zeros((512, 3), jnp.bfloat16), right, competing, jnp.ones(512, bool))
+    sums = jax.jit(hit_sums)(
+        jnp.zeros((512, 3), jnp.bfloat16), right, competing, jnp.ones(512, bool)
+    )
     assert sums["loss"].dtype == jnp.float32
     assert float(sums["loss"]) == pytest.approx(512 * np.log(3), rel=1e-6)

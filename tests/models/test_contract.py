@@ -81,11 +81,17 @@ def run(name, variables, images, **options):
     return captured["intermediates"]["backbone"]["features"][0], logits
 
 
+OTHER = (2, 96, 64, 3)
+
+
 @functools.cache
 def traced(name):
-    """The program of `run` in float32, every block recomputed, and what it returns."""
-    program = functools.partial(run, name, remat=True)
-    return jax.make_jaxpr(program, return_shape=True)(shapes_of(name), image(*IMAGE))
+    """The program of `run` in bfloat16, every block recomputed, and what it returns.
+
+    Of variables in float32.
+    """
+    program = functools.partial(run, name, remat=True, dtype=jnp.bfloat16)
+    return jax.make_jaxpr(program, return_shape=True)(shapes_of(name), image(*OTHER))
 
 
 def assert_are_as_said(name, features, shape, dtype):
@@ -101,22 +107,19 @@ def assert_are_as_said(name, features, shape, dtype):
 @every_family
 def test_maps_are_as_said_before_initialisation_and_logits_are_at_least_float32(name):
     _, (features, logits) = traced(name)
-    assert_are_as_said(name, features, IMAGE, jnp.float32)
-    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float32)
-    half, shape = functools.partial(run, name, dtype=jnp.bfloat16), (2, 96, 64, 3)
-    features, logits = jax.eval_shape(half, shapes_of(name), image(*shape))  # of float32
-    assert_are_as_said(name, features, shape, jnp.bfloat16)
+    assert_are_as_said(name, features, OTHER, jnp.bfloat16)
     assert (logits.shape, logits.dtype) == ((2, 3), jnp.float32)
 
 
 @of_each_mixer_by_default
-def test_float64_stays_float64(name):
-    with jax.enable_x64(True):
-        double = jax.tree.map(lambda x: image(*x.shape, dtype=jnp.float64), shapes_of(name))
-        images = image(*IMAGE, dtype=jnp.float64)
-        features, logits = jax.eval_shape(functools.partial(run, name), double, images)
-    assert_are_as_said(name, features, IMAGE, jnp.float64)
-    assert (logits.shape, logits.dtype) == ((1, 3), jnp.float64)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_float32_and_float64_stay_what_they_are(name, dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        variables = jax.tree.map(lambda x: image(*x.shape, dtype=dtype), shapes_of(name))
+        images = image(*IMAGE, dtype=dtype)
+        features, logits = jax.eval_shape(functools.partial(run, name), variables, images)
+    assert_are_as_said(name, features, IMAGE, dtype)
+    assert (logits.shape, logits.dtype) == ((1, 3), dtype)
 
 
 def families_with(field):
@@ -169,7 +172,7 @@ def test_without_classes_the_head_returns_what_its_classifier_would_read(name):
     classifier = params.pop("classifier")
     head = small(name, num_classes=0).head
     read = jax.eval_shape(head.apply, {**whole, "params": params}, features)
-    assert read.shape == (1, classifier["kernel"].shape[0])
+    assert read.shape == (OTHER[0], classifier["kernel"].shape[0])
 
 
 @every_family

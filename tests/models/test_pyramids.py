@@ -87,11 +87,11 @@ def test_a_stripe_mixes_its_own_tokens_alone(rng):
 @pytest.mark.parametrize(
     ("expand", "region", "column", "seen"),
     [
-        (0, 1, 14, False),  # a window of its own
+        pytest.param(0, 1, 14, False, marks=pytest.mark.slow),  # a window of its own
         (3, 1, 17, False),  # three tokens around a window, that is to say
         (3, 1, 18, True),  # those of the opposite border
-        (0, 3, 14, False),  # a summary two windows away
-        (0, 5, 14, True),
+        pytest.param(0, 3, 14, False, marks=pytest.mark.slow),  # a summary two windows away
+        pytest.param(0, 5, 14, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_focal_window_sees_its_surroundings_and_summaries(rng, expand, region, column, seen):

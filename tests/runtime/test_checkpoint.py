@@ -338,7 +338,10 @@ def test_restore_falls_back_and_sets_the_damaged_step_aside(directory, caplog, n
     assert_same(again.state, make_state(8))
 
 
-@pytest.mark.parametrize("name", ["truncated", "no data", "no manifest"])
+@pytest.mark.parametrize(
+    "name",
+    ["truncated", *(pytest.param(n, marks=pytest.mark.slow) for n in ("no data", "no manifest"))],
+)
 def test_a_read_that_fails_for_many_leaves_gives_one_message(
     directory, name, caplog, capfd, monkeypatch
 ):

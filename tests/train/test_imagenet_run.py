@@ -130,6 +130,7 @@ def validation_losses(folders, params):
 # Before training
 
 
+@pytest.mark.slow
 def test_dry_run_tells_the_three_epochs(data, capsys):
     assert main(train_arguments(data["prepared"], "--dry-run")) == 0
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.strip().split("\n"))
