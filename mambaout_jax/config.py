@@ -10,6 +10,7 @@ if it is set, and `resolve` turns both into updates before anything is built.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -30,7 +31,7 @@ def default_config() -> Config:
     """All settings with their defaults, as a locked `ConfigDict` (an unknown key is an error)."""
     config = ConfigDict()
     config.seed = 0  # initialisation, data order, augmentation, drop path
-    config.task = "classification"  # a key of `tasks.TASKS`
+    config.task = "classification"  # a key of `tasks.TASKS`: "detection", "segmentation"
     config.batch_size = 1024  # examples per update, over all devices and micro-batches
     config.accumulate_steps = 1  # micro-batches per update
     # When the loss or its gradient is NaN or infinite: "stop", or "roll back": go on from the last
@@ -50,6 +51,7 @@ def default_config() -> Config:
     config.model.reset_head = True  # initialise the last layer instead of taking it from them
 
     _set_data(config)
+    _set_dense(config)
     _set_training(config)
     return config.lock()
 
@@ -57,10 +59,13 @@ def default_config() -> Config:
 def _set_data(config: Config) -> None:
     config.data = ConfigDict()
     # "digits": those of scikit-learn; "folder": images in class sub-folders of `path`; "imagenet":
-    # ImageNet-1k in such folders, or as `mambaout prepare` or TensorFlow Datasets write it.
+    # ImageNet-1k in such folders, or as `mambaout prepare` or TensorFlow Datasets write it; "coco",
+    # "ade20k": as `mambaout prepare` writes them; "scenes": digits on photographs, embedded.
     config.data.source = "folder"
     config.data.path = ""
-    config.data.image_size = 224  # pixels, height and width
+    # Pixels, height and width; detection: the shorter side; segmentation: of the training crop, and
+    # the shorter side in evaluation.
+    config.data.image_size = 224
     config.data.channels = 3  # 1: greyscale, 3: RGB
     config.data.mean = IMAGENET_MEAN  # per channel, of pixel values in [0, 1]
     config.data.std = IMAGENET_STD
@@ -76,7 +81,7 @@ def _set_data(config: Config) -> None:
     config.data.max_pixels = MAX_PIXELS  # height times width of the largest image file to be read
     config.data.max_corrupt_fraction = 0.01  # of the examples read; more than that stop the run
 
-    config.augment = ConfigDict()
+    config.augment = ConfigDict()  # of classification, but for flip_probability
     config.augment.crop = "random_resized"  # one of `settings.CROPS`
     config.augment.scale = (0.08, 1.0)  # random_resized: area of the crop over that of the image
     config.augment.ratio = (3 / 4, 4 / 3)  # random_resized: width over height
@@ -97,9 +102,31 @@ def _set_data(config: Config) -> None:
     config.augment.erase_after_mixing = True  # False: the noise is mixed too
 
 
+def _set_dense(config: Config) -> None:
+    config.detection = ConfigDict()
+    config.detection.long_side = 1333  # pixels, at most; the shorter side is data.image_size
+    # Training: shorter sides in pixels, one drawn for each image; (): data.image_size alone.
+    config.detection.multi_scale = ()
+    config.detection.crop_probability = 0.0  # training: of a crop, 384 to 600 pixels, before that
+    config.detection.max_instances = 100  # objects of a training image; further ones are left out
+
+    config.segmentation = ConfigDict()
+    config.segmentation.long_side = 2048  # pixels, at most; the shorter side is data.image_size
+    config.segmentation.scale = (0.5, 2.0)  # training: factor of both sides, drawn for each image
+    config.segmentation.max_class_share = (
+        0.75  # of one class in a training crop, as ten tries allow
+    )
+    config.segmentation.photometric = True  # training: brightness, contrast, saturation, hue
+    config.segmentation.auxiliary_weight = 0.4  # of the auxiliary head's loss; the main one has 1
+    config.segmentation.evaluation_mode = "whole"  # or "slide": crops of data.image_size, averaged
+    config.segmentation.slide_stride = 341  # pixels from one crop to the next
+    config.segmentation.evaluation_scales = (1.0,)  # factors of both sides; results are averaged
+    config.segmentation.evaluation_flip = False  # average with the mirrored image's
+
+
 def _set_training(config: Config) -> None:
     config.loss = ConfigDict()
-    config.loss.label_smoothing = 0.1
+    config.loss.label_smoothing = 0.1  # of classification
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-3  # peak
@@ -116,18 +143,24 @@ def _set_training(config: Config) -> None:
     config.optimizer.layer_decay = 1.0
     config.optimizer.freeze = ()  # regular expressions; parameters that match one are not trained
 
-    config.schedule = ConfigDict()  # linear warm-up, then a half cosine
-    config.schedule.total_epochs = 300.0  # until the cosine ends
+    config.schedule = ConfigDict()  # linear warm-up, then a decay
+    # "cosine": half of one; "linear": a straight line; "steps": times decay_factor at milestones.
+    config.schedule.decay = "cosine"
+    config.schedule.milestones_epochs = ()  # steps: in order, counted from the run's beginning
+    config.schedule.decay_factor = 0.1  # steps
+    config.schedule.total_epochs = 300.0  # until the decay ends
     config.schedule.total_steps = config_dict.placeholder(int)
     config.schedule.warmup_epochs = 20.0  # counted inside the total
     config.schedule.warmup_steps = config_dict.placeholder(int)
     config.schedule.cooldown_epochs = 0.0  # at the final rate, on top of the total
     config.schedule.cooldown_steps = config_dict.placeholder(int)
-    # True: the cosine begins where the warm-up ends; False: at update 0, hidden by the warm-up.
+    # True: the decay begins where the warm-up ends; False: at update 0, hidden by the warm-up.
     config.schedule.warmup_prefix = True
+    # True: the warm-up's last update has the peak rate; False: the first one after it has.
+    config.schedule.warmup_reaches_peak = False
     config.schedule.per_epoch = False  # keep the rate of an epoch's first update for all of it
     config.schedule.warmup_learning_rate = 1e-6  # at update 0, not scaled
-    config.schedule.final_learning_rate = 1e-5  # at the end of the cosine, not scaled
+    config.schedule.final_learning_rate = 1e-5  # cosine, linear: at the decay's end, not scaled
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # per update, of parameters and batch statistics; 0: no average is kept
@@ -160,6 +193,7 @@ class Resolved:
         steps_per_epoch: updates that see as many examples as the training set has, rounded down.
         total_steps: updates of the whole run, including the cool-down.
         warmup_steps, cooldown_steps: updates of the warm-up and the cool-down.
+        milestones: first updates at a lower rate, of a decay by steps.
         evaluate_every, checkpoint_every, log_every: updates from one to the next.
         micro_batch_size: examples of one forward and backward pass, over all devices.
         learning_rate: peak rate, after scaling by the batch size.
@@ -169,6 +203,7 @@ class Resolved:
     total_steps: int
     warmup_steps: int
     cooldown_steps: int
+    milestones: tuple[int, ...]
     evaluate_every: int
     checkpoint_every: int
     log_every: int
@@ -185,7 +220,8 @@ def resolve(config: Config, num_examples: int) -> Resolved:
 
     Raises:
         ValueError: the batch is larger than the training set, the warm-up is longer than the run,
-            or the run has more updates than 32 bits can count.
+            milestones are not in order within it, or the run has more updates than 32 bits can
+            count.
     """
     if config.batch_size > num_examples:
         raise ValueError(
@@ -214,12 +250,25 @@ def resolve(config: Config, num_examples: int) -> Resolved:
         total_steps=total + cooldown,
         warmup_steps=warmup,
         cooldown_steps=cooldown,
+        milestones=_milestones(config.schedule, steps_per_epoch, total),
         evaluate_every=max(1, _steps(config.evaluation, "every", steps_per_epoch)),
         checkpoint_every=max(1, _steps(config.checkpoint, "every", steps_per_epoch)),
         log_every=config.log.every_steps,
         micro_batch_size=config.batch_size // config.accumulate_steps,
         learning_rate=config.optimizer.learning_rate * scale,
     )
+
+
+def _milestones(schedule: Config, steps_per_epoch: int, total: int) -> tuple[int, ...]:
+    """Updates at which the rate falls."""
+    milestones = tuple(round(epochs * steps_per_epoch) for epochs in schedule.milestones_epochs)
+    if any(after <= before for before, after in itertools.pairwise((0, *milestones, total))):
+        raise ValueError(
+            f"schedule.milestones_epochs={schedule.milestones_epochs} are the updates {milestones} "
+            f"of {total:,}; they must rise, from above 0 to below the end: change them or "
+            f"{_duration(schedule, 'total')}"
+        )
+    return milestones
 
 
 def _steps(section: Config, name: str, steps_per_epoch: int) -> int:
@@ -257,8 +306,57 @@ def validate(config: Config, device_count: int) -> None:
             f"augment.shift_pixels={config.augment.shift_pixels} can move the whole image of "
             f"data.image_size={config.data.image_size} out of sight; it must be below that"
         )
+    _validate_task(config)
     _validate_batch(config, device_count)
     validate_evaluation_batch(config, device_count)
+
+
+def _validate_task(config: Config) -> None:
+    """What one task or one decay reads is changed for no other."""
+    dense = ("detection", "segmentation")
+    changed = [text for task in dense if task != config.task for text in _changed_in(config, task)]
+    if config.task in dense:
+        changed += _changed_in(config, "augment", besides=("flip_probability",))
+        changed += _changed_in(config, "loss")
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)} {'does' if len(changed) == 1 else 'do'} nothing with task="
+            f"{config.task!r}; leave the default, or set --config.task to what reads it"
+        )
+    if bool(config.schedule.milestones_epochs) != (config.schedule.decay == "steps"):
+        raise ValueError(
+            f"schedule.milestones_epochs={config.schedule.milestones_epochs} does not go with "
+            f"schedule.decay={config.schedule.decay!r}; 'steps', and no other, needs milestones"
+        )
+    if config.task == "detection":
+        short = max((config.data.image_size, *config.detection.multi_scale))
+        _validate_long_side("detection", short, config.detection.long_side)
+    if config.task == "segmentation":
+        stride, size = config.segmentation.slide_stride, config.data.image_size
+        _validate_long_side("segmentation", size, config.segmentation.long_side)
+        if config.segmentation.evaluation_mode == "slide" and stride > size:
+            raise ValueError(
+                f"segmentation.slide_stride={stride} leaves gaps between crops of data.image_size="
+                f"{size}; set it to that or less"
+            )
+
+
+def _validate_long_side(section: str, short: int, long: int) -> None:
+    if long < short:
+        raise ValueError(
+            f"{section}.long_side={long} is below the shorter side of {short} pixels; raise it, or "
+            f"lower data.image_size{' and multi_scale' if section == 'detection' else ''}"
+        )
+
+
+def _changed_in(config: Config, section: str, besides: tuple[str, ...] = ()) -> list[str]:
+    """Settings of a section that do not have their defaults, as text with their values."""
+    defaults = default_config()[section]
+    return [
+        f"{section}.{key}={config[section][key]!r}"
+        for key in defaults
+        if key not in besides and config[section][key] != defaults[key]
+    ]
 
 
 def _validate_batch(config: Config, device_count: int) -> None:

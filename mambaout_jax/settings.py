@@ -24,6 +24,8 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 DECODERS = ("pillow", "opencv")
 DTYPES = ("float32", "bfloat16")
 ON_NAN = ("stop", "roll back")
+DECAYS = ("cosine", "linear", "steps")
+EVALUATION_MODES = ("whole", "slide")
 MAX_IMAGE_SIZE = 8192  # pixels, height and width of what a model sees
 MAX_PIXELS = 178_956_970  # of an image file, by default: where Pillow, too, suspects an attack
 MAX_EVALUATION_BATCH = 2**16
@@ -93,6 +95,15 @@ def _numbers(rule: Rule, hint: str) -> Rule:
         return _is_sequence(value) and len(value) > 0 and all(map(rule.accepts, value))
 
     return Rule(f"a tuple with, for each channel, {rule.allowed}{hint}", accepts)
+
+
+def _several(rule: Rule, low: int) -> Rule:
+    """A tuple of `low` values or more."""
+
+    def accepts(value):
+        return _is_sequence(value) and len(value) >= low and all(map(rule.accepts, value))
+
+    return Rule(f"a tuple{' of none or more' if not low else ''}, each {rule.allowed}", accepts)
 
 
 def _interval(low: float, high: float) -> Rule:
@@ -234,6 +245,19 @@ RULES: dict[str, Rule] = {
     "augment.mix_group_size": _whole(0),
     "augment.erase_probability": _SHARE,
     "augment.erase_after_mixing": _FLAG,
+    "detection.long_side": _whole(1, MAX_IMAGE_SIZE),
+    "detection.multi_scale": _several(_whole(32, MAX_IMAGE_SIZE), 0),
+    "detection.crop_probability": _SHARE,
+    "detection.max_instances": _whole(1, 1000),
+    "segmentation.long_side": _whole(1, MAX_IMAGE_SIZE),
+    "segmentation.scale": _interval(0, 10),
+    "segmentation.max_class_share": _number(0, 1, above=True),
+    "segmentation.photometric": _FLAG,
+    "segmentation.auxiliary_weight": _number(0, 1000),
+    "segmentation.evaluation_mode": _choice(*EVALUATION_MODES),
+    "segmentation.slide_stride": _whole(1, MAX_IMAGE_SIZE),
+    "segmentation.evaluation_scales": _several(_number(0.1, 10), 1),
+    "segmentation.evaluation_flip": _FLAG,
     "loss.label_smoothing": _number(0, 1, below=True),
     "optimizer.learning_rate": _number(0, _RATE),
     "optimizer.learning_rate_batch_size": _whole(0),
@@ -245,6 +269,9 @@ RULES: dict[str, Rule] = {
     "optimizer.decay_rules": _DECAY_RULES,
     "optimizer.layer_decay": _number(0, 1, above=True),
     "optimizer.freeze": _PATTERNS,
+    "schedule.decay": _choice(*DECAYS),
+    "schedule.milestones_epochs": _several(_number(0, _EPOCHS, above=True), 0),
+    "schedule.decay_factor": _number(0, 1, above=True),
     "schedule.total_epochs": _number(0, _EPOCHS, above=True),
     "schedule.total_steps": _optional(_whole(1)),
     "schedule.warmup_epochs": _number(0, _EPOCHS),
@@ -252,6 +279,7 @@ RULES: dict[str, Rule] = {
     "schedule.cooldown_epochs": _number(0, _EPOCHS),
     "schedule.cooldown_steps": _optional(_whole(0)),
     "schedule.warmup_prefix": _FLAG,
+    "schedule.warmup_reaches_peak": _FLAG,
     "schedule.per_epoch": _FLAG,
     "schedule.warmup_learning_rate": _number(0, _RATE),
     "schedule.final_learning_rate": _number(0, _RATE),

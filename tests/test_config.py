@@ -93,6 +93,64 @@ def test_batch_larger_than_the_data_and_long_warmup_are_errors(config):
         resolve(config, 2048)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"detection.max_instances": 50}, r"detection\.max_instances=50 does nothing with task="
+         "'classification'; leave the default, or set --config.task to what reads it"),
+        ({"task": "detection", "augment.mixup_alpha": 0.8, "loss.label_smoothing": 0.0},
+         r"augment\.mixup_alpha=0\.8, loss\.label_smoothing=0\.0 do nothing with task='detec"),
+        ({"task": "segmentation", "detection.crop_probability": 0.5},
+         r"detection\.crop_probability=0\.5 does nothing with task='segmentation'"),
+        ({"task": "detection", "data.image_size": 1400},
+         r"detection\.long_side=1333 is below the shorter side of 1400 pixels; raise it, or lower "
+         r"data\.image_size and multi_scale"),
+        ({"task": "detection", "detection.multi_scale": (480, 1344)},
+         "is below the shorter side of 1344 pixels"),
+        ({"task": "segmentation", "segmentation.long_side": 128},
+         r"segmentation\.long_side=128 is below the shorter side of 224 pixels; raise it, or lower "
+         r"data\.image_size$"),
+        ({"task": "segmentation", "segmentation.evaluation_mode": "slide"},
+         r"slide_stride=341 leaves gaps between crops of data\.image_size=224; set it to that"),
+        ({"schedule.decay": "steps"}, r"milestones_epochs=\(\) does not go with .*decay='steps'; "),
+        ({"schedule.milestones_epochs": (8.0,)}, r"\(8\.0,\) does not go with .*decay='cosine'; "),
+    ],
+)  # fmt: skip
+def test_settings_of_another_task_and_sizes_that_do_not_fit_are_errors(config, settings, words):
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(ValueError, match=words):
+        validate(config, 8)
+
+
+def test_settings_of_the_dense_tasks_are_allowed_with_them(config):
+    config.task = "detection"
+    config.augment.flip_probability = 0.0
+    config.detection.multi_scale = (480, 800)
+    validate(config, 8)
+    config = default_config()
+    config.task = "segmentation"
+    config.data.image_size = 512
+    config.segmentation.evaluation_mode = "slide"
+    config.segmentation.evaluation_scales = (0.5, 1)
+    validate(config, 8)
+
+
+def test_milestones_are_updates_in_order(config):
+    config.schedule.decay = "steps"
+    config.schedule.total_epochs = 12.0
+    config.schedule.warmup_steps = 1000
+    config.schedule.milestones_epochs = (8, 11)
+    config.batch_size = 16
+    assert resolve(config, 7330 * 16).milestones == (58_640, 80_630)
+    config.schedule.milestones_epochs = (11, 8)
+    with pytest.raises(ValueError, match=r"\(11, 8\) are the updates \(80630, 58640\) of 87,960"):
+        resolve(config, 7330 * 16)
+    config.schedule.milestones_epochs = (8, 11)
+    config.schedule.total_steps = 1_000
+    with pytest.raises(ValueError, match=r"below the end: .* schedule\.total_steps=1000"):
+        resolve(config, 7330 * 16)
+
+
 def test_more_updates_than_can_be_counted_are_an_error(config):
     config.schedule.cooldown_epochs = 1e6
     config.batch_size = 8

@@ -19,7 +19,12 @@ LayerOf = Callable[[str], tuple[float, int] | None]
 
 
 def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
-    """Learning rate of update 0, 1, ...: linear warm-up, half a cosine, then the final rate.
+    """Learning rate of update 0, 1, ...: linear warm-up, then a decay, then the final rate.
+
+    With p, from 0 to 1, the share of the decay that is over, "cosine" is final + (peak - final)
+    (1 + cos πp) / 2, "linear" is final + (peak - final) (1 - p), and "steps" is the peak times
+    decay_factor for each milestone passed, whatever p. `warmup_reaches_peak` makes the numbers of
+    mmengine's LinearLR, whose warm-up of n updates rises in n - 1 steps.
 
     Args:
         config: the section `schedule`.
@@ -27,17 +32,26 @@ def make_schedule(config: Config, resolved: Resolved) -> optax.Schedule:
     """
     peak, final = resolved.learning_rate, config.final_learning_rate
     rise_from, warmup = config.warmup_learning_rate, resolved.warmup_steps
+    risen = warmup - 1 if config.warmup_reaches_peak else warmup
     end = resolved.total_steps - resolved.cooldown_steps
     start = warmup if config.warmup_prefix else 0
     hold = resolved.steps_per_epoch if config.per_epoch else 1
 
+    def decayed(t: jax.Array) -> jax.Array:
+        if config.decay == "steps":
+            passed = sum((t >= milestone).astype(int) for milestone in resolved.milestones)
+            return peak * config.decay_factor ** jnp.asarray(passed, float)
+        duration = max(1, end - start)
+        if config.decay == "linear":
+            return final + (peak - final) * jnp.clip((end - t) / duration, 0, 1)
+        progress = jnp.clip((t - start) / duration, 0, 1)
+        # cos²(x / 2) is (1 + cos x) / 2 without its cancellation near the final rate.
+        return final + (peak - final) * jnp.cos(jnp.pi / 2 * progress) ** 2
+
     def schedule(step: ArrayLike) -> jax.Array:
         t = jnp.asarray(step) // hold * hold
-        progress = jnp.clip((t - start) / max(1, end - start), 0, 1)
-        # cos²(x / 2) is (1 + cos x) / 2 without its cancellation near the final rate.
-        cosine = final + (peak - final) * jnp.cos(jnp.pi / 2 * progress) ** 2
-        rise = rise_from + (peak - rise_from) * t / max(1, warmup)
-        return jnp.where(t < warmup, rise, cosine)
+        rise = rise_from + (peak - rise_from) * t / max(1, risen)
+        return jnp.where(t < warmup, rise, decayed(t))
 
     return schedule
 

@@ -58,6 +58,25 @@ def test_schedule_without_warmup_starts_at_the_peak(config):
     assert float(schedule(50)) == pytest.approx(config.schedule.final_learning_rate)
 
 
+def test_schedule_by_steps_falls_at_milestones(config):
+    config.schedule.decay = "steps"
+    config.schedule.decay_factor = 0.5
+    config.schedule.warmup_learning_rate = 0.0
+    values = resolved(config, total_steps=9, warmup_steps=2, milestones=(4, 7), learning_rate=8e-3)
+    rates = [float(make_schedule(config.schedule, values)(step)) for step in range(9)]
+    expected = [0, 4e-3, 8e-3, 8e-3, 4e-3, 4e-3, 4e-3, 2e-3, 2e-3]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_linear_schedule_ends_at_the_final_rate_and_stays_there(config):
+    config.schedule.decay = "linear"
+    config.schedule.final_learning_rate = 1e-3
+    values = resolved(config, total_steps=8, cooldown_steps=2, warmup_steps=2, learning_rate=5e-3)
+    schedule = make_schedule(config.schedule, values)
+    rates = [float(schedule(step)) for step in range(2, 8)]
+    np.testing.assert_allclose(rates, [5e-3, 4e-3, 3e-3, 2e-3, 1e-3, 1e-3], rtol=1e-6)
+
+
 def adamw_in_numpy(params, gradients, rates, decay, clip):
     moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in params.items()}
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
