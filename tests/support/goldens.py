@@ -8,7 +8,7 @@ import numpy as np
 from goldens.fill import value_of
 from support.places import GOLDENS
 
-NOT_MODELS = ("mamba", "recipe")
+NOT_MODELS = ("dense", "mamba", "recipe")
 MODELS = [path for path in sorted(GOLDENS.glob("*/*.npz")) if path.parent.name not in NOT_MODELS]
 
 
