@@ -3,7 +3,10 @@
 
 import logging
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
 
 from mambaout_jax.config import Config
 from mambaout_jax.data.sets.digits import Digits
@@ -43,7 +46,47 @@ class LabelledImages(Source, Protocol):
     num_classes: int
 
 
-def open_source(data: Config, split: str) -> LabelledImages:
+@runtime_checkable
+class DetectionImages(Source, Protocol):
+    """Images whose objects have boxes and masks.
+
+    `source[i]` is `{"image": Decoded, "boxes": float32 (n, 4), "labels": int32 (n,), "masks": bool
+    (n, H, W), "image_id": int}`: boxes x1 y1 x2 y2 in pixels of this image, labels 0 and on. Only
+    what is trained on is there: regions of crowds are in `ground_truth` alone.
+
+    Attributes:
+        class_names, num_classes: of the labels.
+        category_ids: the number that the ground truth uses for each label.
+        image_sizes: int32 (N, 2), height and width of each image, known without decoding.
+    """
+
+    class_names: tuple[str, ...]
+    num_classes: int
+    category_ids: tuple[int, ...]
+    image_sizes: Int[np.ndarray, "N 2"]
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All that an evaluation counts with, in the form of COCO's JSON files, crowds included."""
+        ...
+
+
+@runtime_checkable
+class SegmentationImages(Source, Protocol):
+    """Images whose every pixel has a class.
+
+    `source[i]` is `{"image": Decoded, "labels": uint8 (H, W)}`, where 255 is not counted.
+
+    Attributes:
+        class_names, num_classes: of the labels 0 and on.
+        image_sizes: int32 (N, 2), height and width of each image, known without decoding.
+    """
+
+    class_names: tuple[str, ...]
+    num_classes: int
+    image_sizes: Int[np.ndarray, "N 2"]
+
+
+def open_source(data: Config, split: str, task: str = "classification") -> Any:
     """Opens a split of the data set that a config names.
 
     `data.decoder` is used for training images only; evaluation always decodes with Pillow.
@@ -51,6 +94,11 @@ def open_source(data: Config, split: str) -> LabelledImages:
     Args:
         data: section `data` of a config.
         split: "train" or "validation".
+        task: name of the task that it is for, as in `config.task`.
+
+    Returns:
+        What that task reads: `LabelledImages` for "classification", `DetectionImages` for
+        "detection", `SegmentationImages` for "segmentation".
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: the split, the data set or its folder
@@ -62,13 +110,20 @@ def open_source(data: Config, split: str) -> LabelledImages:
         words = ", ".join(map(repr, SETS))
         raise ValueError(f"data.source={data.source!r} is not known; allowed are {words}")
     chosen = SETS[data.source]
+    if task not in chosen.tasks:
+        fitting = ", ".join(repr(name) for name, one in SETS.items() if task in one.tasks)
+        raise ValueError(
+            f"data.source={data.source!r} has examples for {' and '.join(chosen.tasks)}, not for "
+            f"task={task!r}; "
+            + (f"those that have are {fitting}" if fitting else "no other set has them either")
+        )
     if chosen.wants and not data.path:
         raise ValueError(
             f"data.source={data.source!r} needs the folder: set --config.data.path=DIR, where DIR "
             f"holds {chosen.wants}"
         )
     local_path(data.path)  # refuses an address; whoever opens the path expands it
-    return chosen.open(data, split, data.decoder if split == "train" else "pillow")
+    return chosen.open(data, split, data.decoder if split == "train" else "pillow", task)
 
 
 class ReplaceUnreadable:
@@ -109,21 +164,23 @@ class DataSet(NamedTuple):
     """How a data set is opened.
 
     Attributes:
-        open: section `data` of a config, split and decoder to a source.
+        open: section `data` of a config, split, decoder and task to a source.
         wants: what `data.path` has to hold; "" where nothing is read from there.
+        tasks: names of the tasks for which it has examples.
     """
 
-    open: Callable[[Config, str, str], LabelledImages]
+    open: Callable[[Config, str, str, str], Any]
     wants: str = ""
+    tasks: tuple[str, ...] = ("classification",)
 
 
 _FOLDERS = "train/ and val/ with one sub-folder of images per class"
 
 # By the name that `data.source` takes. To add one, write its file and name it here.
 SETS: dict[str, DataSet] = {
-    "digits": DataSet(lambda data, split, decoder: Digits(split, data.channels)),
+    "digits": DataSet(lambda data, split, decoder, task: Digits(split, data.channels)),
     "folder": DataSet(
-        lambda data, split, decoder: ImageFolder(
+        lambda data, split, decoder, task: ImageFolder(
             data.path,
             split,
             data.validation_fraction,
@@ -134,7 +191,7 @@ SETS: dict[str, DataSet] = {
         f"{_FOLDERS}, or such sub-folders alone",
     ),
     "imagenet": DataSet(
-        lambda data, split, decoder: open_imagenet(
+        lambda data, split, decoder, task: open_imagenet(
             data.path, split, data.channels, decoder, data.max_pixels
         ),
         f"{_FOLDERS}, or what `mambaout prepare` wrote",
