@@ -3,9 +3,10 @@
 
 The order knows nothing of the machine. The examples form one endless sequence (each epoch a new
 permutation) in which an example's random numbers depend on its position only; global batch k is
-positions k * batch_size and on, and process p of P takes the p-th of its P blocks. So global batch
-k holds the same pixels in the same order for any number of processes, worker processes and threads,
-and resuming takes one integer, the step.
+positions k * batch_size and on, and process p of P takes the p-th of its P blocks. Where batches
+hold one group each, `order` says which example stands at a position, from the seed alone. So global
+batch k holds the same pixels in the same order for any number of processes, worker processes and
+threads, and resuming takes one integer, the step.
 """
 
 import functools
@@ -23,6 +24,7 @@ from absl import flags
 from jaxtyping import Int
 
 from mambaout_jax.config import Config
+from mambaout_jax.data.order import GroupedOrder
 from mambaout_jax.data.sets.sources import ReplaceUnreadable, Source
 from mambaout_jax.data.workers import begin_worker, quieten_resource_tracker
 
@@ -87,6 +89,7 @@ def train_batches(
     source: Source,
     view: TrainingView,
     *,
+    groups: Sequence[int] | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -98,7 +101,9 @@ def train_batches(
     Args:
         config: reads `seed`, `batch_size` and `data`.
         source: the training split.
-        view: makes arrays of an example, of the same names, shapes and dtypes for all.
+        view: makes arrays of an example, of the same names, shapes and dtypes within a group.
+        groups: a number for each example: those in one batch have the same one; see `GroupedOrder`
+            for the order. None: one group.
         start_step: the first batch returned is global batch `start_step`.
         process_index: number of this process among those that share each global batch.
         process_count: how many these are.
@@ -127,12 +132,11 @@ def train_batches(
         loaded = readable[index]
         return {**view(loaded, rng), "replaced": np.bool_(loaded["replaced"])}
 
-    examples = (
-        grain.MapDataset.range(len(source))
-        .shuffle(seed=shuffle_seed)
-        .repeat(_EPOCHS)
-        .random_map(example, seed=view_seed)
-    )
+    if groups is None:
+        order = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed)
+    else:
+        order = GroupedOrder(groups, config.batch_size, shuffle_seed)
+    examples = order.repeat(_EPOCHS).random_map(example, seed=view_seed)
     examples = _Part(examples, local_batch_size, process_index, process_count)
     make = _in_workers if config.data.num_workers else _in_threads
     return Batches(make(examples, local_batch_size, start_step, config.data))

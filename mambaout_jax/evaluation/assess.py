@@ -70,7 +70,7 @@ def assessment_config(
     if folder is not None:
         same_path = chosen.data.source == "folder" and _is_same(chosen.data.path, folder)
         chosen.data.source, chosen.data.path = "folder", str(folder)
-        if not same_path and not _was_trained_on(Path(source), chosen.data):
+        if not same_path and not _was_trained_on(Path(source), chosen):
             chosen.data.validation_fraction = 1.0
     return chosen
 
@@ -91,7 +91,8 @@ def assess(source: str | Path, config: Config) -> Assessment:
         FloatingPointError: a metric is not finite.
     """
     validate_evaluation_batch(config, jax.device_count())
-    data, size = open_source(config.data, "validation"), config.data.image_size
+    data = open_source(config.data, "validation", config.task)
+    size = config.data.image_size
     names = describe_source(source, image_size=size).class_names
     task, model, variables = find_task(config.task).from_weights(
         source, None, Preprocessing.of(config.data, names), image_size=size
@@ -135,12 +136,12 @@ def _is_same(one: str, other: str | Path) -> bool:
     return all(path.exists() for path in paths) and paths[0].samefile(paths[1])
 
 
-def _was_trained_on(workdir: Path, data: Config) -> bool:
+def _was_trained_on(workdir: Path, config: Config) -> bool:
     """Whether a run's training images are those of the folder, wherever it lies."""
     if not (workdir / "config.json").is_file():
         return False
     try:
-        now = identity(open_source(data, "train"))
+        now = identity(open_source(config.data, "train", config.task))
     except ValueError:  # there is nothing to train on
         return False
     meta = read_meta(workdir / "checkpoints")

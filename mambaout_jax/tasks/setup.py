@@ -56,7 +56,7 @@ def set_up(config: Config) -> Setup:
     validate(config, jax.device_count())
     kind = find_task(config.task)
     _check_model_name(config.model.name)
-    train = open_source(config.data, "train")
+    train = open_source(config.data, "train", config.task)
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
     _check_image_size(config.data.image_size, model.backbone.strides[-1])
@@ -65,7 +65,7 @@ def set_up(config: Config) -> Setup:
         resolved=resolve(config, len(train)),
         mesh=make_mesh(config.mesh.fsdp),
         train=train,
-        validation=open_source(config.data, "validation"),
+        validation=open_source(config.data, "validation", config.task),
         task=task,
         model=model,
         image_shape=(config.data.image_size, config.data.image_size, config.data.channels),

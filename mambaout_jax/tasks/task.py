@@ -63,10 +63,13 @@ class Objective(Protocol):
         """How one example becomes arrays for evaluation."""
         ...
 
-    def groups(self, source: Source) -> Sequence[int] | None:
-        """A number for each example; those evaluated in one batch share it, and their shapes.
+    def groups(self, source: Source, train: bool = False) -> Sequence[int] | None:
+        """A number for each example; those of one batch share it, and their shapes.
 
         None where all examples have the same shapes.
+
+        Args:
+            train: whether batches are for training or for evaluation.
         """
         return None
 
@@ -190,7 +193,7 @@ class Task(Objective, Protocol):
         return parameter_rules(name)
 
     def training_view(self) -> TrainingView:
-        """How one example becomes arrays for training; all examples get the same shapes."""
+        """How one example becomes arrays for training; those of one group get the same shapes."""
         ...
 
     def predict(self, model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> Any:

@@ -188,7 +188,14 @@ def _resume(
                 writer.write(start + 1, {f"train/{name}": x for name, x in values.items()})
         first_batch = start + sum(left_out.batches for left_out in skipped)
         reader = stack.enter_context(
-            Reader(config, setup.train, setup.task.training_view(), first_batch, meta["replaced"])
+            Reader(
+                config,
+                setup.train,
+                setup.task.training_view(),
+                first_batch,
+                meta["replaced"],
+                setup.task.groups(setup.train, train=True),
+            )
         )
 
         metrics: dict[str, float] = {}

@@ -77,12 +77,15 @@ def show_batch(config: Config, path: Path) -> None:
         ValueError: a setting is wrong.
     """
     setup = set_up(config)
-    batches = train_batches(config, setup.train, setup.task.training_view())
+    task, train = setup.task, setup.train
+    batches = train_batches(
+        config, train, task.training_view(), groups=task.groups(train, train=True)
+    )
     with contextlib.closing(batches):
         batch = {name: jnp.asarray(array) for name, array in next(batches).items()}
     batch["position"] = jnp.arange(config.batch_size, dtype=jnp.int32)
     key, _ = step_keys(config.seed, 0)
-    setup.task.draw_batch(jax.jit(setup.task.prepare)(batch, key), path)
+    task.draw_batch(jax.jit(task.prepare)(batch, key), path)
 
 
 def _starting_point(config: Config) -> str:

@@ -2,6 +2,7 @@
 """The training batches of a run, and how many of their examples had to be replaced."""
 
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ class Reader:
 
     Args:
         config: reads `data.max_corrupt_fraction` and what `train_batches` reads.
-        source, view: see `train_batches`.
+        source, view, groups: see `train_batches`.
         start: batches read or left out so far.
         replaced: examples replaced in them, over all processes.
 
@@ -29,13 +30,20 @@ class Reader:
     """
 
     def __init__(
-        self, config: Config, source: Source, view: TrainingView, start: int, replaced: int
+        self,
+        config: Config,
+        source: Source,
+        view: TrainingView,
+        start: int,
+        replaced: int,
+        groups: Sequence[int] | None = None,
     ):
         self._config = config
         self._batches = train_batches(
             config,
             source,
             view,
+            groups=groups,
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

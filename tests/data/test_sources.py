@@ -40,6 +40,16 @@ def test_open_source_refuses_unknown_words():
         open_source(data, "train")
 
 
+def test_open_source_refuses_a_task_that_the_set_does_not_serve():
+    data = default_config().data
+    data.source = "digits"
+    words = r"^data\.source='digits' has examples for classification, not for task='detection'; "
+    with pytest.raises(ValueError, match=words):
+        open_source(data, "train", "detection")
+    with pytest.raises(ValueError, match=r"not for task='flow'; no other set has them either"):
+        open_source(data, "train", "flow")
+
+
 # Replacement
 
 

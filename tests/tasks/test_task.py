@@ -11,6 +11,7 @@ from support.runs import final_state, rewind, timeless_metrics
 from support.tiny_run import get_config
 
 from mambaout_jax.data.sets.digits import Digits
+from mambaout_jax.data.sets.sources import SETS
 from mambaout_jax.evaluation.evaluator import evaluate
 from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.tasks import TASKS, find_task
@@ -20,9 +21,14 @@ from mambaout_jax.train.preview import describe, show_batch
 from mambaout_jax.train.writer import read_metrics
 
 
+def register(patch):
+    patch.setitem(TASKS, "ink", Ink)
+    patch.setitem(SETS, "digits", SETS["digits"]._replace(tasks=("classification", "ink")))
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(TASKS, "ink", Ink)
+    register(monkeypatch)
 
 
 def ink_config():
@@ -39,7 +45,7 @@ def ink_config():
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ink") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "ink", Ink)
+        register(patch)
         return workdir, train(ink_config(), workdir)
 
 
