@@ -10,26 +10,39 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Num
 
+from mambaout_jax.layers.precision import at_least_float32
+
+RPN_STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas from anchors
+ROI_STDS = (0.1, 0.1, 0.2, 0.2)  # of those from proposals
 MAX_LOG_RATIO = math.log(1000 / 16)  # to which predicted log ratios of sides are cut, both ways
 _SMALLEST_UNION = 1e-6
 
 
 def box_iou(a: Float[ArrayLike, "*B N 4"], b: Float[ArrayLike, "*B M 4"]) -> Float[Array, "*B N M"]:
-    """Intersection over union of every box of `a` with every one of `b`; 0 with an empty box."""
-    a, b = _widened(a), _widened(b)
+    """Intersection over union of every box of `a` with every one of `b`; 0 with an empty box.
+
+    Each operation is rounded by itself, as in mmdet: two overlaps that are equal there are so here.
+    """
+    a, b = at_least_float32(a), at_least_float32(b)
     left, top, right, bottom = (
         choose(a[..., :, None, i], b[..., None, :, i])
         for i, choose in enumerate((jnp.maximum, jnp.maximum, jnp.minimum, jnp.minimum))
     )
-    intersection = jnp.maximum(right - left, 0) * jnp.maximum(bottom - top, 0)  # (*B, N, M)
+    sides = jnp.maximum(right - left, 0), jnp.maximum(bottom - top, 0)  # (*B, N, M)
+    intersection = _rounded(sides[0] * sides[1])
     union = box_area(a)[..., :, None] + box_area(b)[..., None, :] - intersection
     return intersection / jnp.maximum(union, _SMALLEST_UNION)
 
 
 def box_area(boxes: Float[ArrayLike, "*B 4"]) -> Float[Array, "*B"]:
     """Width times height, in pixels²."""
-    boxes = _widened(boxes)
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    boxes = at_least_float32(boxes)
+    return _rounded((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]))
+
+
+def _rounded(product: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """The product itself; it keeps a compiler from rounding it only after what is added to it."""
+    return jnp.minimum(product, jnp.finfo(product.dtype).max)
 
 
 def encode(
@@ -49,7 +62,7 @@ def encode(
         targets: the boxes to be made of them.
         stds: standard deviations of dx, dy, dw, dh.
     """
-    boxes, targets = _widened(boxes), _widened(targets)
+    boxes, targets = at_least_float32(boxes), at_least_float32(targets)
     (centres, sizes), (to_centres, to_sizes) = (
         _centres_and_sizes(boxes),
         _centres_and_sizes(targets),
@@ -76,7 +89,7 @@ def decode(
         deltas: what a head predicts for each of them.
         stds: standard deviations of dx, dy, dw, dh.
     """
-    boxes, deltas = _widened(boxes), _widened(deltas)
+    boxes, deltas = at_least_float32(boxes), at_least_float32(deltas)
     deltas = deltas * _row(stds, deltas)
     centres, sizes = _centres_and_sizes(boxes)
     centres = centres + sizes * deltas[..., :2]
@@ -93,15 +106,10 @@ def clip(
         boxes: boxes of each image.
         image_shape: (H, W) of each image, or one (2,) for all of them.
     """
-    boxes = _widened(boxes)
+    boxes = at_least_float32(boxes)
     height_width = jnp.asarray(image_shape).astype(boxes.dtype)
     limits = jnp.concatenate((height_width[..., ::-1],) * 2, axis=-1)[..., None, :]  # (W, H, W, H)
     return jnp.clip(boxes, 0, jnp.broadcast_to(limits, boxes.shape))
-
-
-def _widened(x: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _centres_and_sizes(

@@ -11,6 +11,8 @@ from flax.typing import Initializer
 # plain normal distribution. JAX's `truncated_normal` would cut at two standard deviations.
 normal_init = nn.initializers.normal(0.02)
 
+xavier_init = nn.initializers.xavier_uniform()  # of detectors (Glorot and Bengio 2010)
+
 
 def normal_fan_out_init(fan_out: int) -> Initializer:
     """Normal of variance 2 / fan_out (He et al. 2015), fan_out as taps of one output channel.

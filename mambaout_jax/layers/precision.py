@@ -3,6 +3,7 @@
 
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jaxtyping import Array, ArrayLike, Float, Num
 
 
 def compute_dtype(dtype: Dtype) -> Dtype | None:
@@ -12,3 +13,9 @@ def compute_dtype(dtype: Dtype) -> Dtype | None:
     parameters and images stay float64 all the way through.
     """
     return None if jnp.dtype(dtype) == jnp.float32 else dtype
+
+
+def at_least_float32(x: Num[ArrayLike, "..."]) -> Float[Array, "..."]:
+    """The array in float32, or where it is wider as it is."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
