@@ -3,7 +3,8 @@
 
 A linear recurrence per channel and state, whose coefficients depend on the token. Differentiated
 automatically it keeps several (B, L, N, D) arrays. `"chunked"` has a gradient of its own: it keeps
-one state per chunk of tokens, walks the chunks backwards and rebuilds the states of one at a time.
+one state per chunk of tokens, walks the chunks backwards and rebuilds the states of one at a time;
+where channels are few, segments of the sequence run side by side (`selective_scan_lanes`).
 
 Everywhere states are (B, G, N, D/G), channels last: a group's channels of a token are contiguous,
 sums over the states become additions of vectors, and products with B and C need no transposes.
@@ -23,6 +24,7 @@ from mambaout_jax.kernels.dispatch import (
     is_known,
     vary_alike,
 )
+from mambaout_jax.kernels.selective_scan_lanes import cut_of, lane_gradients, lane_values
 from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
 
 
@@ -183,12 +185,22 @@ def _scan_chunked(u, delta, A, B, C, initial_state, reverse, softplus):
 
 def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus):
     delta = _step_sizes(delta, softplus)
-    y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
+    if cut := cut_of(*u.shape, *B.shape[2:]):
+        y, state, entering = lane_values(u, delta, A, B, C, initial_state, reverse, cut)
+    else:
+        y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
     return (y, state), (u, delta, A, B, C, entering)
 
 
 def _scan_chunked_bwd(reverse, softplus, residuals, cotangents):
-    gradients = functools.partial(_chunked_gradients, reverse=reverse, softplus=softplus)
+    u, _, _, B, *_ = residuals
+    cut = cut_of(*u.shape, *B.shape[2:])
+
+    def gradients(*arrays):
+        if cut:
+            return lane_gradients(*arrays, reverse, softplus, cut)
+        return _chunked_gradients(*arrays, reverse, softplus)
+
     return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
 
 
