@@ -37,7 +37,7 @@ class FPN(nn.Module):
         for i in reversed(range(len(maps))):
             lateral = Conv(self.channels, 1, **options, name=f"lateral_{i}")(maps[i])
             if merged:
-                lateral = lateral + enlarge(merged[0], lateral.shape[1:3])
+                lateral = lateral + enlarge(merged[0], (lateral.shape[1], lateral.shape[2]))
             merged.insert(0, lateral)
         outputs = [
             Conv(self.channels, 3, padding=1, **options, name=f"output_{i}")(x)

@@ -2,6 +2,7 @@
 """The feature pyramid, against mmdet's and torchvision's, which agree."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens.fill import input_of
@@ -19,7 +20,7 @@ def test_pyramid_is_mmdets(kind):
     inputs = [
         input_of((1, dim, *size), i) for i, (dim, size) in enumerate(zip(DIMS, sizes, strict=True))
     ]
-    maps = tuple(x.transpose(0, 2, 3, 1) for x in inputs)
+    maps = tuple(jnp.asarray(x.transpose(0, 2, 3, 1)) for x in inputs)
     params = {}
     for i in range(len(DIMS)):
         for ours, theirs in (("lateral", "inner_blocks"), ("output", "layer_blocks")):
@@ -34,7 +35,7 @@ def test_pyramid_is_mmdets(kind):
 
 
 def test_initial_values_are_xaviers():
-    maps = tuple(np.zeros((1, 8 >> i, 8 >> i, 4 * (i + 1)), np.float32) for i in range(4))
+    maps = tuple(jnp.zeros((1, 8 >> i, 8 >> i, 4 * (i + 1))) for i in range(4))
     params = FPN(64).init(jax.random.key(0), maps)["params"]
     for name, fans in (("lateral_3", 16 + 64), ("output_0", 9 * (64 + 64))):
         kernel, bound = params[name]["kernel"], np.sqrt(6 / fans)
@@ -44,7 +45,7 @@ def test_initial_values_are_xaviers():
 
 
 def test_each_new_pixel_is_the_one_below_it(rng):
-    x = rng.standard_normal((1, 7, 6, 2)).astype(np.float32)
+    x = jnp.asarray(rng.standard_normal((1, 7, 6, 2)))
     y = enlarge(x, (13, 12))
     for i, j in np.ndindex(13, 12):
         np.testing.assert_array_equal(y[0, i, j], x[0, i * 7 // 13, j * 6 // 12])
