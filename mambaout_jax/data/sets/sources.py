@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Int
 
 from mambaout_jax.config import Config
+from mambaout_jax.data.sets.coco import open_coco
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.data.sets.folder import ImageFolder
 from mambaout_jax.data.sets.image_files import UnreadableImageError
 from mambaout_jax.data.sets.imagenet import open_imagenet
+from mambaout_jax.data.sets.scenes import KINDS, Scenes
 from mambaout_jax.paths import local_path
 
 SPLITS = ("train", "validation")
@@ -195,5 +197,17 @@ SETS: dict[str, DataSet] = {
             data.path, split, data.channels, decoder, data.max_pixels
         ),
         f"{_FOLDERS}, or what `mambaout prepare` wrote",
+    ),
+    "coco": DataSet(
+        lambda data, split, decoder, task: open_coco(
+            data.path, split, data.channels, decoder, data.max_pixels
+        ),
+        "annotations/instances_train2017.json and instances_val2017.json with train2017/ and "
+        "val2017/, or what `mambaout prepare` wrote",
+        ("detection",),
+    ),
+    "scenes": DataSet(
+        lambda data, split, decoder, task: Scenes(split, task, data.image_size, data.channels),
+        tasks=KINDS,
     ),
 }
