@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The five losses against loops in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mambaout_jax.heads.losses import box_losses, mask_loss, rpn_losses
+from mambaout_jax.heads.targets import SampledRegions, Samples
+
+
+def cross_entropy(logit, target):
+    """Binary, in float64."""
+    return np.logaddexp(0, logit) - logit * target
+
+
+@pytest.fixture
+def samples(rng):
+    """Of four images: usual ones, without positives, without any candidate, without negatives."""
+    positive = np.zeros((4, 6), bool)
+    positive[0, :2] = positive[3, :3] = True
+    counted = np.arange(6)[None] < np.asarray([[6], [4], [0], [3]])
+    matched = np.where(positive, rng.integers(0, 3, (4, 6)), 0)
+    return Samples(rng.integers(0, 10, (4, 6)), matched, positive, counted)
+
+
+def test_rpn_losses_are_divided_by_the_samples_of_the_batch(rng, samples):
+    scores = rng.standard_normal((4, 10)).astype(np.float32)
+    deltas, targets = (rng.standard_normal((4, n, 4)).astype(np.float32) for n in (10, 6))
+    losses = rpn_losses(
+        *map(jnp.asarray, (scores, deltas)),
+        Samples(*map(jnp.asarray, samples)),
+        jnp.asarray(targets),
+    )
+    entropy, distance = 0.0, 0.0
+    for i, s in zip(*np.nonzero(samples.counted), strict=True):
+        at = samples.index[i, s]
+        entropy += cross_entropy(float(scores[i, at]), samples.positive[i, s])
+        if samples.positive[i, s]:
+            distance += np.abs(deltas[i, at].astype(float) - targets[i, s]).sum()
+    divisor = (2 + 4) + (1 + 4) + (1 + 1) + (3 + 1)
+    assert float(losses["rpn_class"]) == pytest.approx(entropy / divisor, rel=1e-5)
+    assert float(losses["rpn_box"]) == pytest.approx(distance / divisor, rel=1e-5)
+
+
+def regions_of(samples, rng, classes):
+    labels = np.where(samples.positive, rng.integers(0, classes, (4, 6)), classes)
+    labels = np.where(samples.counted, labels, -1)
+    boxes, deltas = rng.standard_normal((2, 4, 6, 4)).astype(np.float32)
+    return SampledRegions(*map(jnp.asarray, (boxes, labels, deltas, *samples[1:])))
+
+
+def test_box_losses_are_divided_by_all_regions(rng, samples):
+    regions = regions_of(samples, rng, 5)
+    logits = rng.standard_normal((4, 6, 6)).astype(np.float32)
+    deltas = rng.standard_normal((4, 6, 5, 4)).astype(np.float32)
+    losses = box_losses(jnp.asarray(logits), jnp.asarray(deltas), regions)
+    labels, targets = np.asarray(regions.labels), np.asarray(regions.deltas, np.float64)
+    entropy, distance = 0.0, 0.0
+    for i, s in zip(*np.nonzero(samples.counted), strict=True):
+        row = logits[i, s].astype(np.float64)
+        entropy += np.log(np.exp(row).sum()) - row[labels[i, s]]
+        if samples.positive[i, s]:
+            distance += np.abs(deltas[i, s, labels[i, s]] - targets[i, s]).sum()
+    assert float(losses["class"]) == pytest.approx(entropy / 13, rel=1e-5)
+    assert float(losses["box"]) == pytest.approx(distance / 13, rel=1e-5)
+
+
+def test_mask_loss_is_the_mean_over_pixels_of_positives(rng, samples):
+    regions = regions_of(samples, rng, 5)
+    logits = rng.standard_normal((4, 3, 4, 4, 5)).astype(np.float32)
+    targets = rng.uniform(size=(4, 3, 4, 4)) < 0.4
+    loss = mask_loss(jnp.asarray(logits), jnp.asarray(targets), regions)["mask"]
+    each = [
+        cross_entropy(
+            logits[i, s, :, :, regions.labels[i, s]].astype(np.float64), targets[i, s]
+        ).mean()
+        for i, s in zip(*np.nonzero(samples.positive), strict=True)
+    ]
+    assert len(each) == 5
+    assert float(loss) == pytest.approx(np.mean(each), rel=1e-5)
+
+
+def test_rows_that_do_not_count_have_no_gradient_and_none_is_no_division_by_zero(rng, samples):
+    nothing = SampledRegions(*map(jnp.zeros_like, regions_of(samples, rng, 5)))
+    logits, deltas, masks = (jnp.ones((4, 6, *rest)) for rest in ((6,), (5, 4), (2, 2, 5)))
+    targets = jnp.zeros((4, 6, 2, 2), bool)
+
+    def total(logits, deltas, masks):
+        losses = {**box_losses(logits, deltas, nothing), **mask_loss(masks, targets, nothing)}
+        return sum(losses.values())
+
+    value, gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(logits, deltas, masks)
+    assert value == 0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
