@@ -37,3 +37,9 @@ def pooling_weights(size: int, pooled: int) -> Float[np.ndarray | Array, "P N"]:
     starts, ends = number * size // pooled, -(-(number + 1) * size // pooled)
     inside = (pixels >= starts) & (pixels < ends)
     return inside / inside.sum(axis=1, keepdims=True)
+
+
+def linear_weights(size: int, resized: int) -> Float[np.ndarray, "P N"]:
+    """Weight of each of `size` pixels in each of the `resized` ones that `resize_linear` makes."""
+    at = np.clip((np.arange(resized) + 0.5) * size / resized - 0.5, 0, size - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size)[None]))
