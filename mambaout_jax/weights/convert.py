@@ -12,9 +12,10 @@ is an error that lists all of them. PyTorch itself is not needed.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -25,11 +26,30 @@ from mambaout_jax.backbone import Backbone, Classifier
 from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_model, find_variant
 from mambaout_jax.weights.files import listed
+from mambaout_jax.weights.mismatch import check_floating, check_names
 from mambaout_jax.weights.state_dicts import find_state_dict, without_prefixes
 from mambaout_jax.weights.torch_names import Path, Rules, Tensor, torch_name, torch_tensors
 
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
+_BACKBONE = "backbone."  # before the backbone's names in detectors and segmenters of PyTorch
+_MAP_NORM = r"(out_?)?norm_?\d+\.(weight|bias)"  # of a map there: norm0, outnorm0, out_norm0
 POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
+
+
+class Target(NamedTuple):
+    """The model whose weights are converted.
+
+    Attributes:
+        name: for messages.
+        shapes: shapes and dtypes of its variables, by path.
+        namings: PyTorch's names for them, by naming.
+        buffers: naming to the tables that PyTorch's model derives from its sizes.
+    """
+
+    name: str
+    shapes: Mapping[Path, Any]
+    namings: Mapping[str, Rules]
+    buffers: Callable[[str], Mapping[str, np.ndarray]]
 
 
 def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -53,26 +73,70 @@ def from_torch(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict
 
 def from_torch_as_saved(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """As `from_torch`, but arrays (not tensors of PyTorch) keep their dtypes, such as bfloat16."""
-    model = create_model(name, **options)
+    return read_state(_target(name, options), state_dict)
+
+
+def backbone_from_torch(
+    name: str, state_dict: Mapping[str, Any], **options: Any
+) -> tuple[dict[Path, np.ndarray], list[str]]:
+    """The backbone alone, of a classifier's state dict or of a detector's or segmenter's.
+
+    The latter, as mmdet and mmseg save them, call it "backbone." and may have a norm there for each
+    map that is read, which is no part of the backbone here.
+
+    Args:
+        name, state_dict, options: see `from_torch`.
+
+    Returns:
+        Variables by path, float32 or wider; and the names of all tensors that were left out.
+
+    Raises:
+        ValueError: as `from_torch`: a tensor of the backbone is missing or has another shape, or
+            one is there that is neither the backbone's nor a head's.
+    """
+    model = create_model(name, num_classes=1, **options)
     shapes = _shapes(name, model, options)
+    inside = [path for path in shapes if path[1] == "backbone"]
     forms = without_prefixes(find_state_dict(state_dict, ema=False))
-    state_dict, naming = _detect_naming(name, forms, shapes)
-    tensors = _tensors(name, naming, shapes)
-    derived = _derived(name, naming, model.backbone, tensors)
-    for other in namings(name):  # older files of a naming may hold tables that it no longer has
-        derived = {**_buffers(name, other, model.backbone), **derived}
-    _compare_derived(name, derived, state_dict)
+    parts = [part for form in forms if (part := _below(_BACKBONE, form))]
+    state, naming = _detect_naming(name, [*forms, *parts], inside)
+    known = _tensors(name, naming, shapes)
+    tensors = {key: tensor for key, tensor in known.items() if tensor.paths[0] in inside}
+    derived = _derived(name, naming, model.backbone, known)
+    _compare_derived(name, derived, state)
+    others = [key for key in state if key not in tensors and key not in derived]
+    beside = []
+    if any(state is part for part in parts):
+        beside = [key for key in forms[0] if not key.startswith(_BACKBONE)]
+        strange = [key for key in others if not re.fullmatch(_MAP_NORM, key)]
+    else:
+        strange = [key for key in others if key not in known]
     wanted = {key: tensor.torch_shape for key, tensor in tensors.items()}
-    found = {key: tuple(np.shape(x)) for key, x in state_dict.items() if key not in derived}
-    _check(name, naming, wanted, found)
+    found = {
+        key: tuple(np.shape(x)) for key, x in state.items() if key in tensors or key in strange
+    }
+    check_names(f"the backbone of {name}", naming, wanted, found)
+    flat = {path: widen(leaf) for path, leaf in _parts(name, tensors, state).items()}
+    return flat, [*beside, *others]
+
+
+def _parts(
+    name: str, tensors: Mapping[str, Tensor], state_dict: Mapping[str, Any]
+) -> dict[Path, np.ndarray]:
+    """The parameters that tensors are made of, by path."""
     arrays = {key: _to_numpy(state_dict[key]) for key in tensors}
-    _check_floating(name, arrays)
-    flat = {
+    check_floating(name, arrays)
+    return {
         path: part
         for key, tensor in tensors.items()
         for path, part in zip(tensor.paths, tensor.from_torch(arrays[key]), strict=True)
     }
-    return flax.traverse_util.unflatten_dict(flat)
+
+
+def _below(prefix: str, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What is called so, without the prefix; nothing where all is called so, or none is."""
+    inside = {key.removeprefix(prefix): x for key, x in names.items() if key.startswith(prefix)}
+    return inside if len(inside) < len(names) else {}
 
 
 def to_torch(
@@ -93,16 +157,43 @@ def to_torch(
         ValueError: the family has no such naming, or the variables are not those of the model, in
             names, shapes or dtypes.
     """
-    model = create_model(name, **options)
-    shapes = _shapes(name, model, options)
-    tensors = _tensors(name, naming, shapes)
+    return write_state(_target(name, options), variables, naming)
+
+
+def read_state(target: Target, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables from a PyTorch state dict, as `from_torch_as_saved`.
+
+    Raises:
+        ValueError: names, shapes, dtypes or derived tables do not fit; the message lists them.
+    """
+    name = target.name
+    forms = without_prefixes(find_state_dict(state_dict, ema=False))
+    state_dict, naming = _detect_naming(target.namings, forms, target.shapes)
+    tensors = _tensors(target, naming)
+    derived = _derived(target, naming, tensors)
+    for other in target.namings:  # older files of one may hold tables that it no longer has
+        derived = {**target.buffers(other), **derived}
+    _compare_derived(name, derived, state_dict)
+    wanted = {key: tensor.torch_shape for key, tensor in tensors.items()}
+    found = {key: tuple(np.shape(x)) for key, x in state_dict.items() if key not in derived}
+    check_names(name, naming, wanted, found)
+    return flax.traverse_util.unflatten_dict(_parts(name, tensors, state_dict))
+
+
+def write_state(target: Target, variables: Mapping[str, Any], naming: str) -> dict[str, np.ndarray]:
+    """PyTorch state dict of variables, as `to_torch`.
+
+    Raises:
+        ValueError: there is no such naming, or the variables are not those of the model.
+    """
+    tensors = _tensors(target, naming)
     flat: dict[Path, Any] = flax.traverse_util.flatten_dict(dict(variables))
-    _check_paths(name, shapes, flat)
+    _check_paths(target.name, target.shapes, flat)
     state = {
         key: tensor.to_torch([np.asarray(flat[path]) for path in tensor.paths])
         for key, tensor in tensors.items()
     }
-    return {**state, **_derived(name, naming, model.backbone, tensors)}
+    return {**state, **_derived(target, naming, tensors)}
 
 
 def check_variables(name: str, variables: Mapping[str, Any], **options: Any) -> None:
@@ -123,7 +214,7 @@ def torch_shape(name: str, state_dict: Mapping[str, Any], path: Path) -> tuple[i
         path: path of the parameter, such as `CLASSIFIER`.
     """
     for naming in namings(name):
-        named = torch_name(path, _rules(name, naming))
+        named = torch_name(path, namings(name)[naming])
         if named is not None and named[0] in state_dict:
             return tuple(np.shape(state_dict[named[0]]))
     return ()
@@ -141,7 +232,7 @@ def unwrap(name: str, state_dict: Mapping[str, Any], **options: Any) -> dict[str
     if len(forms) == 1:
         return forms[0]
     shapes = _shapes(name, create_model(name, **options), options)
-    return _detect_naming(name, forms, shapes)[0]
+    return _detect_naming(namings(name), forms, shapes)[0]
 
 
 def model_variables(model: Classifier | Backbone, image_size: int | tuple[int, int]) -> Any:
@@ -175,13 +266,23 @@ def _shapes(name: str, model: Classifier, options: Mapping[str, Any]) -> dict[Pa
     return flax.traverse_util.flatten_dict(model_variables(model, image_size))
 
 
-def _tensors(name: str, naming: str, shapes: Mapping[Path, Any]) -> dict[str, Tensor]:
+def _target(name: str, options: Mapping[str, Any]) -> Target:
+    """The classifier `create_model(name, **options)`."""
+    model = create_model(name, **options)
+    tables = functools.partial(torch_buffers, name, model.backbone)
+    return Target(name, _shapes(name, model, options), namings(name), tables)
+
+
+def _tensors(target: Target, naming: str) -> dict[str, Tensor]:
+    known = sorted(target.namings)
+    if naming not in target.namings:
+        raise ValueError(f"naming={naming!r} is not known for {target.name}; allowed are {known}")
     try:
-        return torch_tensors(_rules(name, naming), shapes)
+        return torch_tensors(target.namings[naming], target.shapes)
     except ValueError as error:
         raise ValueError(
-            f"{name} cannot be named in the {naming} naming: {error}; choose another naming of "
-            f"{sorted(namings(name))}"
+            f"{target.name} cannot be named in the {naming} naming: {error}; choose another naming "
+            f"of {known}"
         ) from error
 
 
@@ -197,35 +298,26 @@ def namings(name: str) -> Mapping[str, Rules]:
     return by_size(variant) if isinstance(by_size, FunctionType) else by_size
 
 
-def _rules(name: str, naming: str) -> Rules:
-    rules = namings(name)
-    if naming not in rules:
-        raise ValueError(f"naming={naming!r} is not known for {name}; allowed are {sorted(rules)}")
-    return rules[naming]
-
-
 def _detect_naming(
-    name: str, forms: Sequence[dict[str, Any]], shapes: Iterable[Path]
+    namings: Mapping[str, Rules], forms: Sequence[dict[str, Any]], shapes: Iterable[Path]
 ) -> tuple[dict[str, Any], str]:
     """The form of a state dict and the naming that share most names."""
     named = {
         naming: [tensor[0] for path in shapes if (tensor := torch_name(path, rules)) is not None]
-        for naming, rules in namings(name).items()
+        for naming, rules in namings.items()
     }
     pairs = ((form, naming) for form in forms for naming in named)
     return max(pairs, key=lambda pair: sum(key in pair[0] for key in named[pair[1]]))
 
 
-def _buffers(name: str, naming: str, backbone: Backbone) -> dict[str, np.ndarray]:
+def torch_buffers(name: str, backbone: Backbone, naming: str) -> dict[str, np.ndarray]:
     """The tables that PyTorch's model derives from its sizes."""
     family: ModuleType = find_variant(name)[0]
     derive = getattr(family, "torch_buffers", None)
     return {} if derive is None else derive(backbone, naming)
 
 
-def _derived(
-    name: str, naming: str, backbone: Backbone, tensors: Mapping[str, Tensor]
-) -> dict[str, np.ndarray]:
+def _derived(target: Target, naming: str, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """What a state dict holds beside learned and running tensors."""
     counters = (
         f"{key.removesuffix('running_mean')}num_batches_tracked"
@@ -233,7 +325,7 @@ def _derived(
         if tensor.paths[0][0] == "batch_stats" and key.endswith("running_mean")
     )
     return {
-        **_buffers(name, naming, backbone),
+        **target.buffers(naming),
         **{key: np.zeros((), np.int64) for key in counters},
     }
 
@@ -276,42 +368,5 @@ def widen(value: np.ndarray) -> np.ndarray:
 def _check_paths(name: str, shapes: Mapping[Path, Any], flat: Mapping[Path, Any]) -> None:
     wanted = {"/".join(path): tuple(leaf.shape) for path, leaf in shapes.items()}
     found = {"/".join(path): tuple(np.shape(value)) for path, value in flat.items()}
-    _check(name, "this project's", wanted, found)
-    _check_floating(name, {"/".join(path): value for path, value in flat.items()})
-
-
-def _check_floating(name: str, arrays: Mapping[str, Any]) -> None:
-    dtypes = {key: getattr(value, "dtype", type(value)) for key, value in arrays.items()}
-    wrong = [f"{key} ({x})" for key, x in dtypes.items() if not jnp.issubdtype(x, jnp.floating)]
-    if wrong:
-        raise ValueError(
-            f"the parameters of {name} are floating-point numbers, and these weights have others: "
-            f"{listed(wrong)}; cast them, or undo the quantisation that made them"
-        )
-
-
-def _check(
-    name: str,
-    naming: str,
-    wanted: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
-) -> None:
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    wrong = [
-        f"{key} (the model has {wanted[key]}, the weights have {found[key]})"
-        for key in wanted
-        if key in found and wanted[key] != found[key]
-    ]
-    if not (missing or unexpected or wrong):
-        return
-    lines = [f"these weights are not those of {name} in {naming} naming"]
-    for title, keys in (
-        ("missing, the model has them and the weights do not", missing),
-        ("unexpected, the weights have them and the model does not", unexpected),
-        ("wrong shape", wrong),
-    ):
-        if keys:
-            lines.append(f"  {title} ({len(keys)}): {listed(keys)}")
-    lines.append("check the model's name, num_classes, in_chans and options")
-    raise ValueError("\n".join(lines))
+    check_names(name, "this project's", wanted, found)
+    check_floating(name, {"/".join(path): value for path, value in flat.items()})

@@ -15,6 +15,9 @@ A kernel is laid out by its rank, everything else as it is, unless the rule has 
     "conv"            (K, K, I, O)   → (O, I, K, K)       of rank 4; depthwise has I = 1
     "conv1d"          (K, I, O)      → (O, I, K)          of rank 3
     "pointwise"       (I, O)         → (O, I, 1, 1)       a linear layer that is a 1x1 convolution
+    "transposed"      (K, K, I, O)    → (I, O, K, K)      of a transposed convolution
+    "region"          (49 · C, O)     → (O, C · 49)       a linear layer over the pixels of a map of
+                                                          7 x 7, channels last here and first there
     "filter"          (H, W, 2, C)    → (C, H, W, 2)      real and imaginary parts of a filter
     "map"             (C,)            → (1, C, 1, 1)      of any leaf: one number for each channel
     "unchanged"       as it is                            a kernel laid out there as here
@@ -42,6 +45,9 @@ _LEAF_NAMES = {
 }
 
 
+_REGION = 7 * 7  # pixels that a detector's box head reads
+
+
 class _Layout(NamedTuple):
     """How one array is laid out in PyTorch."""
 
@@ -61,6 +67,11 @@ _LAYOUTS = {
     "conv1d": _transposition((2, 1, 0)),
     "unchanged": _AS_IT_IS,
     "pointwise": _Layout(lambda x: x.T[:, :, None, None], lambda x: x[:, :, 0, 0].T),
+    "transposed": _transposition((2, 3, 0, 1)),
+    "region": _Layout(
+        lambda x: x.reshape(_REGION, -1, x.shape[1]).transpose(2, 1, 0).reshape(x.shape[::-1]),
+        lambda x: x.reshape(len(x), -1, _REGION).transpose(2, 1, 0).reshape(x.shape[::-1]),
+    ),
     "filter": _transposition((3, 0, 1, 2)),
 }
 _MAP = _Layout(lambda x: x[None, :, None, None], lambda x: x[0, :, 0, 0])
