@@ -22,6 +22,7 @@ from support import miniature_imagenet
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.data.prepare import imagenet as prepare
+from mambaout_jax.data.prepare import resumable
 from mambaout_jax.data.prepare.imagenet import prepare_imagenet
 from mambaout_jax.imagenet_classes import SYNSETS
 
@@ -150,7 +151,7 @@ def test_finished_data_is_checked_and_kept(miniature, prepared, tmp_path):
 def test_a_terminal_shows_a_bar(miniature, tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
-        prepare, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120)
+        resumable, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120)
     )
     from_tars(miniature, tmp_path, processes=1)
     assert re.search(r"train: writing.*16/16", screen.getvalue())
@@ -164,6 +165,7 @@ import sys, time
 from pathlib import Path
 from mambaout_jax.data.prepare import archives
 from mambaout_jax.data.prepare import imagenet as prepare
+from mambaout_jax.data.prepare import resumable
 from mambaout_jax.data.prepare import shards
 
 read = archives.Member.read

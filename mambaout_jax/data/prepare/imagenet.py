@@ -10,21 +10,12 @@ classes, and the same images give the same shards, byte for byte, from archives 
 """
 
 import dataclasses
-import hashlib
-import itertools
-import json
+import functools
 import logging
-import math
-import multiprocessing
-import os
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 
 from mambaout_jax.data.prepare.archives import (
     Member,
@@ -32,6 +23,17 @@ from mambaout_jax.data.prepare.archives import (
     train_members,
     validation_labels,
     validation_members,
+)
+from mambaout_jax.data.prepare.resumable import (
+    SHARD_BYTES,
+    bar,
+    check_out,
+    check_sizes,
+    check_space,
+    claim,
+    in_order,
+    share_out,
+    write_shards,
 )
 from mambaout_jax.data.prepare.shards import (
     VERSION,
@@ -46,15 +48,10 @@ from mambaout_jax.data.sets.imagenet import (
     require_data_packages,
 )
 from mambaout_jax.data.sets.listing import split_folder
-from mambaout_jax.data.workers import begin_worker
 
-SHARD_BYTES = 128 * 2**20  # of image files: seconds of work, so that little is lost by a kill
 _CONVERTED = {"train": 23, "validation": 0}  # 22 CMYK, 1 PNG
-_SOURCE_FILE = "source.json"
 
 _logger = logging.getLogger("mambaout_jax")
-
-_Shards = dict[Path, list[Member]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,17 +122,22 @@ def prepare_imagenet(
         UnreadableImageError: an image cannot be decoded.
         ModuleNotFoundError: the packages of mambaout-jax[data] are not installed.
     """
-    _check_out(out)
+    require_data_packages()
+    check_out(out)
     finished = out / DATASET / VERSION
     unfinished = finished.with_name(f"{VERSION}.incomplete")
     work = finished if finished.exists() else unfinished
-    with _progress() as progress:
+    with bar() as progress:
         sources = _sources(train_tar, val_tar, folder, val_labels)
         members = _list_members(sources, progress, partial)
-        _claim(work, members, shard_bytes)
-        shards = {split: _shards(work, split, members[split], shard_bytes) for split in members}
-        _check_space(work, shards)
-        checks = _write_shards(shards, progress, processes)
+        images = {split: len(of_split) for split, of_split in members.items()}
+        claim(work, images, shard_bytes, _contents(members))
+        shards = {
+            split: share_out(of_split, shard_bytes, functools.partial(shard_path, work, split))
+            for split, of_split in members.items()
+        }
+        check_space(work, shards)
+        checks = write_shards(shards, write_shard, check_shard, progress, processes)
     lengths = {split: [len(part) for part in shards[split].values()] for split in shards}
     num_bytes = {split: sum(size for size, _ in checks[split]) for split in checks}
     write_metadata(work, lengths, num_bytes)
@@ -146,18 +148,7 @@ def prepare_imagenet(
     }
     if not partial:
         _report_converted(converted)
-    images = {split: sum(lengths[split]) for split in lengths}
     return Prepared(finished, images, {split: len(lengths[split]) for split in lengths}, converted)
-
-
-def _check_out(out: Path) -> None:
-    """Checks before the archives are listed that shards can be written there."""
-    require_data_packages()
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"--out {out} cannot be made: {there} is a file; choose another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out {out} cannot be written: nothing can be made in {there}")
 
 
 def _report_converted(converted: dict[str, list[str]]) -> None:
@@ -204,30 +195,17 @@ def _list_members(
     members = {}
     for split, found in sources.items():
         listed = progress.track(found, SPLIT_SIZES[split], description=f"{split}: listing")
-        members[split] = _in_order(list(listed))
-        _check_sizes(split, members[split])
+        members[split] = in_order(list(listed), "ImageNet")
+        check_sizes(split, members[split])
         _check_count(split, len(members[split]), partial)
     return members
 
 
-def _in_order(members: list[Member]) -> list[Member]:
-    members.sort(key=lambda member: hashlib.sha256(os.fsencode(member.name)).digest())
-    for one, other in itertools.pairwise(members):
-        if one.name == other.name:
-            raise ValueError(
-                f"{one.name} is there twice, in {one.path} and {other.path}; ImageNet's file "
-                "names differ"
-            )
-    return members
-
-
-def _check_sizes(split: str, members: list[Member]) -> None:
-    empty = [member for member in members if member.size == 0]
-    if empty:
-        raise ValueError(
-            f"{len(empty)} of the {len(members)} images of the {split} split are empty files, one "
-            f"is {empty[0].name} of {empty[0].path}; fetch them again"
-        )
+def _contents(members: dict[str, list[Member]]) -> Iterator[str]:
+    """A line for each image, by which another source is told."""
+    for split, of_split in members.items():
+        for member in of_split:
+            yield f"{split} {member.name} {member.label} {member.size}"
 
 
 def _check_count(split: str, count: int, partial: bool) -> None:
@@ -238,114 +216,3 @@ def _check_count(split: str, count: int, partial: bool) -> None:
             f"the source of the {split} split holds {count:,} images, ImageNet's has "
             f"{SPLIT_SIZES[split]:,}; fetch it again, or give --partial to use these"
         )
-
-
-def _claim(work: Path, members: dict[str, list[Member]], shard_bytes: int) -> None:
-    """Creates the folder, or checks that it was begun from the same images."""
-    digest = hashlib.sha256()
-    for split, of_split in members.items():
-        for member in of_split:
-            digest.update(f"{split} {member.name} {member.label} {member.size}\n".encode())
-    images = {split: len(of_split) for split, of_split in members.items()}
-    source = {"images": images, "shard_bytes": shard_bytes, "sha256": digest.hexdigest()}
-    file = work / _SOURCE_FILE
-    if work.exists() and not file.exists() and any(work.iterdir()):
-        raise ValueError(
-            f"{work} exists and was not made by this command; choose another --out, or remove it"
-        )
-    if file.exists():
-        begun = _read_source(file)
-        if begun != source:
-            raise ValueError(
-                f"{work} was made from another source (of {begun['images']} images, now "
-                f"{images}); give that one, choose another --out, or remove the folder"
-            )
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(source))
-    temporary.replace(file)
-
-
-def _read_source(file: Path) -> dict[str, Any]:
-    try:
-        begun = json.loads(file.read_text(encoding="utf-8"))
-        begun["images"].items()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {error}) and does not say what its folder "
-            "was made from; remove the folder, or choose another --out"
-        ) from error
-    return begun
-
-
-def _shards(work: Path, split: str, members: list[Member], shard_bytes: int) -> _Shards:
-    size = sum(member.size for member in members)
-    count = min(math.ceil(size / shard_bytes), len(members))
-    bounds = [round(len(members) * index / count) for index in range(count + 1)]
-    return {
-        shard_path(work, split, index, count): members[start:stop]
-        for index, (start, stop) in enumerate(itertools.pairwise(bounds))
-    }
-
-
-def _check_space(work: Path, shards: dict[str, _Shards]) -> None:
-    for leftover in work.glob("*.tmp"):  # left by processes that were killed
-        leftover.unlink()
-    missing = [
-        member.size
-        for of_split in shards.values()
-        for path, members in of_split.items()
-        if not path.exists()
-        for member in members
-    ]
-    needed = sum(missing)
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        raise ValueError(
-            f"{work} needs {needed / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free; "
-            "make room, or choose another --out"
-        )
-
-
-def _write_shards(
-    shards: dict[str, _Shards], progress: Progress, processes: int | None
-) -> dict[str, list[tuple[int, list[str]]]]:
-    """Writes the missing shards and checks all; `check_shard`'s result for each, by split."""
-    tasks = {
-        split: progress.add_task(f"{split}: writing", total=sum(map(len, of_split.values())))
-        for split, of_split in shards.items()
-    }
-    checks = {split: [] for split in shards}
-    # Spawned: a forked process would inherit locks of the threads of ArrayRecord and the progress
-    # bar.
-    executor = ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=begin_worker
-    )
-    try:
-        futures = {
-            executor.submit(_write_and_check_shard, path, members): (split, len(members))
-            for split, of_split in shards.items()
-            for path, members in of_split.items()
-        }
-        for future in as_completed(futures):
-            split, count = futures[future]
-            checks[split].append(future.result())
-            progress.advance(tasks[split], count)
-    finally:
-        executor.shutdown(cancel_futures=True)
-    return checks
-
-
-def _write_and_check_shard(path: Path, members: list[Member]) -> tuple[int, list[str]]:
-    if not path.exists():
-        write_shard(path, members)
-    return check_shard(path, members)
-
-
-def _progress() -> Progress:
-    """A bar on the standard error if that is a terminal, otherwise nothing."""
-    console = Console(stderr=True)
-    columns = Progress.get_default_columns()[:2]
-    columns += (MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
