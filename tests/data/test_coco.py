@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets in COCO's form: what an example is, what is left out of it, and sets that cannot be used."""
+
+import json
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.miniature_coco import (
+    RUNS,
+    SIZES,
+    annotation,
+    bitmap,
+    instances,
+    pixels,
+    rectangle,
+    write,
+)
+
+from mambaout_jax.config import default_config
+from mambaout_jax.data.sets.coco import open_coco
+from mambaout_jax.data.sets.identity import Fingerprinted, identity
+from mambaout_jax.data.sets.sources import DetectionImages, open_source
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Only to be read."""
+    return write(tmp_path_factory.mktemp("coco"), instances(), instances())
+
+
+def by_id(source):
+    return {source[index]["image_id"]: source[index] for index in range(len(source))}
+
+
+# What an example is
+
+
+def test_an_example_has_the_objects_of_its_image(root):
+    source = open_coco(str(root), "validation")
+    example = by_id(source)[10]
+    assert set(example) == {"image", "boxes", "labels", "masks", "image_id"}
+    # In the order of the file. The second reaches over the right edge: 2 + 63.5 > 64.
+    np.testing.assert_array_equal(example["boxes"], [[30, 5, 50, 25], [2, 2, 64, 42]])
+    np.testing.assert_array_equal(example["labels"], [2, 1])  # cup 47, car 3 of 1, 3, 47
+    united = bitmap(48, 64, (2, 2, 20, 15), (40, 30, 64, 42))
+    np.testing.assert_array_equal(example["masks"], [RUNS, united])
+    assert {name: example[name].dtype for name in ("boxes", "labels", "masks")} == {
+        "boxes": np.float32,
+        "labels": np.int32,
+        "masks": bool,
+    }
+    assert type(example["image_id"]) is int
+
+
+@pytest.mark.parametrize("decoder", ["pillow", "opencv"])
+def test_images_have_three_channels_also_where_they_are_grey(root, decoder):
+    for number, example in by_id(open_coco(str(root), "validation", decoder=decoder)).items():
+        image = np.asarray(example["image"])
+        assert image.shape == (*SIZES[number], 3)
+        assert np.abs(image.astype(int) - pixels(number)).mean() < 6
+    grey = by_id(open_coco(str(root), "validation", 1, decoder))[20]["image"]
+    assert np.asarray(grey).shape[:2] == (64, 40)
+
+
+def test_the_set_says_what_it_holds_without_decoding(root):
+    source = open_coco(str(root), "validation")
+    assert isinstance(source, DetectionImages)
+    assert source.class_names == ("person", "car", "cup")
+    assert source.num_classes == 3
+    assert source.category_ids == (1, 3, 47)
+    assert source.image_sizes.tolist() == [list(size) for size in SIZES.values()]
+    assert source.image_sizes.dtype == np.int32
+
+
+# What is left out
+
+
+def test_training_leaves_out_what_mmdet_leaves_out(root):
+    source = open_coco(str(root), "train")
+    # Not 5, which no annotation names, nor 40, whose shorter side has 31 pixels.
+    assert [source[index]["image_id"] for index in range(len(source))] == [10, 20, 30]
+    assert source.image_sizes.tolist() == [[48, 64], [64, 40], [36, 50]]
+    examples = by_id(source)
+    assert examples[20]["labels"].tolist() == [0]  # and not the crowd
+    assert examples[20]["boxes"].tolist() == [[5.25, 10, 15.75, 30]]
+    assert examples[30]["boxes"].shape == (0, 4)  # annotation 918 has no height
+    assert examples[30]["masks"].shape == (0, 36, 50)
+    assert examples[30]["labels"].shape == (0,)
+
+
+def test_validation_keeps_every_image_and_annotation(root):
+    source = open_coco(str(root), "validation")
+    assert [source[index]["image_id"] for index in range(len(source))] == list(SIZES)
+    truth = source.ground_truth()
+    given = instances()
+    assert [image["id"] for image in truth["images"]] == list(SIZES)
+    key = lambda one: one["id"]  # noqa: E731
+    assert sorted(truth["annotations"], key=key) == sorted(given["annotations"], key=key)
+    names = [{"id": one["id"], "name": one["name"]} for one in given["categories"]]
+    assert truth["categories"] == sorted(names, key=key)
+    assert json.loads(json.dumps(truth)) == truth
+
+
+def test_ground_truth_of_training_is_that_of_its_images(root):
+    truth = open_coco(str(root), "train").ground_truth()
+    assert [image["id"] for image in truth["images"]] == [10, 20, 30]
+    assert {one["image_id"] for one in truth["annotations"]} == {10, 20, 30}
+
+
+def test_boxes_at_the_limits_of_the_filter(tmp_path):
+    content = instances()
+    outline = [rectangle(1, 1, 9, 9)]
+    kept = {
+        101: (63.9, 0, 5, 5),  # a tenth of a pixel is inside
+        102: (-4.5, 10, 5, 5),
+        103: (10, 47, 1, 1),
+    }
+    dropped = {
+        201: (64, 0, 5, 5),  # begins where the image ends
+        202: (-5, 10, 5, 5),
+        203: (10, 48, 5, 5),
+        204: (10, -6, 5, 5),
+        205: (10, 10, 0.99, 5),
+        206: (10, 10, 5, 0.99),
+        207: (10, 10, 0, 5),
+    }
+    content["annotations"] = [
+        annotation(number, 10, 1, box, outline) for number, box in {**kept, **dropped}.items()
+    ]
+    content["annotations"].append(annotation(208, 10, 1, (1, 1, 5, 5), outline, area=0))
+    content["annotations"].append(annotation(209, 10, 1, (1, 1, 5, 5), [[1, 2, 3, 4]]))
+    source = open_coco(str(write(tmp_path, content)), "train")
+    (example,) = [source[index] for index in range(len(source))]
+    expected = np.array([[63.9, 0, 64, 5], [0, 10, 0.5, 15], [10, 47, 11, 48]], np.float32)
+    np.testing.assert_array_equal(example["boxes"], expected)
+    assert example["masks"].shape == (3, 48, 64)
+
+
+def test_what_is_left_out_is_counted_and_logged(tmp_path, caplog):
+    content = instances()
+    content["annotations"] += [
+        annotation(50, 10, 1, (64, 0, 5, 5), [rectangle(1, 1, 9, 9)]),
+        annotation(51, 10, 1, (70, 0, 5, 5), [rectangle(1, 1, 9, 9)]),
+        annotation(52, 10, 1, (0, 0, 5, 5), []),
+        annotation(53, 20, 1, (70, 0, 0, 5), [rectangle(1, 1, 9, 9)], crowd=1),
+    ]
+    caplog.set_level("INFO")
+    root = write(tmp_path, content)
+    open_coco(str(root), "train")
+    file = root / "annotations" / "instances_train2017.json"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: 1 annotations are not trained on as they have a side of less than a pixel or an "
+        "area of 0, the first: annotation 918; evaluation counts them",
+        f"{file}: 2 annotations are not trained on as they have a box outside of the image, the "
+        "first: annotation 50; evaluation counts them",
+        f"{file}: 1 annotations are not trained on as they have a mask without a polygon, the "
+        "first: annotation 52; evaluation counts them",
+        f"{file}: 2 of 5 images are not trained on: they have no annotations, or a side of less "
+        "than 32 pixels",
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3 + ["INFO"]
+
+
+# Other sets
+
+
+@pytest.mark.parametrize("year", ["", "2014", "_mine"])
+@pytest.mark.parametrize("images", ["", "images"])
+def test_other_sets_have_their_own_names(tmp_path, year, images):
+    write(tmp_path, instances(), instances(), year)
+    if images:
+        (tmp_path / images).mkdir()
+        for name in ("train", "val"):
+            (tmp_path / f"{name}{year}").rename(tmp_path / images / f"{name}{year}")
+    assert len(open_coco(str(tmp_path), "train")) == 3
+    assert len(open_coco(str(tmp_path), "validation")) == 5
+
+
+def test_of_several_years_2017_counts(tmp_path):
+    other = instances()
+    other["images"].pop()
+    other["annotations"].pop()
+    write(tmp_path, other, other, "2014")
+    write(tmp_path, instances(), instances(), "2017")
+    assert len(open_coco(str(tmp_path), "validation")) == 5
+    write(tmp_path, other, other, "2015")
+    for name in ("train", "val"):
+        (tmp_path / "annotations" / f"instances_{name}2017.json").unlink()
+    with pytest.raises(
+        ValueError,
+        match=r"instances_val2014\.json and instances_val2015\.json, and any of them could be the "
+        "validation split; move the others away",
+    ):
+        open_coco(str(tmp_path), "validation")
+
+
+def test_a_split_alone_can_be_evaluated(tmp_path):
+    write(tmp_path, None, instances())
+    assert len(open_coco(str(tmp_path), "validation")) == 5
+    with pytest.raises(FileNotFoundError, match=r"has no annotations of the train split"):
+        open_coco(str(tmp_path), "train")
+
+
+def test_a_config_opens_it_for_detection(root):
+    config = default_config()
+    config.data.source, config.data.path = "coco", str(root)
+    config.data.decoder = "opencv"
+    train = open_source(config.data, "train", "detection")
+    assert isinstance(train[0]["image"], np.ndarray)  # decoded by OpenCV
+    validation = open_source(config.data, "validation", "detection")
+    assert isinstance(validation[0]["image"], Image.Image)
+    with pytest.raises(ValueError, match=r"'coco' has examples for detection, not for"):
+        open_source(config.data, "train", "classification")
+    config.data.path = ""
+    with pytest.raises(ValueError, match=r"DIR holds annotations/instances_train2017\.json"):
+        open_source(config.data, "train", "detection")
+
+
+# One set told from another
+
+
+def test_identity_changes_with_whatever_is_trained_on(root, tmp_path):
+    source = open_coco(str(root), "train")
+    assert isinstance(source, Fingerprinted)
+    known = identity(source)
+    assert known["kind"] == "CocoFolders"
+    assert known["examples"] == 3
+    # Images with objects that are trained on: 20 has a person, 10 a car and a cup, 40 a car.
+    assert known["classes"] == {"person": 1, "car": 2, "cup": 1}
+    assert identity(pickle.loads(pickle.dumps(source))) == known
+
+    def fingerprint_after(change):
+        content = instances()
+        change(content)
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        return open_coco(str(write(tmp_path, content)), "train").fingerprint()
+
+    assert fingerprint_after(lambda content: None) == known["fingerprint"]
+    assert fingerprint_after(lambda content: content["licenses"].clear()) == known["fingerprint"]
+    for change in (
+        lambda content: content["annotations"][0].update(category_id=3),
+        lambda content: content["annotations"][0].update(image_id=10),
+        lambda content: content["annotations"][0].update(bbox=[5.25, 10, 10.5, 20.5]),
+        lambda content: content["annotations"][0].update(area=211),
+        lambda content: content["annotations"][0].update(iscrowd=1),
+        lambda content: content["annotations"][0]["segmentation"][0].__setitem__(0, 5.01),
+        lambda content: content["annotations"].pop(),
+        lambda content: content["images"].pop(2),
+        lambda content: content["images"].reverse(),
+        lambda content: (
+            content["categories"][0].update(id=46)
+            or content["annotations"][1].update(category_id=46)
+        ),
+    ):
+        assert fingerprint_after(change) != known["fingerprint"]
+
+
+def test_it_can_be_sent_to_another_process(root):
+    source = open_coco(str(root), "train")
+    there = pickle.loads(pickle.dumps(source))
+    assert len(there) == len(source)
+    for index in range(len(source)):
+        for name, value in source[index].items():
+            np.testing.assert_array_equal(np.asarray(there[index][name]), np.asarray(value))
+
+
+# Sets that cannot be used
+
+
+def test_an_image_of_another_size_is_named(tmp_path):
+    write(tmp_path, None, instances())
+    file = tmp_path / "annotations" / "instances_val2017.json"
+    photo = tmp_path / "val2017" / "000000000020.jpg"
+    source = open_coco(str(tmp_path), "validation")
+    Image.new("RGB", (41, 64)).save(photo)
+    with pytest.raises(
+        ValueError,
+        match=r"^000000000020\.jpg has 64 x 41 pixels \(height x width\), and "
+        f"{re.escape(str(file))} says 64 x 40; give the images that the annotations were made on",
+    ):
+        source[1]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 64)).save(photo, exif=turned)
+    with pytest.raises(ValueError, match=r"has 40 x 64 pixels .* says 64 x 40; an orientation in"):
+        source[1]
+
+
+@pytest.mark.parametrize("year", ["2017", "_in_folders"])
+def test_missing_images_are_counted_when_the_set_is_opened(tmp_path, year):
+    content = instances()
+    for image in content["images"]:
+        image["file_name"] = f"{'deep/' if year != '2017' else ''}{image['file_name']}"
+    write(tmp_path, None, content, year)
+    folder = tmp_path / f"val{year}"
+    if year != "2017":
+        (folder / "deep").mkdir()
+        for image in folder.glob("*.jpg"):
+            image.rename(folder / "deep" / image.name)
+    assert len(open_coco(str(tmp_path), "validation")) == 5
+    for name in ("000000000005.jpg", "000000000040.jpg"):
+        next(folder.rglob(name)).unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"^2 of the 5 images that .*instances_val{year}\.json lists are missing from "
+        rf"{re.escape(str(folder))}, the first: .*000000000005\.jpg; unpack them again, or remove",
+    ):
+        open_coco(str(tmp_path), "validation")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_splits_with_other_categories_are_refused(tmp_path, split):
+    content = instances()
+    content["categories"][1]["name"] = "human"
+    write(tmp_path, instances(), content)
+    with pytest.raises(
+        ValueError,
+        match=r"instances_val2017\.json has other categories than .*instances_train2017\.json, so "
+        r"that labels would mean two things \(classes that are gone: .*person.*; new classes: "
+        r".*human.*\); give both files the same list",
+    ):
+        open_coco(str(tmp_path), split)
+    content["categories"][1] |= {"name": "person", "id": 2}
+    content["annotations"] = [one | {"category_id": 3} for one in content["annotations"]]
+    write(tmp_path, instances(), content)
+    with pytest.raises(ValueError, match=r"\(their ids differ\)"):
+        open_coco(str(tmp_path), split)
+
+
+def test_splits_may_list_the_categories_in_another_order(tmp_path):
+    content = {"categories": None, **instances()}
+    content["categories"] = content["categories"][::-1]
+    content["categories"][0]["name"] = "a [b] c"
+    train = instances()
+    train["categories"][2]["name"] = "a [b] c"
+    write(tmp_path, train, content)
+    assert open_coco(str(tmp_path), "validation").class_names == ("person", "a [b] c", "cup")
+
+
+def emptied(root, name):
+    for path in (root / name).iterdir():
+        path.unlink()
+    (root / name).rmdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "sentence"),
+    [
+        (shutil.rmtree, FileNotFoundError, r"data\.path=.* does not exist; data\.source"),
+        (lambda root: shutil.rmtree(root) or root.write_text(""), FileNotFoundError,
+         r"data\.path=.* is a file; data\.source='coco' looks for"),
+        (lambda root: emptied(root, "annotations"), FileNotFoundError,
+         r"has no annotations of the validation split: .*/annotations/instances_val2017\.json is "
+         r"not there; data\.source='coco' looks for .*instances_train2017\.json and .*mambaout "
+         "prepare coco --folder COCO --out DIR"),
+        (lambda root: emptied(root, "val2017"), FileNotFoundError,
+         r"holds annotations/instances_val2017\.json and no images for it: neither val2017/ nor "
+         "images/val2017/ is there; unpack them, or link to them"),
+        (lambda root: (root / "annotations" / "instances_val2017.json").write_text('{"images": ['),
+         ValueError, r"instances_val2017\.json is truncated"),
+        (lambda root: (root / "annotations" / "instances_val2017.json").write_text(""),
+         ValueError, r"instances_val2017\.json is truncated"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_no_set_says_what_is_wanted(tmp_path, damage, error, sentence):
+    root = write(tmp_path / "coco", instances(), instances())
+    damage(root)
+    with pytest.raises(error, match=sentence):
+        open_coco(str(root), "validation")
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    content = instances()
+    content["annotations"] = content["annotations"][-1:]  # of an image that is too small
+    write(tmp_path, content, content)
+    with pytest.raises(ValueError, match=r"has no image to train on: each has no annotations, or"):
+        open_coco(str(tmp_path), "train")
+    assert len(open_coco(str(tmp_path), "validation")) == 5
