@@ -31,9 +31,10 @@ from mambaout_jax.weights.state_dicts import find_state_dict, without_prefixes
 from mambaout_jax.weights.torch_names import Path, Rules, Tensor, torch_name, torch_tensors
 
 CLASSIFIER = ("params", "head", "classifier", "kernel")  # where a head has one, by convention
+POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
+
 _BACKBONE = "backbone."  # before the backbone's names in detectors and segmenters of PyTorch
 _MAP_NORM = r"(out_?)?norm_?\d+\.(weight|bias)"  # of a map there: norm0, outnorm0, out_norm0
-POSITIONS = ("params", "backbone", "pos_embed")  # where a backbone has such a table, by convention
 
 
 class Target(NamedTuple):
@@ -94,15 +95,14 @@ def backbone_from_torch(
         ValueError: as `from_torch`: a tensor of the backbone is missing or has another shape, or
             one is there that is neither the backbone's nor a head's.
     """
-    model = create_model(name, num_classes=1, **options)
-    shapes = _shapes(name, model, options)
-    inside = [path for path in shapes if path[1] == "backbone"]
+    target = _target(name, {**options, "num_classes": 1})
+    inside = [path for path in target.shapes if path[1] == "backbone"]
     forms = without_prefixes(find_state_dict(state_dict, ema=False))
     parts = [part for form in forms if (part := _below(_BACKBONE, form))]
-    state, naming = _detect_naming(name, [*forms, *parts], inside)
-    known = _tensors(name, naming, shapes)
+    state, naming = _detect_naming(target.namings, [*forms, *parts], inside)
+    known = _tensors(target, naming)
     tensors = {key: tensor for key, tensor in known.items() if tensor.paths[0] in inside}
-    derived = _derived(name, naming, model.backbone, known)
+    derived = _derived(target, naming, known)
     _compare_derived(name, derived, state)
     others = [key for key in state if key not in tensors and key not in derived]
     beside = []

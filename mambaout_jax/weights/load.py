@@ -17,7 +17,6 @@ names have no slash, which tells them apart.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -29,11 +28,10 @@ import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mambaout_jax.backbone import Classifier, Positioned
+from mambaout_jax.backbone import Classifier
 from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_backbone, create_model, find_variant
 from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.runtime.checkpoint import read_checkpoint
 from mambaout_jax.weights.convert import (
     CLASSIFIER,
     POSITIONS,
@@ -44,12 +42,17 @@ from mambaout_jax.weights.convert import (
     unwrap,
     widen,
 )
-from mambaout_jax.weights.files import check_finite, read_safetensors, read_tensors, unflatten
+from mambaout_jax.weights.files import read_safetensors, unflatten
 from mambaout_jax.weights.locate import MODEL_KEY, locate
+from mambaout_jax.weights.tensors import (
+    Tensors,
+    fit_positions,
+    named_in_torch,
+    tensors_of,
+    trained_image_size,
+)
 
 _LOG = logging.getLogger("mambaout_jax")
-
-_Tensors = Mapping[str, np.ndarray]
 
 
 def load_pretrained(
@@ -198,13 +201,13 @@ def _load(
     found = locate(source, name)
     options = {**found.options, **options}
     num_classes = options.pop("num_classes", None)
-    tensors = _read(source, found.fetch(), ema)
-    if _named_in_torch(tensors):
+    tensors = tensors_of(source, found.fetch(), ema)
+    if named_in_torch(tensors):
         tensors = unwrap(found.name, tensors, **options)
-    trained = found.options.get("image_size") or _image_size(found.name, tensors, options)
+    trained = found.options.get("image_size") or trained_image_size(found.name, tensors, options)
     of_weights = {**options, "image_size": trained}
     flat = _to_variables(source, found.name, tensors, of_weights)
-    if not as_saved and _named_in_torch(tensors):
+    if not as_saved and named_in_torch(tensors):
         flat = {path: widen(leaf) for path, leaf in flat.items()}
     own = flat[CLASSIFIER].shape[-1] if CLASSIFIER in flat else 0
     wanted = own if num_classes is None else num_classes
@@ -213,7 +216,7 @@ def _load(
     backbone: Any = model.backbone
     if POSITIONS in flat:
         grid = create_backbone(found.name, **of_weights).grid
-        flat[POSITIONS] = _fit_positions(source, backbone, flat[POSITIONS], grid)
+        flat[POSITIONS] = fit_positions(source, backbone, flat[POSITIONS], grid)
     if wanted not in (0, own) and not reset_head:
         raise ValueError(
             f"{source} has {own} classes, and num_classes={wanted} is asked for; reset_head=True "
@@ -236,23 +239,7 @@ def _equal(one: np.ndarray, other: np.ndarray | None) -> bool:
     )
 
 
-def _read(source: str | Path, path: Path, ema: bool) -> _Tensors:
-    """All tensors of a file, or of a run's newest checkpoint, under their names there."""
-    if path.is_dir():
-        state = read_checkpoint(path / "checkpoints").state
-        averaged = state.get("ema") if ema else None
-        variables = averaged or {"params": state["params"], **state.get("collections", {})}
-        tensors: Any = flatten_dict(variables, sep="/")
-    else:
-        tensors = read_tensors(path, ema)
-    try:
-        check_finite(tensors)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    return tensors
-
-
-def _write(tensors: _Tensors, path: str | Path, metadata: Mapping[str, str]) -> None:
+def _write(tensors: Tensors, path: str | Path, metadata: Mapping[str, str]) -> None:
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is to be a safetensors file; call it {path}.safetensors")
@@ -262,11 +249,11 @@ def _write(tensors: _Tensors, path: str | Path, metadata: Mapping[str, str]) -> 
 
 
 def _to_variables(
-    source: str | Path, name: str, tensors: _Tensors, options: Mapping[str, Any]
+    source: str | Path, name: str, tensors: Tensors, options: Mapping[str, Any]
 ) -> dict[tuple[str, ...], Any]:
     """Variables of the model with the classes that the tensors have, checked, by path."""
     try:
-        if _named_in_torch(tensors):
+        if named_in_torch(tensors):
             kernel = torch_shape(name, tensors, CLASSIFIER)
             num_classes = kernel[0] if kernel else 0
             return flatten_dict(
@@ -279,42 +266,6 @@ def _to_variables(
         return flatten_dict(variables)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def _image_size(
-    name: str, tensors: _Tensors, options: Mapping[str, Any]
-) -> int | tuple[int, int] | None:
-    """Image size that a position table was made for, None where there is no table.
-
-    Its length does not tell the grid: a square one where that can be, else the one asked for.
-    """
-    if _named_in_torch(tensors):
-        shape = torch_shape(name, tensors, POSITIONS)
-    else:
-        shape = np.shape(tensors[own]) if (own := "/".join(POSITIONS)) in tensors else ()
-    if not shape:
-        return None
-    backbone = create_backbone(name, **options)
-    patches = shape[-2] - (backbone.class_token is not None)
-    side = math.isqrt(patches)
-    if side**2 != patches:
-        return options.get("image_size")
-    return side * backbone.position_stride
-
-
-def _named_in_torch(tensors: _Tensors) -> bool:
-    """PyTorch's names have no slash."""
-    return not any("/" in key for key in tensors)
-
-
-def _fit_positions(
-    source: str | Path, backbone: Positioned, table: np.ndarray, grid: tuple[int, int]
-) -> np.ndarray:
-    """`Positioned.resize_positions`, which says that it does."""
-    if grid != backbone.grid:
-        sizes = (*grid, *backbone.grid)
-        _LOG.info("%s: positions interpolated from %d x %d to %d x %d patches", source, *sizes)
-    return np.asarray(backbone.resize_positions(table, grid, backbone.grid))
 
 
 def _fresh_classifier(
