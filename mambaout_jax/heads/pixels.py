@@ -140,26 +140,32 @@ def cross_entropy_sums(
     return _by_rows(some_rows, (enlarge(logits, (height, width)),), labels).sum(0)
 
 
-def likeliest_classes(views: Sequence[Enlarged]) -> Int[Array, "B H W"]:
-    """The class with the largest probability at each pixel, the lower one of equals.
+def likeliest_classes(
+    views: Sequence[Enlarged],
+) -> tuple[Int[Array, "B H W"], Float[Array, "B H W"]]:
+    """The class with the largest probability at each pixel, the lower one of equals; and that.
 
     Args:
         views: of the same pixels; the probabilities of several are averaged.
     """
+
+    def some_rows(
+        scores: tuple[Float[Array, "B R W K"], ...], _: None
+    ) -> tuple[Int[Array, "B R W"], Float[Array, "B R W"]]:
+        mean = sum(jax.nn.softmax(x, axis=-1) for x in scores) / len(scores)
+        # Of logits, where there is one view: rounding makes large probabilities equal.
+        best = jnp.argmax(scores[0] if len(scores) == 1 else mean, axis=-1)
+        return best, mean.max(-1)
+
+    blocks = _by_rows(some_rows, tuple(views), None)  # (n, B, R, W) each
     height = views[0].rows.shape[0]
-
-    def some_rows(scores: tuple[Float[Array, "B R W K"], ...], _: None) -> Int[Array, "B R W"]:
-        if len(scores) == 1:
-            return jnp.argmax(scores[0], axis=-1)
-        return jnp.argmax(sum(jax.nn.softmax(x, axis=-1) for x in scores), axis=-1)
-
-    blocks = _by_rows(some_rows, tuple(views), None)  # (n, B, R, W)
-    return jnp.concatenate(list(blocks), axis=1)[:, :height]
+    classes, probabilities = (jnp.concatenate(list(x), axis=1)[:, :height] for x in blocks)
+    return classes, probabilities
 
 
 def _by_rows(
-    function: Callable[..., Array], views: tuple[Enlarged, ...], labels: Array | None
-) -> Array:
+    function: Callable[..., Any], views: tuple[Enlarged, ...], labels: Array | None
+) -> Any:
     """`function(scores, labels)` of some rows after the other, its results on a new first axis.
 
     Rows that fill the last ones up are zeros, with labels of -1.
@@ -173,7 +179,7 @@ def _by_rows(
     def cut(matrix: Float[np.ndarray, "H h"]) -> Float[np.ndarray, "n R h"]:
         return np.pad(matrix, ((0, below), (0, 0))).reshape(count, rows, -1)
 
-    def one(block: tuple[Any, Any]) -> Array:
+    def one(block: tuple[Any, Any]) -> Any:
         parts, some_labels = block
         scores = tuple(_product(view, part) for view, part in zip(views, parts, strict=True))
         return function(scores, some_labels)
@@ -183,7 +189,8 @@ def _by_rows(
         labels = jnp.pad(labels.astype(jnp.int32), ((0, 0), (0, below), (0, 0)), constant_values=-1)
         labels = labels.reshape(labels.shape[0], count, rows, -1).swapaxes(0, 1)  # (n, B, R, W)
     if count == 1:
-        return one(jax.tree.map(lambda x: x[0], (parts, labels)))[None]
+        result = one(jax.tree.map(lambda x: x[0], (parts, labels)))
+        return jax.tree.map(lambda x: x[None], result)
     return jax.lax.map(jax.checkpoint(one), (parts, labels))
 
 

@@ -19,7 +19,7 @@ from jax import Array as JaxArray
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax.backbone import Backbone
-from mambaout_jax.heads.neck import PyramidNeck, SimplePyramidNeck, make_neck
+from mambaout_jax.heads.neck import PyramidNeck, SimplePyramidNeck
 from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.conv_norm import ConvBatchNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
@@ -196,30 +196,3 @@ class Segmenter(nn.Module):
 
 def _at_least_float32(x: Float[Array, "B H W K"]) -> Float[Array, "B H W K"]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def make_segmenter(
-    backbone: Backbone,
-    num_classes: int = 150,
-    channels: int = 512,
-    auxiliary_channels: int = 256,
-    dtype: Dtype = jnp.float32,
-) -> Segmenter:
-    """Puts UperNet on a backbone.
-
-    Args:
-        backbone: any whose maps `make_neck` takes.
-        num_classes: classes of pixels.
-        channels: width of the head.
-        auxiliary_channels: width of the auxiliary head.
-        dtype: dtype of the computation; float32 means at least float32.
-
-    Raises:
-        ValueError: as `make_neck`.
-    """
-    return Segmenter(
-        backbone=backbone,
-        neck=make_neck(backbone, dtype),
-        head=UperNetHead(num_classes, channels, dtype=dtype),
-        auxiliary=AuxiliaryHead(num_classes, auxiliary_channels, dtype=dtype),
-    )

@@ -58,8 +58,10 @@ def test_loss_and_gradient_are_those_of_mmseg(golden):
 @pytest.mark.usefixtures("blocks")
 def test_likeliest_class_is_mmsegs(golden):
     arrays, logits = golden
-    found = jax.jit(lambda x: likeliest_classes([enlarge(x, (32, 40))]))(logits)
+    found, probability = jax.jit(lambda x: likeliest_classes([enlarge(x, (32, 40))]))(logits)
     np.testing.assert_array_equal(found, arrays["prediction_32x40"])
+    exact = jax.nn.softmax(computed(enlarge(logits, (32, 40))), axis=-1).max(-1)
+    np.testing.assert_allclose(probability, exact, atol=1e-5)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -70,7 +72,9 @@ def test_probabilities_of_several_views_are_averaged(rng):
     mean = sum(np.asarray(jax.nn.softmax(computed(view), axis=-1)) for view in views)
     expected = mean.argmax(-1)
     assert (expected != computed(views[0]).argmax(-1)).any()
-    np.testing.assert_array_equal(jax.jit(lambda: likeliest_classes(views))(), expected)
+    found, probability = jax.jit(lambda: likeliest_classes(views))()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(probability, mean.max(-1) / 2, atol=1e-5)
 
 
 def test_rows_of_logits_are_not_kept_for_the_gradient():

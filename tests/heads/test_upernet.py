@@ -15,18 +15,18 @@ from support.variables import randomised
 
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.backbone import Features, Pyramid
+from mambaout_jax.heads.neck import make_neck
 from mambaout_jax.heads.upernet import (
     TORCH_NAMES,
     AuxiliaryHead,
+    Segmenter,
     UperNetHead,
-    make_segmenter,
 )
 from mambaout_jax.layers.norms import BatchNorm, LayerNorm
 from mambaout_jax.layers.resize import mean_pool_to
 from mambaout_jax.models import create_backbone
+from mambaout_jax.models.dense import create_segmenter
 from mambaout_jax.weights.torch_names import torch_tensors
-
-SMALL = {"channels": 4, "auxiliary_channels": 3}
 
 
 class Steps(Pyramid):
@@ -176,7 +176,7 @@ def test_parameters_and_macs_are_those_of_table_3(name):
     """The paper's counter adds five operations for each number that a layer norm reads."""
     parameters, of_heads, printed = TABLE[name]
     backbone = create_backbone(name)
-    segmenter = make_segmenter(backbone)
+    segmenter = create_segmenter(name)
     shape = (512, 2048, 3)
     normalised = []
 
@@ -192,8 +192,10 @@ def test_parameters_and_macs_are_those_of_table_3(name):
     assert round((cost.macs + 5 * sum(normalised)) / 1e9) == printed
 
 
-def small_segmenter(**options):
-    return make_segmenter(Steps(), 5, **SMALL, **options)
+def small_segmenter(dtype=jnp.float32):
+    backbone = Steps(dtype=dtype)
+    head, auxiliary = UperNetHead(5, 4, dtype=dtype), AuxiliaryHead(5, 3, dtype=dtype)
+    return Segmenter(backbone, make_neck(backbone, dtype), head, auxiliary)
 
 
 def test_training_gives_both_logits_and_moves_the_moments(rng):
@@ -261,7 +263,7 @@ def test_batch_norm_sees_the_global_batch(rng):
 
 def test_dtypes(rng):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    narrow = make_segmenter(Steps(dtype=jnp.bfloat16), 5, **SMALL, dtype=jnp.bfloat16)
+    narrow = small_segmenter(jnp.bfloat16)
     variables = jax.eval_shape(narrow.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     head = narrow.head.clone(parent=None)
