@@ -23,9 +23,8 @@ A block holds a whole column of rows, so that small batches of large maps leave 
 idle (8 x 56 x 56 x 96 has 56 blocks). The same loops in CUDA take 168 registers a thread at 7x7
 and begin to spill at 11x11 (nvcc 13, sm_90).
 
-Not run on an accelerator so far: tests interpret the kernels on CPUs and lower them. The compiler's
-partitioner cannot look into them; on several devices call them inside
-`jax.shard_map(..., check_vma=False)`.
+Not run on an accelerator so far: tests interpret the kernels on CPUs and lower them. On several
+devices each runs its own images (`partition`).
 """
 
 import functools
@@ -38,6 +37,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.dispatch import run_where_lowered
+from mambaout_jax.kernels.partition import split_by_batch
 
 _LANES = 128  # channels of a block: the threads of a warpgroup
 _MAX_WIDTH = 8  # columns of a strip; with a 7x7 kernel three blocks fit on a multiprocessor
@@ -73,7 +73,7 @@ def conv_pallas(
             than Hopper are told apart by their compiler only.)
     """
     _check(x, kernel)
-    return run_where_lowered({"cuda": _conv}, _MESSAGE, x, kernel)
+    return _split_conv(x, kernel)
 
 
 def gradients_pallas(
@@ -81,7 +81,8 @@ def gradients_pallas(
 ) -> tuple[Float[Array, "B H W C"], Float[Array, "KH KW C"]]:
     """Gradients of Σ dy · conv_pallas(x, kernel) with respect to x and kernel; raises the same."""
     _check(x, kernel)
-    return run_where_lowered({"cuda": _gradients}, _MESSAGE, x, kernel, dy)
+    dkernel = _split_kernel_gradient(x, dy, kernel.shape[:2])
+    return _split_conv(dy, kernel[::-1, ::-1]), dkernel.astype(x.dtype)
 
 
 def _check(x, kernel):
@@ -98,8 +99,15 @@ def _check(x, kernel):
         )
 
 
-def _gradients(x, kernel, dy):
-    return _conv(dy, kernel[::-1, ::-1]), _kernel_gradient(x, dy, kernel.shape[:2])
+def _split_conv(x, kernel):
+    run = functools.partial(run_where_lowered, {"cuda": _conv}, _MESSAGE)
+    return split_by_batch(run, whole=(1,))(x, kernel)
+
+
+def _split_kernel_gradient(x, dy, kernel_size):
+    body = functools.partial(_kernel_gradient, kernel_size=kernel_size)
+    run = functools.partial(run_where_lowered, {"cuda": body}, _MESSAGE)
+    return split_by_batch(run, add_up=True)(x, dy)
 
 
 # The functions below are jitted so that the layers of a model which agree in shape are traced once.
@@ -152,9 +160,9 @@ def _conv_kernel(width, x, kernel, y):
         write(H - 1 - below, unfinished[margin + below])
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="kernel_size")
 def _kernel_gradient(x, dy, kernel_size):
-    """Blocks add up one or more strips each; their sums are added here."""
+    """Blocks add up one or more strips each; their sums are added here, and stay float32."""
     B, _, W, C = x.shape
     x, dy = _at_least_one_tile(x), _at_least_one_tile(dy)
     strips, width = _strips(W, kernel_size)
@@ -169,7 +177,7 @@ def _kernel_gradient(x, dy, kernel_size):
         grid_names=("tile", "block"),
         compiler_params=_PARAMS,
     )(x, dy)
-    return sums.sum(axis=0)[..., :C].astype(x.dtype)
+    return sums.sum(axis=0)[..., :C]
 
 
 def _kernel_gradient_kernel(width, strips_per_block, x, dy, sums):

@@ -18,8 +18,8 @@ tile of channels writes its own partial sums and no atomics are used, so that re
 bits in every run.
 
 Not run on an accelerator so far: tests interpret the kernels on CPUs and lower them for both
-platforms. The compiler's partitioner cannot look into them; on several devices call them inside
-`jax.shard_map(..., check_vma=False)`. One program cannot be lowered for GPUs and TPUs at once.
+platforms. On several devices each runs its own images (`partition`). One program cannot be lowered
+for GPUs and TPUs at once.
 """
 
 import functools
@@ -31,6 +31,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.kernels import selective_scan_mosaic_gpu, selective_scan_mosaic_tpu
 from mambaout_jax.kernels.dispatch import differentiable_once, run_where_lowered
+from mambaout_jax.kernels.partition import split_by_batch
 
 # 16 tokens: as many exponentials and states of one channel and n as fit in a GPU thread's registers
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take
@@ -158,9 +159,13 @@ def _dispatch(direction, reverse, platform, *args):
         name: functools.partial(getattr(module, direction), reverse=reverse)
         for name, module in _MODULES.items()
     }
-    if platform is not None:
-        return bodies[platform](*args)
-    return run_where_lowered(bodies, _MESSAGE, *args)
+
+    def run(*args):
+        if platform is not None:
+            return bodies[platform](*args)
+        return run_where_lowered(bodies, _MESSAGE, *args)
+
+    return split_by_batch(run, whole=(2,))(*args)  # A has no batch
 
 
 # Tiles: tokens padded to whole chunks, the channels of each group to whole multiples of 128. A
