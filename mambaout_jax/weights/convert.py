@@ -105,9 +105,9 @@ def backbone_from_torch(
     derived = _derived(target, naming, known)
     _compare_derived(name, derived, state)
     others = [key for key in state if key not in tensors and key not in derived]
-    beside = []
+    left_out = others
     if any(state is part for part in parts):
-        beside = [key for key in forms[0] if not key.startswith(_BACKBONE)]
+        left_out = [key for key in forms[0] if key.removeprefix(_BACKBONE) not in tensors]
         strange = [key for key in others if not re.fullmatch(_MAP_NORM, key)]
     else:
         strange = [key for key in others if key not in known]
@@ -117,7 +117,7 @@ def backbone_from_torch(
     }
     check_names(f"the backbone of {name}", naming, wanted, found)
     flat = {path: widen(leaf) for path, leaf in _parts(name, tensors, state).items()}
-    return flat, [*beside, *others]
+    return flat, left_out
 
 
 def _parts(
