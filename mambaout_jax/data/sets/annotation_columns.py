@@ -52,7 +52,7 @@ def load_columns(folder: Path) -> Annotations:
         raise FileNotFoundError(
             f"{error.filename} is missing; copy the prepared set again, or prepare it again"
         ) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, EOFError) as error:
         raise ValueError(
             f"the annotations in {folder} are damaged ({error}); copy the prepared set again, or "
             "prepare it again"
@@ -60,5 +60,4 @@ def load_columns(folder: Path) -> Annotations:
 
 
 def _mapped(file: Path) -> np.ndarray:
-    array = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array.view(np.ndarray)  # pickled and indexed like any other
+    return np.load(file, mmap_mode="r", allow_pickle=False)

@@ -119,15 +119,7 @@ class CocoImages(abc.ABC):
 
     def fingerprint(self) -> str:
         """See `identity.Fingerprinted`; boxes and masks count, too."""
-        annotations, masks = self._annotations, self._annotations.masks
-        digest = hashlib.sha256(json.dumps(self.category_ids).encode())
-        for column in (
-            annotations.image_ids, annotations.file_names, annotations.image_sizes,
-            annotations.first, annotations.labels, annotations.boxes, annotations.areas,
-            annotations.crowd, masks.kinds, masks.starts, masks.parts, masks.lengths, masks.words,
-        ):  # fmt: skip
-            digest.update(np.ascontiguousarray(column).data)
-        return digest.hexdigest()
+        return fingerprint_of(self._annotations)
 
     @abc.abstractmethod
     def _decode(self, image: int) -> Decoded:
@@ -259,6 +251,20 @@ def open_coco(
         source = CocoFolders(file, folder, split, channels, decoder, max_pixels)
     _report(source._annotations, split, len(source))
     return source
+
+
+def fingerprint_of(annotations: Annotations) -> str:
+    """SHA-256 of what is trained on and evaluated with, in its order."""
+    masks = annotations.masks
+    digest = hashlib.sha256(json.dumps(annotations.category_ids).encode())
+    for column in (
+        annotations.image_ids, annotations.file_names, annotations.image_sizes,
+        annotations.first, annotations.labels, annotations.boxes, annotations.areas,
+        annotations.crowd, masks.kinds, masks.exact, masks.starts, masks.parts, masks.lengths,
+        masks.words,
+    ):  # fmt: skip
+        digest.update(np.ascontiguousarray(column).data)
+    return digest.hexdigest()
 
 
 def _faults(annotations: Annotations) -> dict[str, Bool[np.ndarray, "A"]]:

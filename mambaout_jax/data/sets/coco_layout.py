@@ -27,6 +27,11 @@ def wanted(root: Path) -> str:
     )
 
 
+def splits_of(root: Path) -> list[str]:
+    """The splits that have annotations."""
+    return [split for split in SPLIT_NAMES if _annotation_file(root, split)]
+
+
 def split_files(root: Path, split: str) -> tuple[Path, Path]:
     """The annotations of a split and the folder of its images.
 
