@@ -109,6 +109,7 @@ def _set_dense(config: Config) -> None:
     config.detection.multi_scale = ()
     config.detection.crop_probability = 0.0  # training: of a crop, 384 to 600 pixels, before that
     config.detection.max_instances = 100  # objects of a training image; further ones are left out
+    config.detection.sampled_regions = 512  # training: of an image, for the heads to learn from
 
     config.segmentation = ConfigDict()
     config.segmentation.long_side = 2048  # pixels, at most; the shorter side is data.image_size
@@ -144,8 +145,7 @@ def _set_training(config: Config) -> None:
     config.optimizer.freeze = ()  # regular expressions; parameters that match one are not trained
 
     config.schedule = ConfigDict()  # linear warm-up, then a decay
-    # "cosine": half of one; "linear": a straight line; "steps": times decay_factor at milestones.
-    config.schedule.decay = "cosine"
+    config.schedule.decay = "cosine"  # or "linear", or "steps": times decay_factor at milestones
     config.schedule.milestones_epochs = ()  # steps: in order, counted from the run's beginning
     config.schedule.decay_factor = 0.1  # steps
     config.schedule.total_epochs = 300.0  # until the decay ends

@@ -249,6 +249,7 @@ RULES: dict[str, Rule] = {
     "detection.multi_scale": _several(_whole(32, MAX_IMAGE_SIZE), 0),
     "detection.crop_probability": _SHARE,
     "detection.max_instances": _whole(1, 1000),
+    "detection.sampled_regions": _whole(4, 4096),
     "segmentation.long_side": _whole(1, MAX_IMAGE_SIZE),
     "segmentation.scale": _interval(0, 10),
     "segmentation.max_class_share": _number(0, 1, above=True),

@@ -72,6 +72,7 @@ WRONG = {
     "detection.multi_scale": (480, 16),
     "detection.crop_probability": 1.5,
     "detection.max_instances": 0,
+    "detection.sampled_regions": 3,
     "segmentation.long_side": 2048.0,
     "segmentation.scale": (2.0, 0.5),
     "segmentation.max_class_share": 0,

@@ -18,7 +18,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mambaout_jax.models import create_backbone, find_variant
-from mambaout_jax.models.dense import SEGMENTER_OPTIONS
+from mambaout_jax.models.dense import DETECTOR_OPTIONS, SEGMENTER_OPTIONS
+from mambaout_jax.models.registry import head_options
 from mambaout_jax.weights.convert import (
     POSITIONS,
     Target,
@@ -30,7 +31,7 @@ from mambaout_jax.weights.convert import (
     widen,
 )
 from mambaout_jax.weights.files import listed
-from mambaout_jax.weights.locate import Found, locate
+from mambaout_jax.weights.locate import locate
 from mambaout_jax.weights.mismatch import check_floating, check_names
 from mambaout_jax.weights.state_dicts import without_prefixes
 from mambaout_jax.weights.tensors import (
@@ -55,6 +56,8 @@ _CLASSES = {
 }
 # What code with mmdet and mmseg calls the norm of each map, a part of the backbone there.
 _MAP_NORMS = ("norm", "outnorm", "out_norm")
+
+_HEADS = {"num_classes", *DETECTOR_OPTIONS, *SEGMENTER_OPTIONS}
 
 _Flat = dict[ParameterPath, np.ndarray]
 
@@ -92,38 +95,42 @@ def load_dense(
         ValueError: so, too; or the weights are not those of such a model, or of other classes.
     """
     found = locate(source, name)
-    options = {**found.options, **options}
-    options.pop("num_classes", None)
+    known = _of_backbone(found.name, found.options) if reset_head else found.options
+    options = {**known, **options}
     tensors = tensors_of(source, found.fetch(), ema)
-    trained = found.options.get("image_size") or _trained_size(found.name, tensors, options)
+    trained = known.get("image_size") or _trained_size(found.name, tensors, options)
     image_size = options.pop("image_size", None) or trained
     classes = _count_classes(tensors)
     if not reset_head and (classes is None or num_classes not in (None, classes)):
         raise ValueError(_other_outputs(source, classes, num_classes))
-    count = classes if num_classes is None else num_classes
-    outputs = {} if count is None else {"num_classes": count}
-    model = create(found.name, image_size=image_size, **outputs, **options)
-    of_weights = {**options, "image_size": trained}
+    if (count := classes if num_classes is None else num_classes) is not None:
+        options["num_classes"] = count
+    model = create(found.name, image_size=image_size, **options)
+    options["image_size"] = trained
     try:
         if reset_head:
-            flat, left_out = _backbone(found, tensors, of_weights)
+            flat, left_out = _backbone(found.name, tensors, options)
         else:
-            whole = create(found.name, **outputs, **of_weights)
-            flat, left_out = _whole(found, whole, tensors, torch_names), []
+            whole = create(found.name, **options)
+            flat, left_out = _whole(found.name, whole, tensors, torch_names), []
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     if POSITIONS in flat:
-        grid = create_backbone(found.name, **_of_backbone(of_weights)).grid
+        grid = create_backbone(found.name, **_of_backbone(found.name, options)).grid
         flat[POSITIONS] = fit_positions(source, _backbone_of(model), flat[POSITIONS], grid)
     if reset_head:
-        fresh = _fresh(model, seed)
-        _LOG.warning(
-            "%s: took the backbone, %d tensors; initialised afresh: %s; left out: %s",
-            source, len(flat), ", ".join(sorted({path[1] for path in fresh})),
-            listed(left_out) or "nothing",
-        )  # fmt: skip
-        flat |= fresh
+        flat |= _told(source, flat, _fresh(model, seed), left_out)
     return model, unflatten_dict(flat)
+
+
+def _told(source: str | Path, taken: _Flat, fresh: _Flat, left_out: list[str]) -> _Flat:
+    """What is fresh, of which a line of the log tells."""
+    _LOG.warning(
+        "%s: took the backbone, %d tensors; initialised afresh: %s; left out: %s",
+        source, len(taken), ", ".join(sorted({path[1] for path in fresh})),
+        listed(left_out) or "nothing",
+    )  # fmt: skip
+    return fresh
 
 
 def dense_namings(name: str, torch_names: Rules) -> dict[str, Rules]:
@@ -144,36 +151,34 @@ def dense_namings(name: str, torch_names: Rules) -> dict[str, Rules]:
     }
 
 
-def _backbone(
-    found: Found, tensors: Tensors, options: Mapping[str, Any]
-) -> tuple[_Flat, list[str]]:
+def _backbone(name: str, tensors: Tensors, options: Mapping[str, Any]) -> tuple[_Flat, list[str]]:
     """The backbone's variables, and the names of what was left out."""
-    options = _of_backbone(options)
+    options = _of_backbone(name, options)
     if named_in_torch(tensors):
-        return backbone_from_torch(found.name, tensors, **options)
-    backbone = create_backbone(found.name, **options)
-    size = options["image_size"] or find_variant(found.name)[1].image_size
+        return backbone_from_torch(name, tensors, **options)
+    backbone = create_backbone(name, **options)
+    size = options["image_size"] or find_variant(name)[1].image_size
     shapes = flatten_dict(model_variables(backbone, size))
     wanted = {"/".join((c, "backbone", *path)): leaf.shape for (c, *path), leaf in shapes.items()}
     inside = {key: x for key, x in tensors.items() if key.split("/")[1:2] == ["backbone"]}
-    _check(f"the backbone of {found.name}", wanted, inside)
+    _check(f"the backbone of {name}", wanted, inside)
     others = [key for key in tensors if key not in inside]
     return {tuple(key.split("/")): np.asarray(x) for key, x in inside.items()}, others
 
 
-def _whole(found: Found, model: nn.Module, tensors: Tensors, torch_names: Rules) -> _Flat:
+def _whole(name: str, model: nn.Module, tensors: Tensors, torch_names: Rules) -> _Flat:
     """The variables of a whole model."""
     shapes = flatten_dict(_shapes(model))
     if not named_in_torch(tensors):
         wanted = {"/".join(path): leaf.shape for path, leaf in shapes.items()}
-        _check(found.name, wanted, tensors)
+        _check(name, wanted, tensors)
         return {tuple(key.split("/")): np.asarray(x) for key, x in tensors.items()}
 
     def buffers(naming: str) -> dict[str, np.ndarray]:
-        tables = torch_buffers(found.name, _backbone_of(model), naming.partition(",")[0])
+        tables = torch_buffers(name, _backbone_of(model), naming.partition(",")[0])
         return {f"backbone.{key}": table for key, table in tables.items()}
 
-    target = Target(found.name, shapes, dense_namings(found.name, torch_names), buffers)
+    target = Target(name, shapes, dense_namings(name, torch_names), buffers)
     read: dict[ParameterPath, Any] = flatten_dict(read_state(target, tensors))
     return {path: widen(leaf) for path, leaf in read.items()}
 
@@ -210,7 +215,7 @@ def _trained_size(
     if named_in_torch(tensors):
         bare = without_prefixes(tensors)[0]
         tensors = {**bare, **{key.removeprefix("backbone."): x for key, x in bare.items()}}
-    return trained_image_size(name, tensors, _of_backbone(options))
+    return trained_image_size(name, tensors, _of_backbone(name, options))
 
 
 def _count_classes(tensors: Tensors) -> int | None:
@@ -234,9 +239,11 @@ def _other_outputs(source: str | Path, classes: int | None, wanted: int | None) 
     )
 
 
-def _of_backbone(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those of a head."""
-    return {key: value for key, value in options.items() if key not in SEGMENTER_OPTIONS}
+def _of_backbone(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a model without those of its head."""
+    options = {key: value for key, value in options.items() if key not in _HEADS}
+    unread = head_options(name, options)
+    return {key: value for key, value in options.items() if key not in unread}
 
 
 def _backbone_of(model: Any) -> Any:
