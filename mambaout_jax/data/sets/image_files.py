@@ -33,6 +33,12 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the file and the reason."""
 
 
+def pixels_of(image: Decoded) -> UInt8[np.ndarray, "H W C"]:
+    """The pixels of an image, with an axis of channels also where it is grey."""
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
+
+
 def read_image(
     path: str | Path, channels: int, decoder: str = "pillow", max_pixels: int = MAX_PIXELS
 ) -> Decoded:

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 from mambaout_jax.config import Config
-from mambaout_jax.data.sets.image_files import Decoded
+from mambaout_jax.data.sets.image_files import Decoded, pixels_of
 from mambaout_jax.data.views import opencv, rand_augment
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.settings import INTERPOLATIONS
@@ -69,9 +69,9 @@ def evaluation_view(
     if long > _LONGEST * size:
         across, down = image.width / width, image.height / height
         box = (left * across, top * down, (left + size) * across, (top + size) * down)
-        return _pixels(image.resize((size, size), RESAMPLING[interpolation], box))
+        return pixels_of(image.resize((size, size), RESAMPLING[interpolation], box))
     resized = image.resize((width, height), RESAMPLING[interpolation])
-    return _pixels(resized.crop((left, top, left + size, top + size)))
+    return pixels_of(resized.crop((left, top, left + size, top + size)))
 
 
 def random_resized_crop_box(
@@ -190,7 +190,7 @@ class TrainingView:
         image = rand_augment.apply(image, operations, self._fill, warp)
         if self._augment["color_jitter"]:
             image = color_jitter(image, self._augment["color_jitter"], rng)
-        return {"image": _pixels(image), "label": np.int32(example["label"])}
+        return {"image": pixels_of(image), "label": np.int32(example["label"])}
 
     def _crop(self, image: Decoded, rng: np.random.Generator) -> Image.Image:
         augment = self._augment
@@ -216,7 +216,7 @@ class TrainingView:
         )
         interpolation = self._draw_interpolation(rng)
         if self._opencv:
-            return _image(opencv.crop_and_resize(_pixels(image), box, self._size, interpolation))
+            return _image(opencv.crop_and_resize(pixels_of(image), box, self._size, interpolation))
         side = self._size
         return _image(image).crop(box).resize((side, side), RESAMPLING[interpolation])
 
@@ -236,11 +236,6 @@ def color_jitter(image: Image.Image, reach: float, rng: np.random.Generator) -> 
     for kind in rng.permutation(3):
         image = kinds[kind](image).enhance(rng.uniform(1 - reach, 1 + reach))
     return image
-
-
-def _pixels(image: Decoded) -> UInt8[np.ndarray, "H W C"]:
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
 
 
 def _image(image: Decoded) -> Image.Image:
