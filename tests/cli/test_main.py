@@ -98,6 +98,7 @@ def test_main_returns_the_exit_code_of_the_verb(monkeypatch):
         "convert in.pth ADDRESS",
         "prepare imagenet --folder . --out ADDRESS",
         "prepare imagenet --train-tar ADDRESS --out .",
+        "prepare ade20k --zip ADDRESS --out .",
         "analyse blocks --out ADDRESS",
         "bench conv --out ADDRESS",
     ],

@@ -240,7 +240,7 @@ def test_command_line_prepares_and_says_what_is_wrong(root, tmp_path, capsys, mo
     assert len(open_coco(str(out), "train")) == 3
     for wrong, sentence in (
         ([], "coco needs --folder DIR"),
-        (["--folder", str(root), "--partial"], "--partial is for imagenet; coco needs --folder"),
+        (["--folder", str(root), "--partial"], "--partial is for imagenet and ade20k; coco needs"),
         (["--val-tar", "x.tar"], "--val-tar is for imagenet; coco needs --folder"),
     ):
         with pytest.raises(SystemExit) as ended:

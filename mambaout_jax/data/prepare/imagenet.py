@@ -98,11 +98,8 @@ def prepare_imagenet(
 ) -> Prepared:
     """Writes `out`/imagenet2012/5.1.0. The same call resumes where a killed one stopped.
 
-    Each shard has a temporary name until it is complete, and is then read back to check the order,
-    names, labels and image format. The folder gets its final name only when everything is there.
-    Called again on a finished folder, the function checks every shard again. Archives are read in
-    the order of the shards, which jumps between images: they should be on a disk without moving
-    parts.
+    Shards are read back (`resumable`) to check the order, names, labels and image format. Archives
+    are read in the order of the shards, by jumps: they should be on a disk without moving parts.
 
     Args:
         out: the data_dir of TensorFlow Datasets; needs as much space as the archives.
@@ -125,10 +122,9 @@ def prepare_imagenet(
     require_data_packages()
     check_out(out)
     finished = out / DATASET / VERSION
-    unfinished = finished.with_name(f"{VERSION}.incomplete")
-    work = finished if finished.exists() else unfinished
+    work = finished if finished.exists() else finished.with_name(f"{VERSION}.incomplete")
+    sources = _sources(train_tar, val_tar, folder, val_labels)
     with bar() as progress:
-        sources = _sources(train_tar, val_tar, folder, val_labels)
         members = _list_members(sources, progress, partial)
         images = {split: len(of_split) for split, of_split in members.items()}
         claim(work, images, shard_bytes, _contents(members))
@@ -141,7 +137,7 @@ def prepare_imagenet(
     lengths = {split: [len(part) for part in shards[split].values()] for split in shards}
     num_bytes = {split: sum(size for size, _ in checks[split]) for split in checks}
     write_metadata(work, lengths, num_bytes)
-    if work == unfinished:
+    if work != finished:
         work.rename(finished)
     converted = {
         split: sorted(name for _, names in checks[split] for name in names) for split in checks

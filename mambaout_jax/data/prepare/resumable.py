@@ -3,8 +3,8 @@
 
 A set is written to `<version>.incomplete` and gets its final name when everything is there. Each
 shard has a temporary name until it is complete, and is then read back. The same command resumes:
-what is complete is checked, and only what is missing is written. `source.json` says what the folder
-was begun from; anything else is refused.
+what is complete is checked, of a finished set too, and only what is missing is written.
+`source.json` says what the folder was begun from; anything else is refused.
 """
 
 import hashlib

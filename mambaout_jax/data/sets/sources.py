@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from mambaout_jax.config import Config
+from mambaout_jax.data.sets.ade20k import open_ade20k
 from mambaout_jax.data.sets.coco import open_coco
 from mambaout_jax.data.sets.digits import Digits
 from mambaout_jax.data.sets.folder import ImageFolder
@@ -205,6 +206,13 @@ SETS: dict[str, DataSet] = {
         "annotations/instances_train2017.json and instances_val2017.json with train2017/ and "
         "val2017/, or what `mambaout prepare` wrote",
         ("detection",),
+    ),
+    "ade20k": DataSet(
+        lambda data, split, decoder, task: open_ade20k(
+            data.path, split, data.channels, decoder, data.max_pixels
+        ),
+        "images/ and annotations/ with training/ and validation/, or what `mambaout prepare` wrote",
+        ("segmentation",),
     ),
     "scenes": DataSet(
         lambda data, split, decoder, task: Scenes(split, task, data.image_size, data.channels),
