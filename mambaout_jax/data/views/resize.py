@@ -52,8 +52,8 @@ def resize_image(
         block = slice(start, start + _BLOCK)
         low, high = y.low[block], y.high[block]
         needed = flat[low[0] : high[-1] + 1]
-        rows = needed[:, x_low] * x_low_weight
-        rows += needed[:, x_high] * x_high_weight
+        rows = needed.take(x_low, 1) * x_low_weight
+        rows += needed.take(x_high, 1) * x_high_weight
         rows >>= _BITS - 7  # to 15 bits
         blended = rows[low - low[0]] * y.low_weight[block, None] >> 16
         blended += rows[high - low[0]] * y.high_weight[block, None] >> 16
@@ -84,7 +84,7 @@ def resize_labels(
     top, left, bottom, right = _window((height, width), size, window)
     rows = _nearest(height, size[0], top, bottom)
     columns = _nearest(width, size[1], left, right)
-    return labels[..., rows[:, None], columns]
+    return labels.take(rows, -2).take(columns, -1)
 
 
 def scaled_size(size: tuple[int, int], bounds: tuple[int, int]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from mambaout_jax.config import Config
-from mambaout_jax.data.sets.image_files import Decoded
+from mambaout_jax.data.sets.image_files import Decoded, pixels_of
 from mambaout_jax.data.views import photometric
 from mambaout_jax.data.views.resize import resize_image, resize_labels, scaled_size
 
@@ -63,13 +63,14 @@ class TrainingView:
         Raises:
             ValueError: image and labels differ in size.
         """
-        pixels, labels = _pixels(example["image"]), example["labels"]
+        pixels, labels = pixels_of(example["image"]), example["labels"]
         _check_sizes(pixels, labels)
         factor = rng.uniform(*self._scale)
         bounds = max(1, int(self._long * factor)), max(1, int(self._size * factor))
         size = scaled_size(labels.shape, bounds)
-        window = self._crop(resize_labels(labels, size), rng)
-        labels = resize_labels(labels, size, window)
+        labels = resize_labels(labels, size)
+        window = top, left, bottom, right = self._crop(labels, rng)
+        labels = labels[top:bottom, left:right]
         pixels = resize_image(pixels, size, window)  # of the crop only
         if rng.random() < self._flip:
             pixels, labels = np.flip(pixels, 1), np.flip(labels, 1)
@@ -117,12 +118,12 @@ class EvaluationView:
         Raises:
             ValueError: image and labels differ in size.
         """
-        _check_sizes(_pixels(example["image"]), example["labels"])
+        _check_sizes(pixels_of(example["image"]), example["labels"])
         return {"image": self.pixels(example["image"]), "labels": example["labels"]}
 
     def pixels(self, image: Decoded) -> UInt8[np.ndarray, "h w C"]:
         """What a model sees of an image."""
-        pixels = _pixels(image)
+        pixels = pixels_of(image)
         return resize_image(pixels, scaled_size(pixels.shape[:2], self._bounds))
 
 
@@ -149,8 +150,3 @@ def _check_sizes(pixels: UInt8[np.ndarray, "h w C"], labels: _Labels) -> None:
             f"an image of {pixels.shape[:2]} has labels of {labels.shape} (height, width); both "
             "must have one size"
         )
-
-
-def _pixels(image: Decoded) -> UInt8[np.ndarray, "H W C"]:
-    pixels = np.asarray(image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels  # (H, W, C)
