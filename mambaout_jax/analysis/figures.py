@@ -29,6 +29,9 @@ _PANELS = {
     "Training loss": ("train/loss",),
     "Evaluation loss": ("eval/loss", "eval_ema/loss"),
     "Top-1 accuracy (%)": ("eval/top1", "eval_ema/top1"),
+    "Mean IoU (%)": ("eval/miou", "eval_ema/miou"),
+    "Box AP (%)": ("eval/box_ap", "eval_ema/box_ap"),
+    "Mask AP (%)": ("eval/mask_ap", "eval_ema/mask_ap"),
     "Learning rate": ("train/learning_rate",),
 }
 _FEW_POINTS = 40  # a curve of at most so many points has all of them marked
@@ -70,6 +73,7 @@ def draw_image_grid(
     *,
     columns: int | None = None,
     highlights: Sequence[bool] | np.ndarray | None = None,
+    side: int = _IMAGE_SIDE,
 ) -> None:
     """Draws images in rows, each under its title.
 
@@ -81,12 +85,13 @@ def draw_image_grid(
         columns: images per row; None: about as many as there are rows.
         highlights: whether each image has a red frame and title, for example because a model got it
             wrong.
+        side: pixels, about the longer side of an image as it is drawn.
 
     Raises:
         ValueError: there are no images, the array has the wrong type or shape, the counts differ,
             or the figure would be larger than 65535 pixels.
     """
-    save_figure(_image_grid_figure(images, titles, columns, highlights), path)
+    save_figure(_image_grid_figure(images, titles, columns, highlights, side), path)
 
 
 def draw_confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], path: Path | str) -> None:
@@ -209,13 +214,14 @@ def _image_grid_figure(
     titles: Sequence[str],
     columns: int | None,
     highlights: Sequence[bool] | np.ndarray | None,
+    side: int = _IMAGE_SIDE,
 ) -> Any:
     images = np.asarray(images)
     highlights = [False] * len(images) if highlights is None else highlights
     _check_images(images, titles, columns, highlights)
     columns = min(len(images), columns or math.ceil(math.sqrt(len(images))))
     rows = math.ceil(len(images) / columns)
-    tiles = [_tile(image) for image in images]
+    tiles = [_tile(image, side) for image in images]
     height, width = tiles[0].shape[:2]
     title_height = _LINE * max(title.count("\n") + 1 for title in titles)
     cell_width = max(width + 2 * _FRAME, 110) + _GAP  # room for a title even above narrow images
@@ -270,11 +276,11 @@ def _check_images(
         raise ValueError(f"columns={columns}; give at least 1")
 
 
-def _tile(image: np.ndarray) -> np.ndarray:
-    """The image as RGB, with a longer side of about `_IMAGE_SIDE`."""
+def _tile(image: np.ndarray, side: int) -> np.ndarray:
+    """The image as RGB, with a longer side of about `side`."""
     height, width, channels = image.shape
     image = np.broadcast_to(image, (height, width, 3)) if channels == 1 else image
-    scale = _IMAGE_SIDE / max(height, width)
+    scale = side / max(height, width)
     if scale >= 1:
         return image.repeat(int(scale), axis=0).repeat(int(scale), axis=1)
     size = max(1, round(width * scale)), max(1, round(height * scale))
