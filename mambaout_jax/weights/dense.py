@@ -29,6 +29,7 @@ from mambaout_jax.weights.convert import (
     read_state,
     torch_buffers,
     widen,
+    write_state,
 )
 from mambaout_jax.weights.files import listed
 from mambaout_jax.weights.locate import locate
@@ -133,6 +134,31 @@ def _told(source: str | Path, taken: _Flat, fresh: _Flat, left_out: list[str]) -
     return fresh
 
 
+def dense_to_torch(
+    create: Callable[..., nn.Module],
+    name: str,
+    variables: Mapping[str, Any],
+    naming: str,
+    *,
+    torch_names: Rules,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """State dict, as mmdet or mmseg would save it, of a detector or segmenter, bit for bit.
+
+    Args:
+        create: `create_detector` or `create_segmenter`.
+        name: one of `list_models()`.
+        variables: those of `create(name, **options)`.
+        naming: a key of `dense_namings`, such as "official, outnorm".
+        torch_names: rules for what is put on the backbone.
+        **options: those of `create`.
+
+    Raises:
+        ValueError: there is no such naming, or the variables are not those of the model.
+    """
+    return write_state(_target(name, create(name, **options), torch_names), variables, naming)
+
+
 def dense_namings(name: str, torch_names: Rules) -> dict[str, Rules]:
     """PyTorch's names of a whole model, in all namings of its backbone.
 
@@ -168,19 +194,23 @@ def _backbone(name: str, tensors: Tensors, options: Mapping[str, Any]) -> tuple[
 
 def _whole(name: str, model: nn.Module, tensors: Tensors, torch_names: Rules) -> _Flat:
     """The variables of a whole model."""
-    shapes = flatten_dict(_shapes(model))
     if not named_in_torch(tensors):
+        shapes = flatten_dict(_shapes(model))
         wanted = {"/".join(path): leaf.shape for path, leaf in shapes.items()}
         _check(name, wanted, tensors)
         return {tuple(key.split("/")): np.asarray(x) for key, x in tensors.items()}
+    target = _target(name, model, torch_names)
+    read: dict[ParameterPath, Any] = flatten_dict(read_state(target, tensors))
+    return {path: widen(leaf) for path, leaf in read.items()}
 
+
+def _target(name: str, model: nn.Module, torch_names: Rules) -> Target:
     def buffers(naming: str) -> dict[str, np.ndarray]:
         tables = torch_buffers(name, _backbone_of(model), naming.partition(",")[0])
         return {f"backbone.{key}": table for key, table in tables.items()}
 
-    target = Target(name, shapes, dense_namings(name, torch_names), buffers)
-    read: dict[ParameterPath, Any] = flatten_dict(read_state(target, tensors))
-    return {path: widen(leaf) for path, leaf in read.items()}
+    shapes = flatten_dict(_shapes(model))
+    return Target(name, shapes, dense_namings(name, torch_names), buffers)
 
 
 def _check(name: str, wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:

@@ -14,7 +14,7 @@ from mambaout_jax.heads.upernet import TORCH_NAMES
 from mambaout_jax.models import create_model
 from mambaout_jax.models.dense import create_segmenter
 from mambaout_jax.weights.convert import backbone_from_torch, to_torch
-from mambaout_jax.weights.dense import load_dense
+from mambaout_jax.weights.dense import dense_to_torch, load_dense
 from mambaout_jax.weights.load import save_variables
 
 NAME = "mambaout_micro"
@@ -189,6 +189,18 @@ def test_whole_model_is_read_from_the_names_of_mmseg(segmenter, classifier, tmp_
     path = write(state, tmp_path / "weights.safetensors")
     _, variables = load_dense(create_segmenter, path, torch_names=TORCH_NAMES, **SMALL)
     assert_equal(flatten_dict(variables, sep="/"), flat)
+
+    def named(naming):
+        return dense_to_torch(
+            create_segmenter, NAME, segmenter, naming,
+            torch_names=TORCH_NAMES, num_classes=5, **SMALL,
+        )  # fmt: skip
+
+    written = named("timm, outnorm")
+    counters = {key for key in written if key.endswith("num_batches_tracked")}
+    assert_equal({key: x for key, x in written.items() if key not in counters}, state)
+    with pytest.raises(ValueError, match=r"naming='mmseg' is not known for mambaout_micro; .*timm"):
+        named("mmseg")
 
 
 @pytest.mark.slow
