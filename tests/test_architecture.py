@@ -30,7 +30,7 @@ ROOMS = (
     {"evaluation"},
     {"train"},
     {"benchmarks"},
-    {"ablation", "export", "report"},
+    {"ablation", "aot", "export", "report"},
     {"cli"},
     {"__main__"},
 )

@@ -14,6 +14,7 @@ from mambaout_jax.cli import (
     analyse,
     bench,
     compare,
+    compile,
     convert,
     evaluate,
     models,
@@ -27,7 +28,19 @@ from mambaout_jax.cli.errors import report as report_error
 from mambaout_jax.paths import local_path, workdir_path
 from mambaout_jax.runtime.streams import complain, discard, is_broken, open_missing_streams
 
-VERBS = (train, evaluate, compare, predict, models, convert, prepare, analyse, bench, report)
+VERBS = (
+    train,
+    evaluate,
+    compare,
+    compile,
+    predict,
+    models,
+    convert,
+    prepare,
+    analyse,
+    bench,
+    report,
+)
 
 _SETTINGS_HELP = """
 Any setting of the config file can be set from the command line:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -41,31 +42,40 @@ class Setup:
     image_shape: tuple[int, int, int]
 
 
-def set_up(config: Config) -> Setup:
+def set_up(
+    config: Config,
+    *,
+    devices: Sequence[Any] | None = None,
+    open_set: Callable[[Config, str, str], Any] = open_source,
+) -> Setup:
     """Makes the mesh, opens the data and makes the model.
+
+    Args:
+        devices: those of the mesh; None: all that are here.
+        open_set: opens a split as `open_source`.
 
     Raises:
         ValueError: a setting is wrong, or the data do not fit it.
         RuntimeError: an accelerator is required and there is none.
     """
-    if config.require_accelerator and jax.default_backend() == "cpu":
+    if config.require_accelerator and devices is None and jax.default_backend() == "cpu":
         raise RuntimeError(
             "require_accelerator=True, but JAX finds only a CPU; install mambaout-jax[cuda13] or "
             "mambaout-jax[tpu] on a machine that has one, or set --config.require_accelerator=False"
         )
-    validate(config, jax.device_count())
+    validate(config, jax.device_count() if devices is None else len(devices))
     kind = find_task(config.task)
     _check_model_name(config.model.name)
-    train = open_source(config.data, "train", config.task)
+    train = open_set(config.data, "train", config.task)
     task = kind.from_config(config, train)
     model = task.build(config.model.name, **model_options(config))
     _check_image_size(config.data.image_size, model.backbone.strides[-1])
     return Setup(
         config=config,
         resolved=resolve(config, len(train)),
-        mesh=make_mesh(config.mesh.fsdp),
+        mesh=make_mesh(config.mesh.fsdp, devices),
         train=train,
-        validation=open_source(config.data, "validation", config.task),
+        validation=open_set(config.data, "validation", config.task),
         task=task,
         model=model,
         image_shape=(config.data.image_size, config.data.image_size, config.data.channels),

@@ -61,7 +61,8 @@ def describe(config: Config) -> str:
         "every": f"report {resolved.log_every}, evaluate {resolved.evaluate_every}, checkpoint "
         f"{resolved.checkpoint_every} updates",
         "memory per device": f"{_mib(state_bytes + gradient_bytes + kept)} estimated = state "
-        f"{_mib(state_bytes)} + gradients {_mib(gradient_bytes)} + activations {_mib(kept)}",
+        f"{_mib(state_bytes)} + gradients {_mib(gradient_bytes)} + activations {_mib(kept)}; "
+        "mambaout compile --target asks the compiler",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
