@@ -15,8 +15,8 @@ from mambaout_jax.__main__ import _interrupt
 from mambaout_jax.cli.main import VERBS, build_parser, main
 
 NAMES = (
-    "train", "evaluate", "compare", "predict", "models", "convert", "prepare", "analyse", "bench",
-    "report",
+    "train", "evaluate", "compare", "compile", "predict", "models", "convert", "prepare", "analyse",
+    "bench", "report",
 )  # fmt: skip
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "numpy", "ml_collections", "matplotlib", "PIL")
 
@@ -61,7 +61,9 @@ def test_help_lists_the_verbs(capsys):
 def test_help_of_a_verb_has_examples(name, capsys):
     text = help_text(capsys, name)
     assert text.count(f"\n  mambaout {name}") >= 2
-    assert ("--config.batch_size=128" in text) == (name in ("train", "evaluate", "compare"))
+    assert ("--config.batch_size=128" in text) == (
+        name in ("train", "evaluate", "compare", "compile")
+    )
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=NAMES)
