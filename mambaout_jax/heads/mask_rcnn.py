@@ -16,6 +16,7 @@ from mambaout_jax.heads.mask import MaskHead
 from mambaout_jax.heads.neck import STRIDES, PyramidNeck, SimplePyramidNeck
 from mambaout_jax.heads.roi import BoxHead, detections
 from mambaout_jax.heads.rpn import RPN, AnchorPredictions, anchors, proposals
+from mambaout_jax.kernels.dispatch import numpy_for
 from mambaout_jax.kernels.roi_align import roi_align
 
 BOX_POINTS, MASK_POINTS = 7, 14  # a side, of what the heads read of a region
@@ -97,14 +98,11 @@ class Detector(nn.Module):
         Raises:
             ValueError: as `Backbone.features`.
         """
-        if image_shapes is None:
-            sides = jnp.array((jnp.shape(images)[1:3],), jnp.int32)
-            image_shapes = jnp.broadcast_to(sides, (jnp.shape(images)[0], 2))
-        image_shapes = jnp.asarray(image_shapes)
+        shapes = _whole(images) if image_shapes is None else image_shapes
         maps = self.pyramid(images, train)
-        boxes, valid = self.propose(self.rpn_outputs(maps), image_shapes, train)
+        boxes, valid = self.propose(self.rpn_outputs(maps), shapes, train)
         logits, deltas = self.classify(maps, boxes)
-        found = detections(boxes, valid, logits, deltas, image_shapes, self.detections)
+        found = detections(boxes, valid, logits, deltas, shapes, self.detections)
         present = found.labels >= 0
         masks = nn.sigmoid(self.segment(maps, found.boxes, jnp.maximum(found.labels, 0)))
         masks = jnp.where(present[..., None, None], masks, 0)
@@ -126,7 +124,7 @@ class Detector(nn.Module):
         return AnchorPredictions(scores, deltas, anchors(sizes, self.strides))
 
     def propose(
-        self, outputs: AnchorPredictions, image_shapes: Int[Array, "B 2"], train: bool = False
+        self, outputs: AnchorPredictions, image_shapes: Int[ArrayLike, "B 2"], train: bool = False
     ) -> tuple[Float[Array, "B R 4"], Bool[Array, "B R"]]:
         """Boxes, 0 where there is none, and which rows hold one; see `heads.rpn.proposals`."""
         return proposals(*outputs, image_shapes, _CANDIDATES[train], self.proposals)
@@ -158,3 +156,10 @@ class Detector(nn.Module):
         self, maps: tuple[Float[Array, "B _ _ F"], ...], boxes: Float[Array, "B R 4"], points: int
     ) -> Float[Array, "B R P P F"]:
         return roi_align(maps[: len(STRIDES)], boxes, None, points, strides=STRIDES)
+
+
+def _whole(images: Float[ArrayLike, "B H W I"]) -> Int[ArrayLike, "B 2"]:
+    """(H, W) of each image, where nothing of it is padding."""
+    number, *size = jnp.shape(images)[:3]
+    xp = numpy_for(number, *size)
+    return xp.broadcast_to(xp.asarray((size,), xp.int32), (number, 2))

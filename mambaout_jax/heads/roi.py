@@ -96,8 +96,13 @@ def detections(
         limit: R, rows that come out.
     """
     of_image = functools.partial(_detections_of_image, limit=limit)
-    arrays = (proposals, valid, logits, deltas, image_shapes)
-    return jax.vmap(of_image)(*map(jnp.asarray, arrays))
+    return jax.vmap(of_image)(
+        jnp.asarray(proposals),
+        jnp.asarray(valid),
+        jnp.asarray(logits),
+        jnp.asarray(deltas),
+        jnp.asarray(image_shapes),
+    )
 
 
 def _detections_of_image(
