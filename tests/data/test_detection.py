@@ -2,6 +2,8 @@
 """Views for detection against mmdet's rules written out with loops, on draws that are known."""
 
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -280,6 +282,47 @@ def test_batches_of_scenes_have_one_canvas_each():
             )
     ids = np.concatenate([batch["image_id"][batch["mask"]] for batch in found])
     assert sorted(ids) == [*range(100)]
+
+
+WORKERS = """
+import itertools, sys
+import numpy as np
+from mambaout_jax.config import default_config
+from mambaout_jax.data.loader import train_batches
+from mambaout_jax.data.sets.scenes import Scenes
+from mambaout_jax.data.views.detection import Canvases, TrainingView
+
+if __name__ == "__main__":
+    config = default_config()
+    config.task, config.data.image_size, config.batch_size = "detection", 64, 8
+    config.detection.update(long_side=80, max_instances=8)
+    config.data.num_workers = int(sys.argv[2])
+    source = Scenes("train", "detection", 64)
+    groups = Canvases.of(config, train=True).groups(source.image_sizes)
+    view = TrainingView(config)
+    with train_batches(config, source, view, groups=groups, start_step=3) as batches:
+        got = list(itertools.islice(batches, 7))
+    np.savez(sys.argv[1], **{f"{k} {name}": b[name] for k, b in enumerate(got) for name in b})
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_make_the_same_batches(tmp_path):
+    script = tmp_path / "program.py"
+    script.write_text(WORKERS)
+    found = []
+    for workers in (0, 2):
+        result = tmp_path / f"{workers}.npz"
+        command = [sys.executable, str(script), str(result), str(workers)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert (done.returncode, done.stderr) == (0, "")
+        with np.load(result) as file:
+            found.append(dict(file))
+    threads, processes = found
+    assert {threads[f"{k} image"].shape[1:3] for k in range(7)} == {(64, 96), (96, 64)}
+    assert threads.keys() == processes.keys()
+    for name in threads:
+        np.testing.assert_array_equal(threads[name], processes[name])
 
 
 @pytest.mark.slow
