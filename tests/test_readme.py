@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from support import miniature_imagenet
+from support import miniature_ade20k, miniature_coco, miniature_imagenet
 from support.hub_server import HubServer
 from support.photo_patches import write_photo_patches
 
@@ -73,7 +73,7 @@ def on_the_hub(hub, tmp_path, monkeypatch):
 def extra_arguments(arguments):
     """What makes the commands as they stand quick: fewer updates, small models and images."""
     if arguments[0] == "prepare":
-        return ["--partial"]
+        return [] if arguments[1] == "coco" else ["--partial"]
     if arguments[0] not in ("train", "compare"):
         return []
     extra = ["--seeds=1"] if arguments[0] == "compare" else []
@@ -103,6 +103,9 @@ def test_every_mambaout_command_runs(tmp_path, monkeypatch, capsys, on_the_hub):
     miniature = miniature_imagenet.build(tmp_path / "made", images_per_class=40)
     miniature.train_tar.rename("ILSVRC2012_img_train.tar")
     miniature.val_tar.rename("ILSVRC2012_img_val.tar")
+    miniature_coco.write(tmp_path / "COCO", *[miniature_coco.instances() for _ in range(2)])
+    miniature_ade20k.build(tmp_path / "ade20k")
+    miniature_ade20k.zipped(tmp_path / "ade20k", tmp_path / "ADEChallengeData2016.zip")
     for line in lines:
         arguments = shlex.split(line)[1:]
         if "--distributed" in arguments:
