@@ -9,11 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from support import miniature_ade20k
+from support import miniature_ade20k, shards_here
 
 from mambaout_jax.config import default_config
 from mambaout_jax.data.loader import evaluation_batches, train_batches
-from mambaout_jax.data.prepare.ade20k import prepare_ade20k
+from mambaout_jax.data.prepare import ade20k as prepare
 from mambaout_jax.data.sets.ade20k import (
     CLASS_NAMES,
     ADE20KFolders,
@@ -37,7 +37,9 @@ def truth(tmp_path_factory):
 def places(truth, tmp_path_factory):
     folders = tmp_path_factory.getbasetemp() / "ade20k"
     out = tmp_path_factory.mktemp("prepared")
-    prepare_ade20k(out, folder=folders, partial=True, processes=1, shard_bytes=20_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "write_shards", shards_here.write_shards)
+        prepare.prepare_ade20k(out, folder=folders, partial=True, shard_bytes=20_000)
     return {"folders": folders, "prepared": out}
 
 
@@ -144,6 +146,7 @@ def test_evaluation_batches_hold_one_size_each(places):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_reading_imports_no_tensorflow(places):
     code = (
         "import sys; from mambaout_jax.data.sets.ade20k import open_ade20k; "

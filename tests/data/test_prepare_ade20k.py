@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from support import miniature_ade20k
+from support import miniature_ade20k, shards_here
 from support.miniature_ade20k import png
 
 from mambaout_jax.cli.main import main
@@ -22,19 +22,7 @@ SHARD_BYTES = 9_000  # some images
 
 @pytest.fixture
 def quickly(monkeypatch):
-    """Shards are written in this process: one spawned for each test would take most of the time."""
-
-    def write_shards(shards, write, check, progress, processes):
-        found = {}
-        for split, of_split in shards.items():
-            found[split] = []
-            for path, members in of_split.items():
-                if not path.exists():
-                    write(path, members)
-                found[split].append(check(path, members))
-        return found
-
-    monkeypatch.setattr(prepare, "write_shards", write_shards)
+    monkeypatch.setattr(prepare, "write_shards", shards_here.write_shards)
 
 
 @pytest.fixture
