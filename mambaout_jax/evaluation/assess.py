@@ -10,7 +10,7 @@ import jax
 from mambaout_jax.config import Config, default_config, validate_evaluation_batch
 from mambaout_jax.config_file import load_config
 from mambaout_jax.data.sets.identity import identity
-from mambaout_jax.data.sets.sources import Source, open_source
+from mambaout_jax.data.sets.sources import Source, open_source, set_of_folder
 from mambaout_jax.evaluation.evaluator import Evaluator, check_finite, format_metrics
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.runtime.checkpoint import read_meta
@@ -48,8 +48,10 @@ def assessment_config(
 
     Args:
         source: weights, as `load_pretrained` takes them.
-        folder: class sub-folders, of which all images count, or a folder with a `val` of such; None
-            for the config's data. The folder that a run was trained on keeps the run's split.
+        folder: for classification class sub-folders, of which all images count, or a folder with a
+            `val` of such; the folder that a run was trained on keeps the run's split. For detection
+            one like COCO's, for segmentation one like ADE20K's (`sources.SETS`), whose validation
+            split counts. None for the config's data.
         config: instead of that of the run which `source` is.
 
     Raises:
@@ -68,9 +70,10 @@ def assessment_config(
             f"{source} is not a training run; give the labelled images with --data DIR"
         )
     if folder is not None:
-        same_path = chosen.data.source == "folder" and _is_same(chosen.data.path, folder)
-        chosen.data.source, chosen.data.path = "folder", str(folder)
-        if not same_path and not _was_trained_on(Path(source), chosen):
+        word = set_of_folder(chosen.task)
+        same_path = chosen.data.source == word and _is_same(chosen.data.path, folder)
+        chosen.data.source, chosen.data.path = word, str(folder)
+        if word == "folder" and not same_path and not _was_trained_on(Path(source), chosen):
             chosen.data.validation_fraction = 1.0
     return chosen
 
@@ -95,14 +98,14 @@ def assess(source: str | Path, config: Config) -> Assessment:
     size = config.data.image_size
     names = describe_source(source, image_size=size).class_names
     task, model, variables = find_task(config.task).from_weights(
-        source, None, Preprocessing.of(config.data, names), image_size=size
+        source, None, Preprocessing.of(config.data, names), config, image_size=size
     )
     data = task.aligned(data)
     mesh = make_mesh(fsdp=1)
     evaluator = Evaluator(model, task, config, mesh)
     weights = {"weights": place(variables, replicated(mesh))}
     partial = evaluator.partials(weights, data)["weights"]
-    metrics = task.metrics(partial)
+    metrics = task.measured_on(data).metrics(partial)
     check_finite(metrics, source)
     return Assessment({**metrics, "count": len(data)}, partial, task, data)
 

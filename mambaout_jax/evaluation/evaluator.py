@@ -86,10 +86,11 @@ class Evaluator:
 
     def metrics(self, variables: Mapping[str, Any], source: Source) -> dict[str, float]:
         """The task's metrics over a whole set, called `<name of the variables>/<metric>`."""
+        partials, task = self.partials(variables, source), self._task.measured_on(source)
         return {
             f"{name}/{metric}": value
-            for name, partial in self.partials(variables, source).items()
-            for metric, value in self._task.metrics(partial).items()
+            for name, partial in partials.items()
+            for metric, value in task.metrics(partial).items()
         }
 
 

@@ -5,13 +5,66 @@ All sums go over the whole batch before they are divided, so that the losses do 
 the batch is split over devices; mmdet divides on each device by itself.
 """
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from mambaout_jax.heads.targets import SampledRegions, Samples
+from mambaout_jax.heads.mask_rcnn import Detector
+from mambaout_jax.heads.targets import (
+    Draw,
+    SampledRegions,
+    Samples,
+    inside_image,
+    mask_targets,
+    sample_anchors,
+    sample_regions,
+)
 
 Losses = dict[str, Float[Array, ""]]
+Maps = tuple[Float[Array, "B _ _ F"], ...]
+
+
+def detection_losses(
+    detector: Detector, maps: Maps, batch: Mapping[str, Array], draw: Draw, number: int
+) -> Losses:
+    """The losses of a batch: `rpn_class`, `rpn_box`, `class`, `box` and `mask`.
+
+    Args:
+        detector: bound to its parameters, as by `nn.apply`.
+        maps: its `pyramid` of the images.
+        batch: `image_shape` (B, 2), (H, W) of each image without its padding, and its objects:
+            `boxes` (B, M, 4), `labels` (B, M), below 0 in rows without one, and `masks`, packed
+            (`mask_targets`).
+        draw: by which candidates are sampled.
+        number: regions of each image for the box and mask heads, at most a quarter positive.
+    """
+    shapes, truths, labels = (batch[name] for name in ("image_shape", "boxes", "labels"))
+    outputs = detector.rpn_outputs(maps)
+    sizes = [(x.shape[1], x.shape[2]) for x in maps]
+    samples, targets = sample_anchors(
+        jnp.concatenate(outputs.anchors),
+        inside_image(sizes, detector.strides, shapes),
+        truths,
+        labels,
+        draw,
+    )
+    scores, deltas = (jnp.concatenate(levels, axis=1) for levels in outputs[:2])
+    losses = rpn_losses(scores, deltas, samples, targets)
+
+    proposals, valid = detector.propose(outputs, shapes, train=True)
+    regions = sample_regions(
+        proposals, valid, truths, labels, detector.num_classes, draw, number=number
+    )
+    losses |= box_losses(*detector.classify(maps, regions.boxes), regions)
+
+    boxes, classes, matched, positive = (
+        column[:, : number // 4]  # where all positive ones are
+        for column in (regions.boxes, regions.labels, regions.matched, regions.positive)
+    )
+    logits = detector.segment(maps, boxes, jnp.where(positive, classes, 0))
+    return losses | mask_loss(logits, mask_targets(batch["masks"], boxes, matched), positive)
 
 
 def rpn_losses(
@@ -63,18 +116,15 @@ def box_losses(
 
 
 def mask_loss(
-    logits: Float[Array, "B P H W K"], targets: Bool[Array, "B P H W"], regions: SampledRegions
+    logits: Float[Array, "B P H W"], targets: Bool[Array, "B P H W"], positive: Bool[Array, "B P"]
 ) -> Losses:
-    """Binary cross-entropy of the positive regions' masks of their own class: the mean of pixels.
+    """Binary cross-entropy of the positive regions' masks: the mean of all their pixels.
 
     Args:
-        logits: of the first P regions, among which are all positive ones.
+        logits: of each region's own class.
         targets: from `mask_targets`.
+        positive: which regions count.
     """
-    count = logits.shape[1]
-    positive = regions.positive[:, :count]
-    own = jnp.where(positive, regions.labels[:, :count], 0)
-    logits = jnp.take_along_axis(logits, own[..., None, None, None], axis=-1)[..., 0]
     losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
     pixels = targets.shape[2] * targets.shape[3]
     divisor = jnp.maximum(positive.sum() * pixels, 1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -126,3 +126,8 @@ def encode_mask(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
     """The run lengths of a mask in COCO's compressed form, `{"size": [H, W], "counts": text}`."""
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_mask(encoded: Any) -> Bool[np.ndarray, "H W"]:
+    """The mask of `encode_mask`."""
+    return rle.decode(encoded).astype(bool)

@@ -5,9 +5,15 @@
 """
 
 from mambaout_jax.tasks.classification import Classification
+from mambaout_jax.tasks.detection import Detection
+from mambaout_jax.tasks.segmentation import Segmentation
 from mambaout_jax.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {"classification": Classification}
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "detection": Detection,
+    "segmentation": Segmentation,
+}
 
 
 def find_task(name: str) -> type[Task]:

@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from mambaout_jax.analysis.figures import draw_confusion_matrix, draw_image_grid
-from mambaout_jax.config import Config, default_config
+from mambaout_jax.config import Config
 from mambaout_jax.data.sets.listing import shown
 from mambaout_jax.data.sets.renumbered import Renumbered
 from mambaout_jax.data.sets.sources import LabelledImages, Source
@@ -40,6 +40,7 @@ from mambaout_jax.tasks.task import (
     Task,
     add_up,
     concatenate,
+    prepared_config,
 )
 from mambaout_jax.weights.load import load_pretrained
 
@@ -97,8 +98,9 @@ class Classification(Task):
 
     @classmethod
     def from_weights(
-        cls, source: str | Path, name: str | None, preprocessing: Preprocessing, **options: Any
-    ) -> tuple["Classification", nn.Module, dict[str, Any]]:
+        cls, source: str | Path, name: str | None, preprocessing: Preprocessing,
+        config: Config | None = None, **options: Any,
+    ) -> tuple["Classification", nn.Module, dict[str, Any]]:  # fmt: skip
         model, variables = load_pretrained(source, name, **options)
         names, count = preprocessing.class_names, model.head.num_classes
         if names is not None and len(names) != count:
@@ -108,9 +110,7 @@ class Classification(Task):
             )  # fmt: skip
             names = None
         names = _unnamed(count) if names is None else names
-        config = default_config()
-        preprocessing.write_to(config.data)
-        return cls(config, names), model, variables
+        return cls(prepared_config(preprocessing, config), names), model, variables
 
     def describe(self) -> str:
         return f"{self.num_classes} classes"
@@ -214,6 +214,12 @@ class Classification(Task):
         sums = partial["sums"]
         scale = {"loss": 1.0, "top1": 100.0, "top5": 100.0}
         return {name: float(factor * sums[name] / sums["count"]) for name, factor in scale.items()}
+
+    def view_image(self, image: Any) -> dict[str, np.ndarray]:
+        return {"image": self.evaluation_view().pixels(image)}
+
+    def images_at_once(self) -> int:
+        return 32
 
     def predict(
         self, model: nn.Module, variables: Mapping[str, Any], batch: Batch

@@ -6,6 +6,7 @@ around it (order of the data, devices, updates, checkpoints, the loop over a set
 that: examples and batches are dicts of arrays, sums and partial results are pytrees.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -15,8 +16,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
-from mambaout_jax.config import Config
+from mambaout_jax.config import Config, default_config
 from mambaout_jax.data.loader import EvaluationView, TrainingView
+from mambaout_jax.data.sets.image_files import Decoded
 from mambaout_jax.data.sets.sources import Source
 from mambaout_jax.models import ParameterRules, parameter_rules
 from mambaout_jax.preprocessing import Preprocessing
@@ -73,6 +75,10 @@ class Objective(Protocol):
         """
         return None
 
+    def measured_on(self, source: Source) -> "Objective":
+        """The task with what its metrics need to know of a set; itself where that is nothing."""
+        return self
+
     def prepare(self, batch: Batch, key: Key[Array, ""] | None) -> Batch:
         """Makes of a loaded batch what `loss` or `evaluate` reads; runs on the device.
 
@@ -124,7 +130,7 @@ class Objective(Protocol):
         ...
 
     def metrics(self, partial: Partial) -> dict[str, float]:
-        """What a partial result over all examples amounts to."""
+        """What a partial result over all examples of a set amounts to; see `measured_on`."""
         ...
 
 
@@ -139,13 +145,19 @@ class Task(Objective, Protocol):
 
     @classmethod
     def from_weights(
-        cls, source: str | Path, name: str | None, preprocessing: Preprocessing, **options: Any
+        cls,
+        source: str | Path,
+        name: str | None,
+        preprocessing: Preprocessing,
+        config: Config | None = None,
+        **options: Any,
     ) -> tuple["Task", nn.Module, dict[str, Any]]:
         """The task that weights were trained for, to predict with: task, model, variables.
 
         Args:
             source, name, options: see `weights.load.load_pretrained`.
-            preprocessing: how images are prepared.
+            preprocessing: how images are prepared, and what the classes are called.
+            config: all other settings; None: the defaults.
         """
         ...
 
@@ -196,6 +208,18 @@ class Task(Objective, Protocol):
         """How one example becomes arrays for training; those of one group get the same shapes."""
         ...
 
+    def view_image(self, image: Decoded) -> dict[str, np.ndarray]:
+        """What a model sees of an image, as arrays of a batch to predict on.
+
+        `image`, uint8 (H, W, C); where it is in the upper left corner of that, `image_shape`,
+        int32 (2,), its height and width.
+        """
+        ...
+
+    def images_at_once(self) -> int:
+        """How many images are predicted on at a time, by default."""
+        return 1
+
     def predict(self, model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> Any:
         """Outputs for a prepared batch of images, a pytree of arrays (B, ...); traced."""
         ...
@@ -220,6 +244,13 @@ class Task(Objective, Protocol):
     def draw_predictions(self, predictions: Sequence[Prediction], path: str | Path) -> None:
         """Draws images with what was found in them."""
         ...
+
+
+def prepared_config(preprocessing: Preprocessing, config: Config | None = None) -> Config:
+    """A copy of the config, or of the defaults, whose images are prepared so."""
+    prepared = default_config() if config is None else copy.deepcopy(config)
+    preprocessing.write_to(prepared.data)
+    return prepared
 
 
 def add_up(partials: Sequence[Partial]) -> Partial:

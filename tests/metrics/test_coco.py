@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from support.dense_goldens import load_dense
 
-from mambaout_jax.metrics.coco import FIGURES, KINDS, coco_metrics, encode_mask, evaluate_coco
+from mambaout_jax.metrics.coco import (
+    FIGURES,
+    KINDS,
+    coco_metrics,
+    decode_mask,
+    encode_mask,
+    evaluate_coco,
+)
 
 ARRAYS, META, _ = load_dense("coco_eval")
 TRUTH, FOUND = META["ground_truth"], META["detections"]
@@ -83,3 +90,4 @@ def test_run_lengths_are_cocos():
     assert len(masks) == 6
     for mask, text in zip(masks, meta["rle"], strict=True):
         assert encode_mask(mask) == {"size": [height, width], "counts": text}
+        np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)

@@ -111,7 +111,7 @@ def test_its_batch_is_shown_and_its_recipe_told(tmp_path, monkeypatch):
 
 
 def test_unknown_task_is_told_with_the_known_ones():
-    words = r"task='captioning' is not known; allowed are 'classification', 'ink'"
+    words = r"'captioning' is not known; allowed are 'classification', 'detection', 'segm.*, 'ink'"
     with pytest.raises(ValueError, match=words):
         find_task("captioning")
 
@@ -121,6 +121,7 @@ def test_a_task_answers_all_that_it_may_be_asked(kind):
     asked = {name for name in (*vars(Objective), *vars(Task)) if not name.startswith("_")}
     assert {name for name in asked if getattr(kind, name) is getattr(Task, name)} <= {
         "groups",
+        "measured_on",
         "parameter_rules",
     }
 

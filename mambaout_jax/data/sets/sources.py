@@ -129,6 +129,18 @@ def open_source(data: Config, split: str, task: str = "classification") -> Any:
     return chosen.open(data, split, data.decoder if split == "train" else "pillow", task)
 
 
+def set_of_folder(task: str) -> str:
+    """What `data.source` is for a folder that somebody names to evaluate on.
+
+    Raises:
+        ValueError: no set of this task is read from a folder.
+    """
+    for name, one in SETS.items():
+        if one.wants and task in one.tasks:
+            return name
+    raise ValueError(f"no data set for task={task!r} is read from a folder; leave --data out")
+
+
 class ReplaceUnreadable:
     """A training source in which the next readable example replaces an unreadable one.
 
