@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mambaout_jax.backbone import Backbone
+from mambaout_jax.layers.positions import height_and_width
 from mambaout_jax.models import create_backbone, find_variant
 from mambaout_jax.models.dense import DETECTOR_OPTIONS, SEGMENTER_OPTIONS
 from mambaout_jax.models.registry import head_options
@@ -205,12 +207,27 @@ def _whole(name: str, model: nn.Module, tensors: Tensors, torch_names: Rules) ->
 
 
 def _target(name: str, model: nn.Module, torch_names: Rules) -> Target:
+    backbone: Backbone = _backbone_of(model)
+
     def buffers(naming: str) -> dict[str, np.ndarray]:
-        tables = torch_buffers(name, _backbone_of(model), naming.partition(",")[0])
+        tables = _tables(name, backbone, naming.partition(",")[0])
         return {f"backbone.{key}": table for key, table in tables.items()}
 
     shapes = flatten_dict(_shapes(model))
     return Target(name, shapes, dense_namings(name, torch_names), buffers)
+
+
+def _tables(name: str, backbone: Backbone, naming: str) -> dict[str, np.ndarray]:
+    """The derived tables of a backbone that are the same for images of all sizes.
+
+    Those of one size, such as Swin's masks, are no part of detectors and segmenters.
+    """
+    tables = torch_buffers(name, backbone, naming)
+    if not tables or "image_size" not in backbone.__dataclass_fields__:
+        return tables
+    height, width = height_and_width(backbone.image_size)
+    others = torch_buffers(name, backbone.clone(image_size=(2 * height, 2 * width)), naming)
+    return {key: x for key, x in tables.items() if key in others and np.array_equal(x, others[key])}
 
 
 def _check(name: str, wanted: Mapping[str, tuple[int, ...]], tensors: Tensors) -> None:

@@ -98,10 +98,12 @@ class Tensor(NamedTuple):
             layout.to_torch(part) for layout, part in zip(self._layouts(), parts, strict=True)
         ]
         if self.layout == "stacked":
-            return np.stack(laid_out)
-        if self.layout == "concatenated":
-            return np.concatenate(laid_out)
-        return np.array(laid_out[0], order="C")
+            joined = np.stack(laid_out)
+        elif self.layout == "concatenated":
+            joined = np.concatenate(laid_out)
+        else:
+            joined = np.array(laid_out[0])
+        return np.ascontiguousarray(joined)  # which files of safetensors take for granted
 
     def from_torch(self, value: np.ndarray) -> list[np.ndarray]:
         """The values of the parameters, new arrays, from the tensor."""

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from mambaout_jax.weights.torch_names import torch_name, torch_tensors
+from mambaout_jax.weights.torch_names import Tensor, torch_name, torch_tensors
 
 RULES = (
     (r"backbone/(\w+_token)", r"\1"),
@@ -81,3 +81,12 @@ def test_any_leaf_of_channels_may_be_a_map_in_pytorch(rng):
     laid_out = tensor.to_torch([value])
     assert laid_out.shape == tensor.torch_shape == (1, 3, 1, 1)
     np.testing.assert_array_equal(tensor.from_torch(laid_out)[0], value)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "concatenated"])
+def test_joined_tensors_are_contiguous_as_files_take_for_granted(layout, rng):
+    paths = tuple(("params", f"path_{i}", "kernel") for i in range(2))
+    parts = [rng.standard_normal((3, 4)) for _ in paths]
+    tensor = Tensor(paths, ((3, 4),) * 2, layout).to_torch(parts)
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor.reshape(2, 4, 3)[1], parts[1].T)
