@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="labelled images in sub-folders named after their classes; all count, but where DIR "
-        "has training and validation folders, or is what the run was trained on, those held out",
+        "has training and validation folders, or is what the run was trained on, those held out; "
+        "for detection and segmentation the validation split of a folder like COCO's or ADE20K's",
     )
     parser.add_argument(
         "--figures",

@@ -12,6 +12,7 @@ from mambaout_jax.data.sets.sources import (
     ReplaceUnreadable,
     UnreadableImageError,
     open_source,
+    set_of_folder,
 )
 
 
@@ -107,3 +108,10 @@ def test_an_address_in_place_of_the_folder_is_refused(source):
     data.source, data.path = source, "s3://bucket/images"
     with pytest.raises(ValueError, match=r"^s3://bucket/images is an address"):
         open_source(data, "train")
+
+
+def test_a_named_folder_is_a_set_of_the_task():
+    words = {task: set_of_folder(task) for task in ("classification", "detection", "segmentation")}
+    assert words == {"classification": "folder", "detection": "coco", "segmentation": "ade20k"}
+    with pytest.raises(ValueError, match=r"no data set for task='counting' is read from a folder"):
+        set_of_folder("counting")

@@ -123,7 +123,7 @@ class SegmentsBuilder:
         self.sizes: list[tuple[int, int]] = []
         self._kinds, self._part_counts, self._lengths = bytearray(), [], []
         self._pending, self._pending_counts = [], []
-        self._blocks, self._exact, self._starts, self._end = [], [], [], 0
+        self._words, self._exact, self._starts = bytearray(), [], []
 
     def add(self, form: Any) -> None:
         """Packs the next mask.
@@ -165,7 +165,7 @@ class SegmentsBuilder:
         return Segments(
             kinds=np.frombuffer(bytes(self._kinds), np.uint8),
             exact=np.concatenate([*self._exact, np.zeros(0, bool)]),
-            words=np.concatenate([*self._blocks, np.zeros(0, np.int32)]),
+            words=np.frombuffer(self._words, np.int32),
             starts=np.concatenate([*self._starts, np.zeros(0, np.int64)]),
             parts=np.stack([ends - self._part_counts, ends], 1).astype(np.int64),
             lengths=np.array(self._lengths, np.int32),
@@ -179,10 +179,9 @@ class SegmentsBuilder:
         exact = not (small and (hundredths.astype(np.int32) / 100 == values).all())
         words = values.view(np.int32) if exact else hundredths.astype(np.int32)
         counts = np.array(self._pending_counts, np.int64) * (2 if exact else 1)
-        self._starts.append(self._end + np.cumsum(counts) - counts)
+        self._starts.append(len(self._words) // 4 + np.cumsum(counts) - counts)
         self._exact.append(np.full(len(counts), exact))
-        self._blocks.append(words)
-        self._end += len(words)
+        self._words += words.tobytes()
         self._pending, self._pending_counts = [], []
 
     def _checked(self) -> np.ndarray:
