@@ -5,8 +5,10 @@ import itertools
 import pickle
 
 import grain
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies
 
 from mambaout_jax.config import default_config
 from mambaout_jax.data import loader
@@ -147,3 +149,27 @@ def test_a_group_smaller_than_a_batch_is_told(caplog):
     ]
     last = [i for i in (order[i] for i in range(len(order))) if i >= 30]
     np.testing.assert_array_equal(np.bincount(last, minlength=34)[30:], [2] * 4)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(
+    groups=strategies.lists(strategies.integers(0, 3), min_size=1, max_size=40),
+    batch_size=strategies.integers(1, 9),
+    seed=strategies.integers(0, 2**32 - 1),
+)
+def test_any_groups_are_read_in_whole_passes(groups, batch_size, seed):
+    order = GroupedOrder(groups, batch_size, seed)
+    epoch = len(order)
+    numbers = np.array(groups)
+    indices = np.array([order[i] for i in range(min(2 * epoch, 150))])
+    indices = indices[: len(indices) // batch_size * batch_size]
+    batches = numbers[indices].reshape(-1, batch_size)
+    np.testing.assert_array_equal(batches.min(axis=1), batches.max(axis=1))
+    for group in set(groups):
+        members = np.flatnonzero(numbers == group)
+        counts = np.bincount(indices, minlength=len(groups))[members]
+        assert np.ptp(counts) <= 1  # no example comes again before all have come
+    shares = dict(zip(*np.unique(numbers, return_counts=True), strict=True))
+    total = max(1, round(len(groups) / batch_size))
+    assert total <= epoch / batch_size <= total + len(shares)

@@ -43,6 +43,19 @@ def test_reader_counts_what_was_replaced_and_begins_where_it_is_told():
     assert rest.replaced == 20
 
 
+def test_reader_gives_batches_of_one_group():
+    class Numbers(Faulty):
+        def __getitem__(self, index):
+            return {"number": index}
+
+    config = get_config()
+    config.batch_size = 5
+    groups = [index < 10 for index in range(20)]
+    with Reader(config, Numbers(), lambda example, _: dict(example), 0, 0, groups) as batches:
+        found = [batches.next()["number"] < 10 for _ in range(4)]
+    assert sorted(batch.mean() for batch in found) == [0, 0, 1, 1]
+
+
 def test_reader_stops_at_more_than_the_limit_but_not_below_ten():
     with reader(limit=0.0) as batches:
         for _ in range(2):
