@@ -204,7 +204,7 @@ def unpack(record: bytes) -> tuple[str, bytes, bytes]:
     try:
         header = json.loads(line)
         name, image, labels = header["name"], header["image"], header["labels"]
-        complete = len(rest) == image + labels
+        complete = image >= 0 and labels >= 0 and image + labels == len(rest)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"a record begins with {line[:40]!r}, which is not its header") from error
     if not complete:
