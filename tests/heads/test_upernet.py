@@ -168,10 +168,8 @@ TABLE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["mambaout_tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in list(TABLE)[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
 def test_parameters_and_macs_are_those_of_table_3(name):
     """The paper's counter adds five operations for each number that a layer norm reads."""
     parameters, of_heads, printed = TABLE[name]
@@ -198,30 +196,6 @@ def small_segmenter(dtype=jnp.float32):
     return Segmenter(backbone, make_neck(backbone, dtype), head, auxiliary)
 
 
-def test_training_gives_both_logits_and_moves_the_moments(rng):
-    segmenter = small_segmenter()
-    images = jnp.asarray(rng.standard_normal((2, 37, 50, 3)), jnp.float32)
-    variables = randomised(segmenter, images)
-    assert {*variables["params"]} == {"neck", "head", "auxiliary"}  # this backbone has none
-
-    @jax.jit
-    def run(key):
-        return segmenter.apply(
-            variables, images, True, rngs={"dropout": key}, mutable=["batch_stats"],
-            capture_intermediates=lambda module, _: isinstance(module, nn.Dropout),
-        )  # fmt: skip
-
-    (logits, auxiliary), updated = run(jax.random.key(1))
-    assert logits.shape == (2, 10, 13, 5)
-    assert auxiliary.shape == (2, 3, 4, 5)
-    moved = jax.tree.map(
-        lambda a, b: float(np.abs(a - b).max()), updated["batch_stats"], variables["batch_stats"]
-    )
-    assert min(jax.tree.leaves(moved)) > 1e-6
-    (again, _), _ = run(jax.random.key(2))
-    assert np.abs(np.asarray(again) - logits).max() > 1e-6  # channels were dropped
-
-
 def test_dropout_takes_whole_channels(rng):
     x = jnp.asarray(1 + rng.random((4, 3, 3, 6)), jnp.float32)
     head = AuxiliaryHead(5, 64, dropout=0.5)
@@ -237,28 +211,33 @@ def test_dropout_takes_whole_channels(rng):
     np.testing.assert_allclose(out, np.where(dropped, 0, 2 * np.maximum(norm, 0)), rtol=1e-6)
 
 
-def test_batch_norm_sees_the_global_batch(rng):
+def test_training_gives_both_logits_and_moments_of_the_global_batch(rng):
     """Eight devices give what one gives, up to rounding: as with mmseg's SyncBN."""
     segmenter = small_segmenter()
-    images = (
-        rng.standard_normal((8, 32, 32, 3), np.float32)
-        + np.arange(8, dtype=np.float32)[:, None, None, None]
-    )
+    means = np.arange(8, dtype=np.float32).reshape(8, 1, 1, 1)  # those of one device are far off
+    images = means + rng.standard_normal((8, 37, 50, 3), np.float32)
     variables = randomised(segmenter, images)
+    assert {*variables["params"]} == {"neck", "head", "auxiliary"}  # this backbone has none
 
     @jax.jit
     def run(variables, images):
         return segmenter.apply(
-            variables, images, True,
-            rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"],
-        )  # fmt: skip
+            variables, images, True, rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"]
+        )
 
     one = run(variables, images)
+    (logits, auxiliary), updated = one
+    assert logits.shape == (8, 10, 13, 5)
+    assert auxiliary.shape == (8, 3, 4, 5)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), updated["batch_stats"], variables["batch_stats"]
+    )
+    assert min(jax.tree.leaves(moved)) > 1e-6
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spread = jax.device_put(images, NamedSharding(mesh, PartitionSpec("data")))
     eight = run(jax.device_put(variables, NamedSharding(mesh, PartitionSpec())), spread)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-4)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_dtypes(rng):

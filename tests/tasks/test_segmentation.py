@@ -14,10 +14,15 @@ from pycocotools import mask as rle
 
 from mambaout_jax.config import default_config
 from mambaout_jax.data.sets.scenes import Scenes
+from mambaout_jax.evaluation.assess import assess, assessment_config
+from mambaout_jax.evaluation.evaluator import evaluate
+from mambaout_jax.evaluation.predict import make_predictor, predict_files
 from mambaout_jax.layers.resize import mean_pool_to
 from mambaout_jax.tasks import find_task
 from mambaout_jax.tasks.segmentation import Segmentation
 from mambaout_jax.tasks.task import Prediction, Score
+from mambaout_jax.train.loop import train
+from mambaout_jax.train.writer import read_metrics
 
 NAMES = ("sky", "tree", "road")
 
@@ -238,3 +243,60 @@ def test_pictures(tmp_path, rng):
     for file in drawn:
         with Image.open(file) as picture:
             assert min(picture.size) > 200
+
+
+def run_config():
+    """A few updates on few small scenes, validated on images of two sizes."""
+    config = default_config()
+    config.task = "segmentation"
+    config.batch_size = 8
+    config.model.name = "mambaout_femto"
+    config.model.drop_path = 0.0
+    with config.model.options.unlocked():
+        config.model.options.update(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))
+        config.model.options.update(channels=8, auxiliary_channels=8)
+    config.data.source = "scenes"
+    config.data.image_size = 32
+    config.data.num_threads = 1
+    config.segmentation.photometric = False
+    config.optimizer.learning_rate = 1e-2
+    config.schedule.total_steps = 12
+    config.schedule.warmup_steps = 2
+    config.evaluation.batch_size = 16  # divides neither the 75 landscapes nor the 25 portraits
+    config.evaluation.every_steps = 12
+    config.checkpoint.every_steps = 12
+    config.log.every_steps = 3
+    return config
+
+
+@pytest.mark.slow
+def test_run_is_trained_evaluated_and_predicted_with(tmp_path):
+    config, workdir = run_config(), tmp_path / "run"
+    final = train(config, workdir)
+    lines = [line for line in read_metrics(workdir) if "train/loss" in line]
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"] - 0.2
+    for line in lines:
+        parts = line["train/main_loss"] + 0.4 * line["train/auxiliary_loss"]
+        assert line["train/loss"] == pytest.approx(parts, rel=1e-5)
+    assert evaluate(config, workdir) == {"step": 12, **metrics_of(final)}
+
+    assessment = assess(workdir, assessment_config(workdir))
+    assert assessment.metrics["count"] == 100
+    assert assessment.metrics["miou"] == pytest.approx(final["eval/miou"], rel=1e-6)
+    source = Scenes("validation", "segmentation", 32)
+    pixels = sum(source[i]["labels"].size for i in range(100))
+    assert assessment.partial["confusion"].sum() == pixels  # each once
+    files = assessment.draw(tmp_path / "figures")
+    assert all(file.stat().st_size for file in files)
+
+    Image.fromarray(source[0]["image"]).save(tmp_path / "scene.png")
+    predictor = make_predictor(workdir)
+    (prediction,) = predict_files(predictor, [tmp_path / "scene.png"])
+    assert prediction.image.shape == source[0]["image"].shape
+    assert {finding["name"] for finding in prediction.findings} <= {"other", *"0123456789"}
+    assert sum(f["share"] for f in prediction.findings) == pytest.approx(1, abs=0.2)
+    predictor.task.draw_predictions([prediction], tmp_path / "predictions.png")
+
+
+def metrics_of(final):
+    return {name: pytest.approx(final[name]) for name in final if name.startswith("eval/")}
