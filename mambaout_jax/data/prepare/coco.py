@@ -36,13 +36,13 @@ from mambaout_jax.data.sets.coco_layout import (
     PREPARED,
     check_images,
     check_same_categories,
-    require_array_record,
     shard_path,
     split_files,
     splits_of,
     wanted,
 )
 from mambaout_jax.data.sets.image_files import decode_image
+from mambaout_jax.data.sets.records import require_array_record
 
 # Each record is a chunk of its own, for random access. JPEG files do not compress any further.
 _OPTIONS = "group_size:1,uncompressed"

@@ -30,6 +30,7 @@ from mambaout_jax.data.sets.ade20k_files import (
 )
 from mambaout_jax.data.sets.identity import fingerprint
 from mambaout_jax.data.sets.image_files import MAX_PIXELS, UnreadableImageError, decode_image
+from mambaout_jax.data.sets.records import Records
 
 SPLIT_SIZES = {"train": 20_210, "validation": 2_000}
 CLASS_NAMES: tuple[str, ...] = tuple(
@@ -141,18 +142,16 @@ class PreparedADE20K(LabelledScenes):
         reading: channels, decoder, max_pixels, see `LabelledScenes`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_manifest`, or the shards hold other images.
+        FileNotFoundError, ModuleNotFoundError, ValueError: as `read_manifest` and `Records`, or
+            the shards hold other images.
     """
 
     def __init__(self, folder: Path, split: str, *reading: Any):
         super().__init__(*reading)
-        # Grain brings it; slow to import.
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self._folder = folder
         manifest = read_manifest(folder, split)
         self._sizes, self._digest = manifest["sizes"], manifest["sha256"]
-        self._records = ArrayRecordDataSource([str(folder / name) for name in manifest["shards"]])
+        self._records = Records([folder / name for name in manifest["shards"]], PREPARE)
         if len(self._records) != len(self._sizes):
             raise ValueError(
                 f"the {split} shards of {folder} hold {len(self._records):,} images and {MANIFEST} "
@@ -172,12 +171,11 @@ class PreparedADE20K(LabelledScenes):
         return self._digest
 
     def _read(self, index: int) -> tuple[str, bytes, str, bytes]:
+        record = self._records[index]
         try:
-            name, image, labels = unpack(self._records[index])
-        except Exception as error:  # ArrayRecord's are of many types
-            raise UnreadableImageError(
-                f"cannot read record {index} of {self._folder}: {error}"
-            ) from error
+            name, image, labels = unpack(record)
+        except ValueError as error:
+            raise UnreadableImageError(f"record {index} of {self._folder}: {error}") from error
         return f"image {name} of {self._folder}", image, f"labels {name} of {self._folder}", labels
 
 

@@ -26,12 +26,12 @@ from mambaout_jax.data.sets.coco_layout import (
     PREPARED,
     check_images,
     check_same_categories,
-    require_array_record,
     shards_of,
     split_files,
     wanted,
 )
 from mambaout_jax.data.sets.image_files import MAX_PIXELS, Decoded, decode_image, read_image
+from mambaout_jax.data.sets.records import Records
 
 SHORTEST_SIDE = 32  # pixels: images that are shorter are not trained on
 
@@ -192,13 +192,10 @@ class PreparedCoco(CocoImages):
         decoder: str = "pillow",
         max_pixels: int = MAX_PIXELS,
     ):
-        require_array_record()
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
-
         self._folder = folder
         shards = shards_of(folder, split)
         super().__init__(load_columns(folder / split), split, channels, decoder, max_pixels)
-        self._records = ArrayRecordDataSource([str(shard) for shard in shards])
+        self._records = Records(shards, PREPARE)
         images = len(self._annotations.image_ids)
         if len(self._records) != images:
             raise ValueError(

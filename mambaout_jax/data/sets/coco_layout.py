@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the files of a set in COCO's form are: as COCO gives them, or prepared."""
 
-import importlib.util
 import json
 import mmap
 import os
@@ -83,15 +82,6 @@ def check_images(annotations: Annotations, folder: Path) -> None:
             f"{len(missing):,} of the {len(names):,} images that {annotations.file} lists are "
             f"missing from {folder}, the first: {missing[0].decode()}; unpack them again, or "
             "remove them from the file"
-        )
-
-
-def require_array_record() -> None:
-    """Raises ModuleNotFoundError where the package for prepared sets is not installed."""
-    if importlib.util.find_spec("array_record") is None:
-        raise ModuleNotFoundError(
-            "prepared sets need the package array_record, which is not installed: "
-            "pip install 'mambaout-jax[data]' (TensorFlow is not needed)"
         )
 
 
