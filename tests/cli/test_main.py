@@ -15,8 +15,8 @@ from mambaout_jax.__main__ import _interrupt
 from mambaout_jax.cli.main import VERBS, build_parser, main
 
 NAMES = (
-    "train", "evaluate", "compare", "compile", "predict", "models", "convert", "prepare", "analyse",
-    "bench", "report",
+    "train", "evaluate", "compare", "compile", "predict", "models", "convert", "export", "prepare",
+    "analyse", "bench", "report",
 )  # fmt: skip
 HEAVY = ("jax", "flax", "optax", "orbax", "grain", "numpy", "ml_collections", "matplotlib", "PIL")
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.command_line import error_line, usage_error
 
@@ -22,14 +23,15 @@ def calls(monkeypatch):
     calls = {}
 
     def recorded(name, result):
-        def function(*arguments, skip=None):
-            calls[name] = arguments
+        def function(*arguments, skip=None, kind=None):
+            calls[name] = arguments if kind is None else (*arguments, kind)
             return result
 
         return function
 
     task = SimpleNamespace(draw_predictions=recorded("draw_predictions", None))
-    results = {"make_predictor": SimpleNamespace(task=task), "predict_files": iter([PREDICTION])}
+    predictor = SimpleNamespace(task=task, kind="classification")
+    results = {"make_predictor": predictor, "predict_files": iter([PREDICTION])}
     monkeypatch.setattr(load, "describe_source", recorded("describe_source", "preprocessing"))
     for name, result in results.items():
         monkeypatch.setattr(predict, name, recorded(name, result))
@@ -94,3 +96,27 @@ def test_predict_checks_where_it_draws_before_it_works(calls, tmp_path, capsys):
     assert main([*command, "--force"]) == 0
     assert "draw_predictions" in calls
     assert "--force goes with --grid" in usage_error(capsys, *command[:-1], "--force")
+
+
+@pytest.mark.parametrize(
+    ("kind", "finding", "line", "key"),
+    [
+        ("detection", {"box": [1.4, 2.0, 30.6, 40.0], "mask": {"size": [4, 5], "counts": "0"}},
+         "   87.1 %  cat  at 1, 2, 31, 40", "objects"),
+        ("segmentation", {"share": 0.25, "mask": {"size": [4, 5], "counts": "0"}},
+         "   87.1 %  cat  on 25.0 % of the image", "classes"),
+    ],
+)  # fmt: skip
+def test_predict_tells_where_things_are(calls, capsys, monkeypatch, kind, finding, line, key):
+    found = SimpleNamespace(
+        path=Path("a.jpg"), image=np.zeros((4, 5, 3)), findings=({**FINDINGS[0], **finding},)
+    )
+    task = SimpleNamespace(task=None, kind=kind)
+    monkeypatch.setattr(predict, "make_predictor", lambda *_, **options: task)
+    monkeypatch.setattr(predict, "predict_files", lambda *arguments, skip: iter([found]))
+    command = ["predict", "a.jpg", "--weights=w.pth", f"--task={kind}"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == f"a.jpg\n{line}\n"
+    assert main([*command, "--json"]) == 0
+    rows = [{"name": "cat", "probability": 0.871235, **finding}]
+    assert json.loads(capsys.readouterr().out) == {"path": "a.jpg", "size": [4, 5], key: rows}

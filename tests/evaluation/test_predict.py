@@ -15,6 +15,7 @@ from PIL import Image
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.data.sets.image_files import UnreadableImageError
+from mambaout_jax.data.views.crops import EvaluationView
 from mambaout_jax.evaluation.predict import Predictor, make_predictor, predict_files
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.weights.load import load_pretrained
@@ -103,6 +104,12 @@ def unchecked(monkeypatch):
 
 class Means:
     """A task whose finding is the mean of an image."""
+
+    def view_image(self, image):
+        return {"image": EvaluationView(Preprocessing(8)).pixels(image)}
+
+    def images_at_once(self):
+        return 4
 
     def findings(self, output, top):
         return ({"name": "mean", "probability": float(output)},)
