@@ -55,14 +55,13 @@ def describe(config: Config) -> str:
         "updates": f"{resolved.total_steps:,} = {resolved.total_steps / resolved.steps_per_epoch:g}"
         f" epochs x {resolved.steps_per_epoch:,}, warm-up {resolved.warmup_steps:,}",
         "learning rate": f"{resolved.learning_rate:g} peak{scaled}, warm-up from "
-        f"{config.schedule.warmup_learning_rate:g}, cosine to "
-        f"{config.schedule.final_learning_rate:g}",
+        f"{config.schedule.warmup_learning_rate:g}, {_decay(config.schedule)}",
         "weight decay": f"{config.optimizer.weight_decay:g}",
         "every": f"report {resolved.log_every}, evaluate {resolved.evaluate_every}, checkpoint "
         f"{resolved.checkpoint_every} updates",
         "memory per device": f"{_mib(state_bytes + gradient_bytes + kept)} estimated = state "
-        f"{_mib(state_bytes)} + gradients {_mib(gradient_bytes)} + activations {_mib(kept)}; "
-        "mambaout compile --target asks the compiler",
+        f"{_mib(state_bytes)} + gradients {_mib(gradient_bytes)} + activations {_mib(kept)}",
+        "for certain": "mambaout compile --target MACHINE asks the compiler of that machine",
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())
@@ -94,6 +93,13 @@ def _starting_point(config: Config) -> str:
         return "a fresh initialisation"
     head = "afresh" if config.model.reset_head else "kept"
     return f"{config.model.pretrained}, last layer {head}"
+
+
+def _decay(schedule: Config) -> str:
+    if schedule.decay == "steps":
+        epochs = ", ".join(f"{epoch:g}" for epoch in schedule.milestones_epochs)
+        return f"times {schedule.decay_factor:g} after epochs {epochs}"
+    return f"{schedule.decay} to {schedule.final_learning_rate:g}"
 
 
 def _mib(size: float) -> str:

@@ -51,6 +51,18 @@ def test_describe_tells_the_recipe():
     assert rows["every"] == "report 8, evaluate 13, checkpoint 11 updates"
 
 
+@pytest.mark.parametrize(
+    ("decay", "words"),
+    [("linear", "linear to 1e-05"), ("steps", "times 0.1 after epochs 0.25, 0.5")],
+)
+def test_describe_tells_how_the_rate_falls(decay, words):
+    config = get_config()
+    config.schedule.decay = decay
+    if decay == "steps":
+        config.schedule.milestones_epochs = (0.25, 0.5)
+    assert described(config)["learning rate"].endswith(f"warm-up from 1e-06, {words}")
+
+
 @pytest.mark.parametrize("fsdp", [1, 2])
 def test_describe_counts_the_memory_of_one_device(monkeypatch, fsdp):
     monkeypatch.setattr(preview, "_mib", lambda size: f"{size} bytes")
