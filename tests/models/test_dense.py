@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax.traverse_util import flatten_dict
 from support.small import FAMILY_NAMES
+from support.without_kernels import leave_kernels_out
 
 from mambaout_jax.analysis.cost import count
 from mambaout_jax.models import create_backbone, create_detector, create_segmenter, parameter_rules
@@ -28,6 +29,11 @@ def by_default(name):
 every_family = pytest.mark.parametrize(
     ("name", "options"), [by_default(name) for name in FAMILY_NAMES]
 )
+
+
+@pytest.fixture(autouse=True)
+def _quickly_traced(monkeypatch):
+    leave_kernels_out(monkeypatch)
 
 
 def traced(model):

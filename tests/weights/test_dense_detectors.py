@@ -7,6 +7,7 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from support.dense_goldens import load_dense as load_golden
+from support.without_kernels import leave_kernels_out
 
 from mambaout_jax.heads.mask_rcnn import TORCH_NAMES
 from mambaout_jax.models import create_detector, create_model
@@ -25,6 +26,11 @@ BACKBONES = {
         {**BODY, "depths": (2, 1, 1, 1), "heads": (2, 2, 2, 2)}, "norm",
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quickly_traced(monkeypatch):
+    leave_kernels_out(monkeypatch)
 
 
 def random_variables(model):
