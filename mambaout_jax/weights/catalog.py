@@ -43,11 +43,11 @@ def weights_of(model: str) -> dict[str, Weights]:
     return {key: weights for key, weights in CATALOG.items() if weights.model == model}
 
 
-def model_table(pattern: str = "*", family: str | None = None) -> str:
-    """Parameters, MACs and published accuracies of models, as text.
+def matching_models(pattern: str = "*", family: str | None = None) -> list[str]:
+    """Names of models, in the families' own order.
 
     Args:
-        pattern: a shell-style pattern that their names match.
+        pattern: a shell-style pattern that they match.
         family: the family that they are of, None: all.
 
     Raises:
@@ -60,6 +60,16 @@ def model_table(pattern: str = "*", family: str | None = None) -> str:
     names = [name for name in list_models(pattern) if name in of_family]
     if not names:
         raise ValueError(f"no model matches {pattern!r}; there are {', '.join(of_family)}")
+    return names
+
+
+def model_table(pattern: str = "*", family: str | None = None) -> str:
+    """Parameters, MACs and published accuracies of models, as text.
+
+    Args:
+        pattern, family: see `matching_models`, as for what is raised.
+    """
+    names = matching_models(pattern, family)
     lines = [("model", "parameters", "MACs at 224", "by hand", "top-1", "weights")]
     for name in names:
         _, variant = find_variant(name)
