@@ -80,7 +80,7 @@ class Ours:
         self._inference: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {}
         for title, model in self._models.items():
             arguments = (self._variables, self._inputs[0])
-            compiled, plan = _compile(model.apply, arguments)
+            compiled, plan = compile_call(model.apply, arguments)
             self._inference[title] = functools.partial(compiled, *arguments), plan
         self.logits = {
             title: np.asarray(call(), np.float32) for title, (call, _) in self._inference.items()
@@ -121,7 +121,7 @@ class Ours:
             updates, moments = optimizer.update(gradients, moments, params)
             return optax.apply_updates(params, updates), rest, moments
 
-        compiled, plan = _compile(step, (*state, *self._inputs), donate=(0, 1, 2))
+        compiled, plan = compile_call(step, (*state, *self._inputs), donate=(0, 1, 2))
 
         def train():
             state[:] = compiled(*state, *self._inputs)
@@ -130,7 +130,7 @@ class Ours:
         return train, plan
 
 
-def _compile(
+def compile_call(
     function: Callable[..., Any], arguments: tuple[Any, ...], donate: tuple[int, ...] = ()
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The compiled function, `compile_seconds`, and `temp_bytes` where the compiler tells them."""

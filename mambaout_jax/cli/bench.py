@@ -30,6 +30,8 @@ examples:
   mambaout bench throughput --models mambaout_base convnext_base --batch-size 2
   mambaout bench throughput --models "vim_*" "plainmamba_*" --passes inference --out speed.json
   mambaout bench throughput --models vim_tiny --official vim=../Vim --scans associative
+  mambaout bench dense --out experiments/results/dense.json
+  mambaout bench dense --tasks segmentation --size 256 256 --backbone convnext_tiny
   mambaout bench input --images-per-second 20000
   mambaout bench input --data imagenet/train --out experiments/results/input.json
 
@@ -37,7 +39,8 @@ Beside FILE.json scan writes FILE.csv and FILE.png, and throughput FILE.png: pub
 against measured speed. scan also compares with a peer, where PyTorch and the peer are installed: on
 a CPU the Mamba mixer of transformers, on a GPU mamba_ssm's CUDA kernel. throughput needs PyTorch
 and timm where timm has a model, without --no-timm, and where official code takes part, which is a
-checkout of the authors' repository.
+checkout of the authors' repository. dense compares with torchvision and transformers, where they
+and timm are installed.
 """
 
 Add = Callable[..., argparse.Action]  # the `add_argument` of a parser or a group
@@ -46,7 +49,8 @@ _SUFFIXES = {  # of what `save` writes, where not JSON alone
     "scan": (".json", ".csv", ".png"),
     "throughput": (".json", ".png"),
 }
-_ON_DEVICE = ("conv", "scan", "throughput")  # `input` measures the host
+_ON_DEVICE = ("conv", "scan", "throughput", "dense")  # `input` measures the host
+_WHOLE_MODELS = ("throughput", "dense")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(_OWN_ARGUMENTS),
         help="conv: depthwise convolution, shifts against XLA's own; scan: an SSM against "
         "convolution and attention, as sequences grow; throughput: whole models against timm's "
-        "and official ones; input: the loader against timm's",
+        "and official ones; dense: Mask R-CNN and UperNet against torchvision's and transformers'; "
+        "input: the loader against timm's",
     )
     parser.add_argument(
         "--quick", action="store_true", help="few and small measurements, to see that it runs"
@@ -71,7 +76,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     device = add("--device", choices=("cpu", "gpu", "tpu"), help="what to measure (JAX's default)")
     dtype = add("--dtype", choices=("float32", "bfloat16"), help="precision (float32)")
-    options = [(rounds, tuple(_OWN_ARGUMENTS)), (device, _ON_DEVICE), (dtype, _ON_DEVICE)]
+    batch_size = add(
+        "--batch-size",
+        type=positive,
+        metavar="B",
+        help="images per call, of throughput (8) and dense (2)",
+    )
+    passes = add(
+        "--passes",
+        nargs="+",
+        choices=("inference", "training"),
+        help="what throughput and dense measure of each model (both)",
+    )
+    options = [
+        (rounds, tuple(_OWN_ARGUMENTS)),
+        *((action, _ON_DEVICE) for action in (device, dtype)),
+        *((action, _WHOLE_MODELS) for action in (batch_size, passes)),
+    ]
     for question, add_own in _OWN_ARGUMENTS.items():
         group = parser.add_argument_group(f"{question} only")
         options += [(action, (question,)) for action in add_own(group.add_argument)]
@@ -114,7 +135,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
             continue
         if question not in questions:
             reason = (
-                ": it measures the host" if questions == _ON_DEVICE else f"; {questions[0]} does"
+                ": it measures the host"
+                if questions == _ON_DEVICE
+                else f"; {' and '.join(questions)} " + ("do" if len(questions) > 1 else "does")
             )
             arguments.parser.error(f"{question} takes no {action.option_strings[0]}{reason}")
         options[action.dest] = value
@@ -167,14 +190,7 @@ def _add_throughput_arguments(add: Add) -> list[argparse.Action]:
             metavar="NAME",
             help="models or patterns of their names, or timm's (all MambaOut, and yardsticks)",
         ),
-        add("--batch-size", type=positive, metavar="B", help="images per call (8)"),
         add("--image-size", type=positive, metavar="PIXELS", help="height and width (224)"),
-        add(
-            "--passes",
-            nargs="+",
-            choices=("inference", "training"),
-            help="what is measured of each model (both)",
-        ),
         add(
             "--scans",
             nargs="+",
@@ -211,6 +227,25 @@ def _family_and_folder(text: str) -> tuple[str, str]:
     return family, folder
 
 
+def _add_dense_arguments(add: Add) -> list[argparse.Action]:
+    return [
+        add(
+            "--tasks",
+            nargs="+",
+            choices=("detection", "segmentation"),
+            help="Mask R-CNN, UperNet (both)",
+        ),
+        add("--backbone", metavar="NAME", help="under the heads (mambaout_tiny)"),
+        add(
+            "--size",
+            nargs=2,
+            type=positive,
+            metavar=("H", "W"),
+            help="pixels of the images (800 1344 for detection, 512 512 for segmentation)",
+        ),
+    ]
+
+
 def _add_input_arguments(add: Add) -> list[argparse.Action]:
     return [
         add(
@@ -237,5 +272,6 @@ _OWN_ARGUMENTS: dict[str, Callable[[Add], list[argparse.Action]]] = {
     "conv": _add_conv_arguments,
     "scan": _add_scan_arguments,
     "throughput": _add_throughput_arguments,
+    "dense": _add_dense_arguments,
     "input": _add_input_arguments,
 }

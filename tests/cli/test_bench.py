@@ -10,7 +10,7 @@ from support.command_line import error_line, usage_error
 from mambaout_jax.benchmarks import throughput
 from mambaout_jax.cli.main import build_parser, main
 
-QUESTIONS = ("conv", "scan", "throughput", "input")
+QUESTIONS = ("conv", "scan", "throughput", "dense", "input")
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -50,6 +50,9 @@ def test_force_is_for_a_file(capsys):
         (["conv", "--official=vim=.."], "conv takes no --official; throughput does"),
         (["throughput", "--official", "vim"], "'vim' is not FAMILY=DIR, such as vim=../Vim"),
         (["throughput", "--passes=forward"], "invalid choice: 'forward'"),
+        (["conv", "--batch-size=1"], "conv takes no --batch-size; throughput and dense do"),
+        (["dense", "--models", "x"], "dense takes no --models; throughput does"),
+        (["dense", "--tasks=pose"], "invalid choice: 'pose'"),
     ],
 )
 def test_bench_takes_no_arguments_of_another_question(capsys, arguments, words):
@@ -63,6 +66,7 @@ def test_bench_takes_no_arguments_of_another_question(capsys, arguments, words):
         *(("scan", option) for option in ("--widths", "--lengths", "--state-size")),
         *(("scan", option) for option in ("--memory-limit", "--budget-seconds")),
         *(("throughput", option) for option in ("--batch-size", "--image-size")),
+        ("dense", "--batch-size"),
         *(("input", option) for option in ("--images", "--images-per-second")),
     ],
 )
