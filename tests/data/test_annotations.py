@@ -197,6 +197,8 @@ NAN = float("nan")
         (changed("annotations", 1, segmentation=runs(RUNS.T)),
          r"the mask of annotation 3 is for 64 x 48 pixels \(height x width\) and its image has 48 "
          r"x 64 \(1 such annotations in all\); correct or remove them"),
+        (changed("annotations", 1, segmentation={"counts": [48 * 65], "size": [48, 65]}),
+         "the mask of annotation 3 is for 48 x 65 pixels"),
         (changed("annotations", 1, segmentation={"counts": [5], "size": [48, 64]}),
          r"annotation 3 cannot be used \(its runs cover 5 pixels, and 48 x 64 are 3,072\)"),
     ],

@@ -92,6 +92,12 @@ def test_training_leaves_out_what_mmdet_leaves_out(root):
     assert examples[30]["labels"].shape == (0,)
 
 
+def test_a_side_of_32_pixels_is_trained_on(tmp_path):
+    content = instances()
+    content["images"][4] |= {"height": 40, "width": 32}
+    assert len(open_coco(str(write(tmp_path, content)), "train")) == 4
+
+
 def test_validation_keeps_every_image_and_annotation(root):
     source = open_coco(str(root), "validation")
     assert [source[index]["image_id"] for index in range(len(source))] == list(SIZES)

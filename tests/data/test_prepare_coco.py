@@ -8,6 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from support.miniature_coco import SIZES, instances, write
 
@@ -153,6 +155,14 @@ def test_damage_is_found_when_it_is_called_again(root, out):
     path.unlink()
     prepare_coco(out, root, shard_bytes=SHARD_BYTES)
     assert path.read_bytes() == good
+    images = list(ArrayRecordDataSource([str(path)]))
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for image in images:  # whole, but of one pixel in another colour
+        writer.write(image[:-3] + bytes([image[-3] ^ 1]) + image[-2:])
+    writer.close()
+    with pytest.raises(ValueError, match=r"is damaged \(it does not hold .*000000000010\.jpg\)"):
+        prepare_coco(out, root, shard_bytes=SHARD_BYTES)
+    path.write_bytes(good)
     for name in ("boxes", "ids", "mask_words"):
         file = finished(out) / "train" / f"{name}.npy"
         good = np.load(file)

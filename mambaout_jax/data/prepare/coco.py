@@ -174,9 +174,11 @@ def check_shard(path: Path, images: list[Image]) -> None:
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
-        for record, image in zip(ArrayRecordReader(str(path)).read_all(), images, strict=True):
+        reader = ArrayRecordReader(str(path))
+        for record, image in zip(reader.read_all(), images, strict=True):
             if record != Path(image.path).read_bytes():
                 raise ValueError(f"it does not hold {image.path}")
+        reader.close()
     # ArrayRecord raises errors of many types.
     except Exception as error:
         raise ValueError(
