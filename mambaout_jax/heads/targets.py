@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from mambaout_jax.heads.boxes import ROI_STDS, RPN_STDS, box_iou, encode
+from mambaout_jax.kernels.roi_align import bin_weights
 
 NEGATIVE, IGNORED = -1, -2  # matches of candidates that stand for no object
 
@@ -258,39 +259,24 @@ def mask_targets(
     bits = jnp.arange(7, -1, -1, dtype=jnp.uint8)  # the first pixel is the highest bit
     height, width = masks.shape[2], 8 * masks.shape[3]
 
+    def weights(start: Array, side: Array, length: int) -> Array:
+        pixels = jnp.arange(length)
+        of_box = jax.vmap(lambda x, n: bin_weights(x, n, pixels, length, MASK_SIDE, 0))
+        return of_box(start, side)
+
     def target(region: tuple[Array, Array]) -> Bool[Array, "B 28 28"]:
         box, which = region  # (B, 4), (B,)
         packed = jnp.take_along_axis(masks, which[:, None, None, None], axis=1)[:, 0]
         bitmap = packed[..., None] >> bits[None, None, None] & 1  # (B, H, W / 8, 8)
         bitmap = bitmap.reshape(-1, height, width).astype(box.dtype)
-        rows = _align_weights(box[:, 1], box[:, 3], height)  # (B, 28, H)
-        columns = _align_weights(box[:, 0], box[:, 2], width)  # (B, 28, W)
+        rows = weights(box[:, 1] - 0.5, box[:, 3] - box[:, 1], height)  # (B, 28, H)
+        columns = weights(box[:, 0] - 0.5, box[:, 2] - box[:, 0], width)  # (B, 28, W)
         exact = jax.lax.Precision.HIGHEST
         soft = jnp.einsum("bhw,bjw->bhj", bitmap, columns, precision=exact)
         return jnp.einsum("bih,bhj->bij", rows, soft, precision=exact) >= 0.5
 
     by_region = (boxes.swapaxes(0, 1), matched.swapaxes(0, 1))
     return jax.lax.map(target, by_region, batch_size=_MASKS_AT_ONCE).swapaxes(0, 1)
-
-
-def _align_weights(
-    start: Float[Array, "B"], end: Float[Array, "B"], length: int
-) -> Float[Array, "B 28 _"]:
-    """With which weight each of `length` pixels enters each bin, along one axis.
-
-    A bin is the mean of ceil(its size) samples, each linear between two pixels; one further than a
-    pixel outside is 0.
-    """
-    size = (end - start) / MASK_SIDE
-    count = jnp.ceil(size)[:, None, None, None]
-    bins = jnp.arange(MASK_SIDE, dtype=size.dtype)[None, :, None, None]
-    samples = jnp.arange(-(-length // MASK_SIDE), dtype=size.dtype)[None, None, :, None]
-    step = bins + (samples + 0.5) / jnp.maximum(count, 1)  # (B, 28, samples, 1)
-    at = start[:, None, None, None] - 0.5 + size[:, None, None, None] * step
-    used = (samples < count) & (at >= -1) & (at <= length)
-    pixels = jnp.arange(length, dtype=size.dtype)[None, None, None]
-    near = jnp.maximum(0, 1 - jnp.abs(pixels - jnp.clip(at, 0, length - 1)))
-    return jnp.where(used, near, 0).sum(axis=2) / jnp.maximum(count, 1)[..., 0]
 
 
 def _deltas(

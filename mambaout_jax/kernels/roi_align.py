@@ -140,7 +140,7 @@ def _check(maps, boxes, levels, output_size, strides, sampling_ratio):
             raise ValueError(f"{got}{name}={value!r}; use a whole number of {least} or more")
 
 
-def _weights(start, side, pixels, size, bins, samples):
+def bin_weights(start, side, pixels, size, bins, samples):
     """The weight (bins, pixels) of each pixel in each bin, along one axis.
 
     Args:
@@ -234,7 +234,7 @@ def _tile(work, number, size, bins, samples):
         length = min(_TILE, size)
         corner = jnp.clip(first, 0, size - length)
         pixels = corner + jnp.arange(length, dtype=jnp.int32)
-        weights = _weights(begin, end - begin, pixels, size, bins, samples)
+        weights = bin_weights(begin, end - begin, pixels, size, bins, samples)
         return corner, jnp.where((exists & (pixels >= first))[None], weights, 0)
 
     x1, y1, x2, y2 = work.boxes[box]
@@ -394,7 +394,7 @@ def _crop_matrices(maps, boxes, levels, *, output_size, strides, sampling_ratio)
     def crop(x, box, stride):
         x1, y1, x2, y2 = box / stride - 0.5
         rows, columns = (
-            _weights(start, end - start, jnp.arange(size), size, output_size, sampling_ratio)
+            bin_weights(start, end - start, jnp.arange(size), size, output_size, sampling_ratio)
             for start, end, size in ((y1, y2, x.shape[0]), (x1, x2, x.shape[1]))
         )
         lines = _einsum("oh,hwc->owc", rows.astype(dtype), x.astype(dtype))
