@@ -13,7 +13,7 @@ from mambaout_jax.heads.fpn import FPN, enlarge
 DIMS = (96, 192, 384, 576)
 
 
-@pytest.mark.parametrize("kind", ["even", "odd"])
+@pytest.mark.parametrize("kind", ["odd", pytest.param("even", marks=pytest.mark.slow)])
 def test_pyramid_is_mmdets(kind):
     arrays, meta, state = load_dense("fpn")
     sizes = meta["maps"][kind]
@@ -26,22 +26,12 @@ def test_pyramid_is_mmdets(kind):
         for ours, theirs in (("lateral", "inner_blocks"), ("output", "layer_blocks")):
             kernel = state[f"{theirs}.{i}.0.weight"].transpose(2, 3, 1, 0)
             params[f"{ours}_{i}"] = {"kernel": kernel, "bias": state[f"{theirs}.{i}.0.bias"]}
-    outputs = FPN().apply({"params": params}, maps)
+    outputs = jax.jit(FPN().apply)({"params": params}, maps)
     assert len(outputs) == 5
     for i, output in enumerate(outputs):
         name = f"{kind}_p{i + 2}"
         error = np.abs(output.transpose(0, 3, 1, 2)[:, ::16] - arrays[name]).max()
         assert error <= 5e-5 * meta["stages"][name]["std"], name
-
-
-def test_initial_values_are_xaviers():
-    maps = tuple(jnp.zeros((1, 8 >> i, 8 >> i, 4 * (i + 1))) for i in range(4))
-    params = FPN(64).init(jax.random.key(0), maps)["params"]
-    for name, fans in (("lateral_3", 16 + 64), ("output_0", 9 * (64 + 64))):
-        kernel, bound = params[name]["kernel"], np.sqrt(6 / fans)
-        assert 0.95 * bound < np.abs(kernel).max() <= bound
-        np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
-        np.testing.assert_array_equal(params[name]["bias"], 0)
 
 
 def test_each_new_pixel_is_the_one_below_it(rng):

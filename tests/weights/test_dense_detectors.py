@@ -40,11 +40,8 @@ def random_variables(model):
     return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
 
 
-def by_default(name):
-    return pytest.param(name, marks=() if name == "mambaout_tiny" else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", [by_default(name) for name in BACKBONES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
 def test_detectors_go_both_ways_under_mmdets_names(name, tmp_path):
     body, norm = BACKBONES[name]
     options = {**body, **HEADS}
