@@ -113,6 +113,9 @@ def proposals(
     those that overlap a better one of their level by more than 0.7 are dropped; then the best
     `after` of all levels.
 
+    As in mmdet, anchors over the padding of a batch may propose, too: what they propose is cut off.
+    They are only never sampled in training, see `heads.targets`.
+
     Args:
         scores: logits of each level.
         deltas: deltas of each level.
