@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mambaout_jax.cli.distributed import leave, of_a_lost_process
 from mambaout_jax.runtime.streams import complain, is_broken, is_full
 
 FAULT = 70  # EX_SOFTWARE of sysexits.h
@@ -52,6 +53,9 @@ def report(error: Exception) -> int:
     if isinstance(error, MemoryError):
         complain("error: there is not enough memory; try smaller batches, images or models")
         return 1
+    if lost := of_a_lost_process(error):
+        complain(f"error: {lost}")
+        return 1
     if not _explains_itself(error):
         complain(
             f"error: this is a fault of mambaout, not of your command: {type(error).__name__}: "
@@ -79,10 +83,7 @@ def run_training(train: Callable[[], None]) -> int:
         complain(str(preempted))
         return EXIT_CODE
     except (SaveError, BucketError) as error:
-        code = report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(report(error))
     return 0
 
 

@@ -24,6 +24,7 @@ from mambaout_jax.cli import (
     report,
     train,
 )
+from mambaout_jax.cli.distributed import has_joined, leave
 from mambaout_jax.cli.errors import INTERRUPTED, option_names, reject_unknown
 from mambaout_jax.cli.errors import report as report_error
 from mambaout_jax.paths import local_path, workdir_path
@@ -75,13 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         complain("interrupted")
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
-        return report_error(error)
+        code = report_error(error)
     finally:
         for stream in (sys.stdout, sys.stderr):
             if is_broken(stream):
                 discard(stream)
+    if has_joined():  # the others would wait for this process, and it for them
+        leave(code)
+    return code
 
 
 def _expand_paths(arguments: argparse.Namespace) -> None:

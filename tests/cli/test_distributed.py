@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--distributed: what is handed to JAX, and what a wrong value says."""
+"""--distributed: what is handed to JAX, what a wrong value says, and how processes end."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,16 @@ import jax
 import pytest
 from support import tiny_run
 from support.command_line import error_line
+from support.places import ROOT
 
-from mambaout_jax.cli.distributed import is_first_process, join_processes
+from mambaout_jax.cli import distributed
+from mambaout_jax.cli.distributed import (
+    has_joined,
+    is_first_process,
+    join_processes,
+    of_a_lost_process,
+)
+from mambaout_jax.cli.errors import report
 
 TINY = tiny_run.__file__
 
@@ -21,9 +30,64 @@ TINY = tiny_run.__file__
 )
 def test_join_processes_initialises_jax(monkeypatch, cluster, calls):
     seen = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(
+        jax.distributed,
+        "initialize",
+        lambda *arguments, **options: seen.append((arguments, options)),
+    )
     join_processes(cluster)
-    assert seen == calls
+    # Below the 90 s in which a run is to be over whose process has vanished.
+    assert seen == [(arguments, {"heartbeat_timeout_seconds": 60}) for arguments in calls]
+    assert not has_joined()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed:\n  Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout"), True),
+        (RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (RuntimeError("the first process of this run stops, and says why"), False),
+        (FileNotFoundError("no file Gloo"), False),
+    ],
+    ids=str,
+)
+def test_an_error_that_means_a_lost_process_is_told_as_one(monkeypatch, capsys, error, lost):
+    assert of_a_lost_process(error) is None  # a process that runs alone has none to lose
+    monkeypatch.setattr(distributed, "_witness", object())
+    text = of_a_lost_process(error)
+    assert (text is not None) is lost
+    if text is not None:
+        words = " ".join(str(error).split())
+        assert text == (
+            f"process 0 (of 0 to 0) has lost another one ({words}); the output of the one that "
+            "ended first says why. Start the same command on all of them again: a training resumes "
+            "at its last checkpoint"
+        )
+        assert report(error) == 1
+        assert capsys.readouterr().err == f"error: {text}\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, "it's $HOME\n"),
+        ("os.abort()", -signal.SIGABRT, "it's $HOME\n"),
+        ("witness.dismiss()", 0, ""),
+        ("distributed._witness = witness; threading.Thread(target=time.sleep, args=(60,)).start();"
+         "distributed.leave(3)", 3, ""),
+    ],
+)  # fmt: skip
+def test_a_witness_tells_of_an_end_that_nobody_else_can_tell_of(end, code, said):
+    source = (
+        "import os, signal, threading, time; from mambaout_jax.cli import distributed;"
+        "witness = distributed._Witness('not this'); witness.will_say(\"it's $HOME\");" + end
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=30, cwd=ROOT
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", said)
 
 
 @pytest.mark.parametrize(("index", "first"), [(0, True), (1, False)])
