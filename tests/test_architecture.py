@@ -45,7 +45,7 @@ ONLY = {
     "config_file": {"config", "paths", "settings"},
     "preprocessing": {"config", "imagenet_classes", "settings"},
     "runtime": {"runtime"},
-    "metrics": set(),
+    "metrics": {"metrics"},
     "data": {"config", "data", "imagenet_classes", "paths", "preprocessing", "settings"},
 }
 
