@@ -2,6 +2,7 @@
 """ADE20K from folders and as prepared: the same images and labels, and what is said otherwise."""
 
 import itertools
+import json
 import pickle
 import shutil
 import subprocess
@@ -106,6 +107,19 @@ def test_sets_have_an_identity(places):
     assert len({x["fingerprint"] for x in found}) == 4
     assert all(tuple(x["classes"]) == CLASS_NAMES for x in found)
     assert identity(open_ade20k(str(places["prepared"]), "train")) == found[2]
+
+
+def test_a_folder_in_between_is_part_of_the_identity(copy):
+    before = open_ade20k(str(copy), "validation").fingerprint()
+    for kind in ("images", "annotations"):
+        folder = copy / kind / "validation"
+        files = list(folder.iterdir())
+        (folder / "deep").mkdir()
+        for file in files:
+            file.rename(folder / "deep" / file.name)
+    after = open_ade20k(str(copy), "validation")
+    assert len(after) == 3
+    assert after.fingerprint() != before
 
 
 def test_training_batches_are_the_same_from_both(places):
@@ -229,6 +243,16 @@ def test_damaged_records_are_named(places, tmp_path):
             messages[index] = str(error)
     ((index, message),) = messages.items()
     assert f"cannot read record {index} of {folder}" in message
+
+
+def test_shards_of_another_number_of_images_are_told(places, tmp_path):
+    shutil.copytree(places["prepared"], tmp_path / "copy")
+    manifest = tmp_path / "copy" / "ade20k" / "1.0.0" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["train"]["sizes"].pop()
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train shards of .* hold 5 images and man"):
+        open_ade20k(str(tmp_path / "copy"), "train")
 
 
 def test_another_number_of_images_is_logged(places, caplog):

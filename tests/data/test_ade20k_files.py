@@ -114,6 +114,12 @@ def test_pairs_share_a_name(root):
     labels = root / "annotations" / "validation"
     (labels / "ADE_val_00000001.png").rename(labels / "more" / "a.png")
     assert files.pairs_of(root, "validation")[-1] == (below / "a.jpg", labels / "more" / "a.png")
+    for old, new in (("1", "1-b"), ("2", "1")):  # "1-b.jpg" comes before "1.jpg", and 1 before 1-b
+        for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+            file = root / kind / "training" / f"ADE_train_0000000{old}.{suffix}"
+            file.rename(file.with_name(f"ADE_train_0000000{new}.{suffix}"))
+    stems = [image.stem for image, _ in files.pairs_of(root, "train")[:3]]
+    assert stems == ["ADE_train_00000001", "ADE_train_00000001-b", "ADE_train_00000003"]
 
 
 def test_missing_labels_and_images_are_counted_and_named(root):
@@ -183,6 +189,7 @@ def test_records_give_back_what_was_packed():
     assert rest == b"\n{image}\nlabels\n"
     for broken, words in (
         (record[:-1], r"ADE_val_00000001 has 15 bytes, not 9 \+ 7"),
+        (record + b"x", r"ADE_val_00000001 has 17 bytes, not 9 \+ 7"),
         (b"\xff\xd8", "which is not its header"),
         (b"[]\n", "which is not its header"),
         (b'{"name": "x", "image": "1", "labels": 1}\n', "which is not its header"),

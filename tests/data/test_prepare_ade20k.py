@@ -99,6 +99,21 @@ def test_a_stopped_preparation_goes_on_to_the_same_bytes(quickly, source, tmp_pa
     assert digests(run(tmp_path / "out", folder=source).folder) == digests(whole.folder)
 
 
+def test_files_of_the_same_names_and_other_contents_are_another_source(quickly, source, tmp_path):
+    folder = run(tmp_path / "out", folder=source).folder
+    image = source / "images" / "training" / "ADE_train_00000001.jpg"
+    longer = image.read_bytes() + b"\0"
+    image.write_bytes(longer)
+    with pytest.raises(ValueError, match=r"was made from another source"):
+        run(tmp_path / "out", folder=source)
+    changed = run(tmp_path / "other", folder=source).folder
+    for shard in changed.glob("*.array_record*"):
+        (folder / shard.name).write_bytes(shard.read_bytes())
+    image.write_bytes(longer[:-1])
+    with pytest.raises(ValueError, match=r"it holds ADE_train_00000001 in place of .*other bytes"):
+        run(tmp_path / "out", folder=source)
+
+
 def test_another_source_is_refused(quickly, source, tmp_path):
     run(tmp_path / "out", folder=source)
     (source / "images" / "validation" / "ADE_val_00000001.jpg").unlink()

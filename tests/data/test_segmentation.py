@@ -161,6 +161,8 @@ def test_is_mixed_counts_labelled_pixels_only():
     labels[1, :3] = 0
     assert not is_mixed(labels, 10 / 13)
     assert is_mixed(labels, 10.01 / 13)
+    labels[labels == 149] = 254  # the highest of any set
+    assert is_mixed(labels, 10.01 / 13)
 
 
 def test_photometric_changes_come_after_the_flip():
@@ -229,6 +231,9 @@ def test_labels_of_another_size_are_refused():
     with pytest.raises(ValueError, match=match):
         TrainingView(settings())(given, np.random.default_rng(0))
     with pytest.raises(ValueError, match=match):
+        EvaluationView(32, 128)(given)
+    given["labels"] = example()["labels"][:, :-1]
+    with pytest.raises(ValueError, match=r"an image of \(40, 60\) has labels of \(40, 59\)"):
         EvaluationView(32, 128)(given)
 
 
