@@ -59,7 +59,7 @@ def picture_objects(
 
 
 def draw_pictures(
-    pictures: Sequence[UInt8[np.ndarray, "h w 3"]], titles: Sequence[str], path: Path | str
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str], path: Path | str
 ) -> None:
     """Draws pictures of objects in rows, each under its title.
 
@@ -78,7 +78,7 @@ def draw_pictures(
     draw_image_grid(canvases, titles, path, side=PICTURE_SIDE)
 
 
-def draw_precision(precisions: dict[str, Float[np.ndarray, "10 101 K"]], path: Path | str) -> None:
+def draw_precision(precisions: dict[str, Float[np.ndarray, "10 101 _"]], path: Path | str) -> None:
     """Draws precision against recall, one panel for each kind of overlap.
 
     Args:
