@@ -205,6 +205,26 @@ def test_training_view_crops_between_two_resizings(rng, portrait, turned):
     assert_view(view, want, (608, 64) if portrait else (64, 608), levels=2)  # is rounded twice
 
 
+def test_boxes_beyond_the_image_are_clipped_without_a_crop_too(rng):
+    example = example_of(rng, 40, 60, 2)
+    example["boxes"][:] = [-3, -2, 70, 50], [50, 30, 60.5, 40.25]
+    view = TrainingView(config_of(32, 64))(example, Scripted(0.0, 0))
+    np.testing.assert_allclose(
+        view["boxes"][:2], [[0, 0, 48, 32], [40, 24, 48, 32]], rtol=0, atol=1e-5
+    )
+
+
+def test_crops_alone_make_the_flip_come_first(rng):
+    example = example_of(rng, 50, 37, 1)
+    config = config_of(64, 600, flip=1.0, crop_probability=0.5)
+    view = TrainingView(config)(example, Scripted(0.0, 0.9, 0))
+    want = mmdet_resize(*mmdet_flip(*contents(example)), bounds=(64, 600))
+    last = mmdet_flip(*mmdet_resize(*contents(example), bounds=(64, 600)))
+    height, width = want[0].shape[:2]
+    assert (want[3] != last[3]).any()  # masks tell the two orders apart
+    np.testing.assert_array_equal(unpacked(view)[:1, :height, :width], want[3])
+
+
 def test_a_crop_may_hold_nothing(rng):
     example = example_of(rng, 400, 560, 1)
     example["boxes"][0] = 1, 2, 30, 40

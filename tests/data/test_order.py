@@ -104,6 +104,14 @@ def test_order_depends_on_the_seed_and_the_position_alone():
     assert sum(third[i] == forwards[i] for i in positions) < 15  # 2 by chance
 
 
+def test_groups_of_one_size_have_orders_of_their_own():
+    order = GroupedOrder([0, 1] * 40, 4, 3)
+    numbers = [order[position] for position in range(80)]
+    of_groups = [[number // 2 for number in numbers if number % 2 == group] for group in (0, 1)]
+    assert sorted(of_groups[0]) == sorted(of_groups[1]) == list(range(40))
+    assert of_groups[0] != of_groups[1]
+
+
 def test_one_group_is_the_order_without_groups():
     plain = grain.MapDataset.range(20).shuffle(seed=5)
     order = GroupedOrder([4] * 20, 6, seed=5)

@@ -132,6 +132,38 @@ def test_scenes_depend_on_split_index_and_size_alone(examples):
     assert isinstance(training, Fingerprinted)
 
 
+def test_splits_draw_other_scenes(examples):
+    train = Scenes("train", "detection", 64)
+    counts = [len(train[index]["labels"]) for index in range(20)]
+    assert counts != [len(example["labels"]) for example in examples[:20]]
+
+
+def test_small_digits_are_in_front_of_large_ones(validation, monkeypatch):
+    sides = []
+    paste = scenes._Canvas.paste
+    monkeypatch.setattr(
+        scenes._Canvas,
+        "paste",
+        lambda canvas, digit, side, *place: (
+            sides.append(side) or paste(canvas, digit, side, *place)
+        ),
+    )
+    for index in (0, 1, 2, 3):  # without a crowd
+        sides.clear()
+        validation[index]
+        assert sides
+        assert sides == sorted(sides, reverse=True)
+
+
+def test_an_object_has_as_many_visible_pixels_as_it_needs(validation, examples, monkeypatch):
+    index = next(i for i, example in enumerate(examples) if len(example["masks"]) > 1)
+    areas = sorted(examples[index]["masks"].sum((1, 2)).tolist())
+    monkeypatch.setattr(scenes, "MIN_VISIBLE", areas[0])
+    assert len(validation[index]["masks"]) == len(areas)
+    monkeypatch.setattr(scenes, "MIN_VISIBLE", areas[0] + 1)
+    assert len(validation[index]["masks"]) < len(areas)
+
+
 def test_splits_share_no_part_of_a_photograph():
     for name in ("china.jpg", "flower.jpg"):
         parts = [scenes._photo_part(name, split) for split in ("train", "validation")]
