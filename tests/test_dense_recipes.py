@@ -13,7 +13,8 @@ from support.places import GOLDENS, ROOT
 
 from mambaout_jax.config import resolve, validate
 from mambaout_jax.config_file import read_config
-from mambaout_jax.models import create_model, find_variant, parameter_rules
+from mambaout_jax.models import create_model, find_variant, model_options, parameter_rules
+from mambaout_jax.tasks import find_task
 from mambaout_jax.train.optimizer import decay_mask, layer_depths, make_schedule
 
 COCO_IMAGES, COCO_EPOCH = 117_266, 7330  # mmdet fills up the last batch of each orientation
@@ -223,6 +224,42 @@ def test_recipe_says_of_every_parameter_whether_it_decays(file):
                 path for path, decays in mask.items() if decays == bool(re.search(pattern, path))
             ]
             assert wrong == []
+
+
+# Parameters in M of what a recipe trains, as Tables 2 and 3 of the MambaOut paper print them.
+PRINTED = [
+    ("ade20k", "mambaout", "mambaout_tiny", 54),
+    ("ade20k", "mambaout", "mambaout_small", 76),
+    ("ade20k", "mambaout", "mambaout_base", 112),
+    ("ade20k", "convnext", "convnext_tiny", 60),
+    ("ade20k", "swin", "swin_base_patch4_window7_224", 121),
+    ("ade20k", "internimage", "internimage_b", 128),
+    ("ade20k", "metaformer", "convformer_m36", 85),
+    ("ade20k", "cswin", "cswin_small", 65),
+    ("ade20k", "uniformer", "uniformer_base", 80),
+    ("ade20k", "transnext", "transnext_base", 121),
+    ("ade20k", "efficientvmamba", "efficientvmamba_base", 65),
+    ("coco", "mambaout", "mambaout_tiny", 43),
+    ("coco", "mambaout", "mambaout_small", 65),
+    ("coco", "mambaout", "mambaout_base", 100),
+    ("coco", "convnext", "convnext_base", 108),
+    ("coco", "vmamba", "vmamba_v9_tiny", 50),
+    ("coco", "local_vmamba", "local_vmamba_tiny", 45),
+]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file", "model", "printed"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (i > 0)) for i, row in enumerate(PRINTED)],
+)
+def test_recipe_trains_as_many_parameters_as_the_paper_prints(dataset, file, model, printed):
+    config = recipe(dataset, file, model)
+    classes = tuple(map(str, range(80 if dataset == "coco" else 150)))
+    built = find_task(config.task)(config, classes).build(model, **model_options(config))
+    image = jnp.zeros((1, 64, 64, 3))
+    params = jax.eval_shape(built.init, jax.random.key(0), image)["params"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(printed, abs=0.5)
 
 
 @pytest.mark.parametrize(
