@@ -24,6 +24,7 @@ from mambaout_jax.config import default_config
 from mambaout_jax.data.sets.coco import open_coco
 from mambaout_jax.data.sets.identity import Fingerprinted, identity
 from mambaout_jax.data.sets.sources import DetectionImages, open_source
+from mambaout_jax.metrics.coco import coco_metrics, encode_mask
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,32 @@ def test_validation_keeps_every_image_and_annotation(root):
     names = [{"id": one["id"], "name": one["name"]} for one in given["categories"]]
     assert truth["categories"] == sorted(names, key=key)
     assert json.loads(json.dumps(truth)) == truth
+
+
+def test_evaluation_finds_its_own_ground_truth(tmp_path):
+    content = instances()
+    content["annotations"][0]["id"] = 0  # of an object, for pycocotools: no match
+    content["annotations"][5]["segmentation"] = [[1, 2, 3, 4]]
+    source = open_coco(str(write(tmp_path, None, content)), "validation")
+    truth = source.ground_truth()
+    found = []
+    for example in by_id(source).values():
+        for box, label, mask in zip(
+            example["boxes"].tolist(), example["labels"], example["masks"], strict=True
+        ):
+            found.append(
+                {
+                    "image_id": example["image_id"],
+                    "category_id": source.category_ids[label],
+                    "score": 0.9,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                    "segmentation": encode_mask(mask),
+                }
+            )
+    # Person and cup are found; of three cars one, as the others cannot be: recalls of 0 to 0.33.
+    for kind in ("bbox", "segm"):
+        figures = coco_metrics(truth, found, kind)
+        assert figures["ap"] == pytest.approx((1 + 1 + 34 / 101) / 3)
 
 
 def test_ground_truth_of_training_is_that_of_its_images(root):
