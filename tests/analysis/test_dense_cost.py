@@ -19,7 +19,7 @@ PRINTED = [
 
 @pytest.mark.parametrize(
     ("name", "task", "parameters", "macs"),
-    [pytest.param(*row, marks=[pytest.mark.slow] * (i > 0)) for i, row in enumerate(PRINTED)],
+    [pytest.param(*row, marks=pytest.mark.slow) for row in PRINTED],
 )
 def test_costs_are_those_of_the_paper(name, task, parameters, macs):
     cost = dense_cost(name, task)

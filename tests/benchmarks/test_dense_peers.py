@@ -65,6 +65,7 @@ def body(prefix):
             yield f"{prefix}body.{key.removeprefix('backbone.')}"
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_come_under_mmdetections_names():
     names = [f"{name}.{kind}" for name in TORCHVISION for kind in ("weight", "bias")]
     state = dict.fromkeys((*names, *body("backbone.maps.")), np.zeros((324, 1), np.float32))
@@ -72,6 +73,7 @@ def test_torchvisions_weights_come_under_mmdetections_names():
     assert peer(TheirDetector, state).state_dict().keys() == wanted.keys()
 
 
+@pytest.mark.slow
 def test_transformers_weights_come_under_mmsegmentations_names():
     names = [
         *(f"{name}.conv.weight" for name in CONVS),

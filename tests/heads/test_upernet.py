@@ -240,6 +240,7 @@ def test_training_gives_both_logits_and_moments_of_the_global_batch(rng):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_dtypes(rng):
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     narrow = small_segmenter(jnp.bfloat16)
