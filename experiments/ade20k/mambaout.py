@@ -29,6 +29,8 @@ Hardware: 16 crops an update, on 1, 2, 4, 8 or 16 GPUs or TPU chips.
 Result: not run here.
 """
 
+from collections.abc import Mapping
+
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mambaout_jax.weights.catalog import weights_of
 
@@ -47,7 +49,7 @@ def get_config(model: str = "mambaout_tiny"):
     return ade20k_recipe(model, DROP_PATH)
 
 
-def ade20k_recipe(model: str, drop_path: dict[str, float | None], learning_rate: float = 1e-4):
+def ade20k_recipe(model: str, drop_path: Mapping[str, float | None], learning_rate: float = 1e-4):
     """The paper's recipe; recipes beside this file begin with it.
 
     Args:

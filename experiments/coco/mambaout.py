@@ -29,6 +29,8 @@ Hardware: 16 images an update, on 1, 2, 4, 8 or 16 GPUs or TPU chips.
 Result: not run here.
 """
 
+from collections.abc import Mapping
+
 from mambaout_jax.config import IMAGENET_MEAN, IMAGENET_STD, default_config
 from mambaout_jax.weights.catalog import weights_of
 
@@ -49,7 +51,7 @@ def get_config(argument: str = "mambaout_tiny"):
     return coco_recipe(argument, DROP_PATH)
 
 
-def coco_recipe(argument: str, drop_path: dict[str, float | None]):
+def coco_recipe(argument: str, drop_path: Mapping[str, float | None]):
     """The paper's recipe; recipes beside this file begin with it.
 
     Args:
