@@ -109,7 +109,8 @@ def _indexed(
     """Both sides in pycocotools' form; it writes into annotations, so that it gets copies."""
     truth = COCO()
     # Numbered anew from 1: an object with the number 0 would count as never found.
-    objects = [{**row, "id": i} for i, row in enumerate(ground_truth["annotations"], start=1)]
+    rows = enumerate(ground_truth["annotations"], start=1)
+    objects = [{"iscrowd": 0, **row, "id": i} for i, row in rows]
     truth.dataset = {**ground_truth, "annotations": objects}
     truth.createIndex()
     keys = {"image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation"}
@@ -126,6 +127,27 @@ def encode_mask(mask: Shaped[np.ndarray, "H W"]) -> dict[str, Any]:
     """The run lengths of a mask in COCO's compressed form, `{"size": [H, W], "counts": text}`."""
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode("ascii")}
+
+
+def encode_window(
+    window: Bool[np.ndarray, "h w"], corner: tuple[int, int], size: tuple[int, int]
+) -> dict[str, Any]:
+    """`encode_mask` of a mask that is nothing outside of a window, in time of the window's size.
+
+    Args:
+        window: the part of the mask.
+        corner: its first row and column in the image.
+        size: (H, W) of the image.
+    """
+    height, width = size
+    columns = np.zeros((window.shape[1], height), bool)
+    columns[:, corner[0] : corner[0] + window.shape[0]] = window.T
+    padded = np.concatenate(((False,), columns.reshape(-1), (False,)))
+    changes = np.flatnonzero(padded[1:] != padded[:-1]) + corner[1] * height
+    changes = changes[changes < height * width]  # the last run ends with the image
+    counts = np.diff(changes, prepend=0, append=height * width).tolist()
+    encoded: Any = rle.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
 def decode_mask(encoded: Any) -> Bool[np.ndarray, "H W"]:

@@ -23,8 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from pycocotools import mask as rle
 
 from mambaout_jax.data.sets.sources import DetectionImages
-from mambaout_jax.heads.mask import paste_masks
-from mambaout_jax.metrics.coco import encode_mask
+from mambaout_jax.heads.mask import paste_mask, paste_masks
+from mambaout_jax.metrics.coco import encode_window
 
 Rows = dict[str, Any]
 
@@ -86,9 +86,12 @@ def coco_detections(rows: Rows, source: DetectionImages) -> list[dict[str, Any]]
     """
     detections = []
     for index, chosen in by_image(rows):
-        size = source.image_sizes[index]
+        height, width = map(int, source.image_sizes[index])
         for row in chosen:
-            (mask,) = pasted(rows, np.asarray([row]), size)
+            (down, across), values = paste_mask(
+                rows["mask"][row].astype(np.float32) / 255, rows["box"][row], (height, width)
+            )
+            corner = down.start, across.start
             x1, y1, x2, y2 = rows["box"][row].tolist()
             detections.append(
                 {
@@ -96,7 +99,7 @@ def coco_detections(rows: Rows, source: DetectionImages) -> list[dict[str, Any]]
                     "category_id": source.category_ids[int(rows["label"][row])],
                     "score": float(rows["score"][row]),
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "segmentation": encode_mask(mask),
+                    "segmentation": encode_window(values >= 0.5, corner, (height, width)),
                 }
             )
     return detections

@@ -13,6 +13,7 @@ from mambaout_jax.metrics.coco import (
     coco_metrics,
     decode_mask,
     encode_mask,
+    encode_window,
     evaluate_coco,
 )
 
@@ -45,9 +46,7 @@ def test_masks_have_the_size_of_their_own_area():
 
 
 def scene(annotations):
-    rows = [
-        {"image_id": 7, "category_id": 3, "iscrowd": 0, "area": 400, **row} for row in annotations
-    ]
+    rows = [{"image_id": 7, "category_id": 3, "area": 400, **row} for row in annotations]
     return {
         "images": [{"id": 7, "height": 50, "width": 60}],
         "categories": [{"id": 3, "name": "three"}, {"id": 5, "name": "five"}],
@@ -91,3 +90,15 @@ def test_run_lengths_are_cocos():
     for mask, text in zip(masks, meta["rle"], strict=True):
         assert encode_mask(mask) == {"size": [height, width], "counts": text}
         np.testing.assert_array_equal(decode_mask(encode_mask(mask)), mask)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [((2, 7), (3, 9)), ((0, 10), (0, 12)), ((0, 10), (4, 6)), ((5, 10), (7, 12)), ((3, 3), (0, 0))],
+)
+@pytest.mark.parametrize("share", [0.5, 1.0, 0.0])
+def test_windows_are_encoded_as_their_whole_masks(rng, rows, columns, share):
+    window = rng.uniform(size=(rows[1] - rows[0], columns[1] - columns[0])) < share
+    mask = np.zeros((10, 12), bool)
+    mask[slice(*rows), slice(*columns)] = window
+    assert encode_window(window, (rows[0], columns[0]), (10, 12)) == encode_mask(mask)
