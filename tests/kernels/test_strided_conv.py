@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the strided convolution refuses, and how it counts. Its numbers are in `test_contracts`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
+import numpy as np
 import pytest
+from support import oracles
 
+from mambaout_jax.kernels import strided_conv as module
+from mambaout_jax.kernels.dispatch import plain_implementations
 from mambaout_jax.kernels.strided_conv import strided_conv
 
 
@@ -34,3 +40,63 @@ def test_strided_conv_rejects(monkeypatch, x_shape, kernel_shape, dtype, options
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=message):
         strided_conv(jnp.ones(x_shape, dtype), jnp.ones(kernel_shape, dtype), **options)
+
+
+def large(monkeypatch, pixels_per_step):
+    """Makes every map a large one, as far as kernel gradients are concerned."""
+    monkeypatch.setattr(module, "_MANY_PIXELS", 1)
+    monkeypatch.setattr(module, "_MANY_CHANNELS", 1)
+    monkeypatch.setattr(module, "_PIXELS_PER_STEP", pixels_per_step)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides", "padding", "pixels_per_step"),
+    [
+        ((2, 7, 5, 6), (3, 3), 1, 12),  # rows of one image at a time, the last ones filled up
+        ((3, 3, 4, 6), (3, 5), 2, 30),  # two images at a time, the last one filled up
+        ((1, 6, 4, 6), (3, 3), 0, 1),  # rows that are longer than a step
+    ],
+)
+def test_gradients_of_large_maps_are_those_of_the_oracle(
+    rng, monkeypatch, shape, sides, padding, pixels_per_step
+):
+    large(monkeypatch, pixels_per_step)
+    kernel = rng.standard_normal((*sides, shape[3], 5))
+    x, dx, dk = (rng.standard_normal(s) for s in (shape, shape, kernel.shape))
+    dy = rng.standard_normal(oracles.strided_conv(x, kernel, stride=1, padding=padding).shape)
+
+    @jax.jit
+    def gradients(x, kernel, dy):
+        y, vjp = jax.vjp(lambda x, k: strided_conv(x, k, stride=1, padding=padding), x, kernel)
+        return y, *vjp(dy)
+
+    with jax.enable_x64(True):
+        y, for_x, for_kernel = map(np.asarray, gradients(*map(jnp.asarray, (x, kernel, dy))))
+    conv = functools.partial(oracles.strided_conv, stride=1, padding=padding)
+    np.testing.assert_allclose(y, conv(x, kernel), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(np.vdot(for_x, dx), np.vdot(conv(dx, kernel), dy), rtol=1e-11)
+    np.testing.assert_allclose(np.vdot(for_kernel, dk), np.vdot(conv(x, dk), dy), rtol=1e-11)
+
+
+def test_large_maps_of_bfloat16_add_up_in_float32(monkeypatch):
+    large(monkeypatch, 16)
+    x = jnp.ones((4, 16, 16, 6), jnp.bfloat16)
+    kernel = jnp.zeros((3, 3, 6, 5), jnp.bfloat16)
+
+    def total(kernel):
+        return strided_conv(x, kernel, stride=1).sum(dtype=jnp.float32)
+
+    gradient = jax.jit(jax.grad(total))(kernel)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, 4 * 14 * 14)  # in bfloat16 sums would stop at 256
+
+
+def test_large_maps_are_differentiated_forwards_in_their_plain_form(monkeypatch):
+    large(monkeypatch, 16)
+    x, kernel = jnp.ones((1, 5, 5, 6)), jnp.ones((3, 3, 6, 5))
+    run = functools.partial(strided_conv, kernel=kernel, stride=1, padding=1)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(run, (x,), (x,))
+    with plain_implementations():
+        y, tangent = jax.jvp(run, (x,), (x,))
+    np.testing.assert_allclose(tangent, y, rtol=1e-6)
