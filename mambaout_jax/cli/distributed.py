@@ -102,12 +102,15 @@ def of_a_lost_process(error: Exception) -> str | None:
         return None
     import jax
 
-    # Gloo's errors come as the first.
-    kinds = (ValueError, RuntimeError, jax.errors.JaxRuntimeError)
-    text = " ".join(str(error).split())
-    if type(error) not in kinds or not _LOST.search(text):
-        return None
-    return f"{_who()} has lost another one ({text}); {_AGAIN}"
+    # Gloo's errors come as the first, those of Orbax's barriers as the last.
+    kinds = (ValueError, RuntimeError, jax.errors.JaxRuntimeError, TimeoutError)
+    cause: BaseException | None = error
+    while cause is not None:  # a save that fails says so, and not why
+        text = " ".join(str(cause).split())
+        if type(cause) in kinds and _LOST.search(text):
+            return f"{_who()} has lost another one ({text}); {_AGAIN}"
+        cause = cause.__cause__
+    return None
 
 
 def leave(code: int) -> NoReturn:

@@ -20,6 +20,7 @@ from mambaout_jax.cli.distributed import (
     of_a_lost_process,
 )
 from mambaout_jax.cli.errors import report
+from mambaout_jax.runtime.checkpoint import SaveError
 
 TINY = tiny_run.__file__
 
@@ -67,6 +68,16 @@ def test_an_error_that_means_a_lost_process_is_told_as_one(monkeypatch, capsys, 
         )
         assert report(error) == 1
         assert capsys.readouterr().err == f"error: {text}\n"
+
+
+def test_a_save_that_fails_because_of_a_lost_process_says_so(monkeypatch):
+    monkeypatch.setattr(distributed, "_witness", object())
+    error = SaveError("a checkpoint could not be written; check the free space")
+    error.__cause__ = TimeoutError("Timeout waiting at barrier 'save'")
+    told = "process 0 (of 0 to 0) has lost another one (Timeout waiting at barrier 'save'); "
+    assert str(of_a_lost_process(error)).startswith(told)
+    error.__cause__ = OSError("No space left on device")
+    assert of_a_lost_process(error) is None
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from support.together import together
 
 from mambaout_jax.cli.main import main
 from mambaout_jax.config_file import read_config
@@ -235,6 +236,32 @@ def test_devices_and_batches_change_nothing(root, weights, results, tmp_path):
             assert row.pop("count") == results[name].count
             metrics = {key: row[key] for key in results[name].metrics}
             assert metrics == pytest.approx(results[name].metrics, rel=1e-5), (devices, name)
+
+
+@pytest.mark.slow
+def test_processes_change_nothing(root, weights, results, tmp_path):
+    out = tmp_path / "out.json"
+
+    def command(address, count, index):
+        return ["-m", "mambaout_jax", "evaluate", "--weights", str(weights[0]), "--suite",
+                str(root), "--config", str(weights[0].with_name("small.py")), "--json", str(out),
+                "--suites=val,real,a", f"--distributed={address},{count},{index}"]  # fmt: skip
+
+    with together(command, 2, devices=1) as processes:
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+    written = json.loads(out.read_text())
+    assert written["devices"].startswith("2 x ")
+    for name in ("val", "real", "a"):
+        row = written["suites"][name]
+        assert row["count"] == results[name].count
+        metrics = {key: row[key] for key in results[name].metrics}
+        assert metrics == pytest.approx(results[name].metrics, rel=1e-5), name
+    said = [
+        [line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in outputs
+    ]
+    assert [line.split()[0] for line in said[0][1:]] == ["val", "real", "a"]  # after the settings
+    assert said[1] == []
 
 
 def test_absent_suites_are_told_with_what_would_make_them(root, weights, tmp_path, capsys):
