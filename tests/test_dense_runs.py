@@ -127,5 +127,5 @@ def test_backbone_of_a_run_goes_on_in_another_task(tmp_path):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value)
-    with pytest.raises(ValueError, match="the data have 3 classes and .* has 2; evaluate weights"):
+    with pytest.raises(ValueError, match=r"the data have 3 classes and .* has 2; evaluate weights"):
         task.load(tmp_path / "run", "mambaout_micro", **options)
