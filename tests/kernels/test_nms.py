@@ -27,7 +27,6 @@ def program(threshold, max_outputs, grouped):
     [
         (0.3, True, 64),  # several tiles, some kept boxes
         (0.5, False, 64),
-        (0.7, True, 256),
         *(
             pytest.param(threshold, grouped, 100, marks=pytest.mark.slow)
             for threshold in (0.3, 0.5, 0.7)

@@ -55,7 +55,6 @@ NAMES = (
     "multilevel_out14",
 )
 QUICK = {
-    ("p2_out7_aligned1_sr0", "matrices"),
     ("p2_out7_aligned1_sr2", "tiles"),
     ("multilevel_out7", "tiles"),
 }
