@@ -271,6 +271,20 @@ def test_quickstart_is_what_its_docstring_says():
     assert (resolved.learning_rate, config.augment.flip_probability) == (4e-3, 0)
 
 
+def test_quickstart_of_segmentation_is_what_its_docstring_says():
+    path = ROOT / "experiments" / "ade20k" / "quickstart.py"
+    config, text = recipe(path), docstring(path)
+    side = config.data.image_size
+    assert f"at {side} x {side * 5 // 4} pixels; 1,000 to train, 100" in text
+    assert (config.task, config.data.source) == ("segmentation", "scenes")
+    assert config.augment.flip_probability == 0
+    other = read_config(f"{path}:conv+ssm")
+    assert other.model.options.token_mixer == "conv+ssm"
+    with other.model.options.unlocked():
+        other.model.options.token_mixer = "conv"
+    assert other == read_config(str(path))  # and nothing else
+
+
 @pytest.mark.parametrize(("file", "model"), PUBLISHED_MODELS)
 def test_imagenet_recipe_is_the_published_one(file, model):
     config = read_config(f"{IMAGENET / file}.py:{model}")
