@@ -24,4 +24,5 @@ PRINTED = [
 def test_costs_are_those_of_the_paper(name, task, parameters, macs):
     cost = dense_cost(name, task)
     assert cost.parameters / 1e6 == pytest.approx(parameters, abs=0.5)
-    assert cost.macs / 1e9 == pytest.approx(macs, abs=0.7)
+    # Rounded in print, and counted by another tool: 0.18 % at most lie between.
+    assert cost.macs / 1e9 == pytest.approx(macs, rel=2e-3)
