@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detections of batches become those of a set, and what COCO counts of it."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.perfect_detections import perfect
 
 from mambaout_jax.data.sets import scenes
-from mambaout_jax.heads.targets import mask_targets
 from mambaout_jax.metrics.coco import coco_metrics, decode_mask
 from mambaout_jax.tasks.coco_results import (
     check_all_seen,
@@ -25,35 +24,6 @@ def source():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(scenes.COUNTS, "validation", IMAGES)
         yield scenes.Scenes("validation", "detection", 64)
-
-
-targets = jax.jit(mask_targets)
-
-
-def perfect(source, places):
-    """The partial result of a batch in which all objects are found; at places of -1 is nothing."""
-    rows = 8
-    batch = {
-        "seen": np.asarray(places),
-        "image_id": np.maximum(places, 0),
-        "box": np.zeros((len(places), rows, 4)),
-        "score": np.zeros((len(places), rows)),
-        "label": np.full((len(places), rows), -1),
-        "mask": np.zeros((len(places), rows, 28, 28), np.uint8),
-    }
-    for i, place in enumerate(places):
-        example = source[place] if place >= 0 else {"labels": ()}
-        count = len(example["labels"])
-        if count:
-            batch["box"][i, :count], batch["label"][i, :count] = example["boxes"], example["labels"]
-            batch["score"][i, :count] = 0.9 - 0.05 * np.arange(count)
-            masks = np.zeros((1, rows, 80, 80), bool)  # one shape for all: one program
-            height, width = example["masks"].shape[1:]
-            masks[0, :count, :height, :width] = example["masks"]
-            boxes = jnp.asarray(batch["box"][i : i + 1], jnp.float32)
-            packed = jnp.asarray(np.packbits(masks, axis=-1))
-            batch["mask"][i] = 255 * np.asarray(targets(packed, boxes, jnp.arange(rows)[None]))[0]
-    return batch
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from support.perfect_detections import perfect
 from support.runs import final_state, rewind, timeless_metrics
 
 from mambaout_jax.config import default_config
@@ -186,8 +187,6 @@ def test_losses_and_gradients_are_the_same_on_any_number_of_devices():
 
 @pytest.mark.slow
 def test_figures_of_an_evaluation_and_of_a_batch(tmp_path, monkeypatch):
-    from test_coco_results import perfect  # all objects found
-
     monkeypatch.setitem(scenes.COUNTS, "validation", 8)
     source = scenes.Scenes("validation", "detection", 64)
     partial = TASK.merge([perfect(source, list(range(8)))])
