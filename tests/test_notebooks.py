@@ -28,6 +28,10 @@ PROMISES = {
         (r"cue_short +conv +(\d+\.\d) %", 95),
         (r"cue_long +conv\+ssm bidirectional +(\d+\.\d) %", 80),
     ),
+    "03_detection": (
+        (r"box AP (\d+\.\d), mask AP", 15),
+        (r", mask AP (\d+\.\d)", 12),
+    ),
 }
 
 
