@@ -3,10 +3,10 @@
 
     python experiments/ade20k/quickstart.py
 
-Data: scenes of scikit-learn's digits on its photographs, at 96 x 120 pixels; 1,000 to train, 100
+Data: scenes of scikit-learn's digits on its photographs, at 160 x 200 pixels; 1,000 to train, 100
 with other digits and other parts of the photographs to test. Nothing is downloaded. Each pixel is
 of one of eleven classes: a digit, or none. Most are of none: to say so everywhere makes a mean IoU
-of 7.2. For some 500 updates the model tells digits from photographs and not yet from each other.
+of 7.5. For some 800 updates the model tells digits from photographs and not yet from each other.
 The run is kept in runs/quickstart_segmentation, and the same command resumes it there. This file is
 also a config:
 
@@ -15,8 +15,8 @@ also a config:
 
 The second command adds an SSM after every convolution and changes nothing else.
 
-Hardware: a CPU; it took 9 minutes on two cores busy with other work, some six of one core's time.
-Result: mIoU 41.6, mAcc 55.1, aAcc 89.4 with seed 0; conv+ssm not run.
+Hardware: a CPU; 21 minutes on two cores busy with other work, 22 of one core's time.
+Result: mIoU 58.2, mAcc 72.5, aAcc 94.4 with seed 0; conv+ssm not run.
 """
 
 import sys
@@ -38,10 +38,10 @@ def get_config(token_mixer: str = "conv"):
         config.model.options.dropout = 0.0
 
     config.data.source = "scenes"
-    config.data.image_size = 96
+    config.data.image_size = 160
     config.data.num_threads = 1
 
-    config.segmentation.scale = (0.9, 1.1)
+    config.segmentation.scale = (0.8, 1.25)
     config.segmentation.max_class_share = 1.0  # most pixels are no digit
     config.segmentation.photometric = False
     config.augment.flip_probability = 0.0  # a mirrored digit is not a digit
@@ -50,7 +50,7 @@ def get_config(token_mixer: str = "conv"):
     config.optimizer.weight_decay = 0.05
     config.optimizer.b2 = 0.98
 
-    config.schedule.total_epochs = 28.0
+    config.schedule.total_epochs = 40.0
     config.schedule.warmup_epochs = 2.0
     config.schedule.warmup_learning_rate = 0.0
     config.schedule.final_learning_rate = 0.0
