@@ -32,6 +32,10 @@ PROMISES = {
         (r"box AP (\d+\.\d), mask AP", 15),
         (r", mask AP (\d+\.\d)", 12),
     ),
+    "04_segmentation": (
+        (r"mean IoU on the test scenes: (\d+\.\d) %", 18),
+        (r"three scales (\d+\.\d) %", 18),
+    ),
 }
 
 
