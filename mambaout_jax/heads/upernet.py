@@ -24,7 +24,7 @@ from mambaout_jax.layers.conv import Conv
 from mambaout_jax.layers.conv_norm import ConvBatchNorm
 from mambaout_jax.layers.initializers import normal_fan_out_init
 from mambaout_jax.layers.norms import BatchNorm
-from mambaout_jax.layers.precision import compute_dtype
+from mambaout_jax.layers.precision import at_least_float32, compute_dtype
 from mambaout_jax.layers.resize import mean_pool_to, resize_linear
 
 # mmsegmentation's names of what is put on a backbone; see `weights.torch_names`.
@@ -166,6 +166,11 @@ class Segmenter(nn.Module):
     head: UperNetHead
     auxiliary: AuxiliaryHead
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.head.num_classes
+
     def __call__(
         self, images: Float[ArrayLike, "B H W C"], train: bool = False
     ) -> Float[Array, "B _ _ K"] | tuple[Float[Array, "B _ _ K"], Float[Array, "B _ _ K"]]:
@@ -188,11 +193,7 @@ class Segmenter(nn.Module):
             maps = self.neck(features.maps)
             logits = self.head(maps, train)
             if not train and not self.is_initializing():
-                return _at_least_float32(logits)
+                return at_least_float32(logits)
             auxiliary = self.auxiliary(maps[2], train)
-        both = _at_least_float32(logits), _at_least_float32(auxiliary)
+        both = at_least_float32(logits), at_least_float32(auxiliary)
         return both if train else both[0]
-
-
-def _at_least_float32(x: Float[Array, "B H W K"]) -> Float[Array, "B H W K"]:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -8,7 +8,6 @@ classes are right and between which the model has to choose.
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,18 @@ from mambaout_jax.metrics.hits import hit_sums
 from mambaout_jax.models import create_model
 from mambaout_jax.preprocessing import Preprocessing
 from mambaout_jax.tasks.augment import augment_batch, normalise
+from mambaout_jax.tasks.named import Named, names_of_weights
 from mambaout_jax.tasks.task import (
     Batch,
     Partial,
     Prediction,
     Score,
     Sums,
-    Task,
     add_up,
     concatenate,
     prepared_config,
 )
 from mambaout_jax.weights.load import load_pretrained
-
-_LOG = logging.getLogger("mambaout_jax")
 
 _MOST_MISTAKES = 64  # in one picture
 _FIGURES = ("confusion_matrix.png", "per_class.csv", "mistakes.png")
@@ -74,7 +71,7 @@ def predict(
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Task):
+class Classification(Named):
     """Which of the classes does an image show? See `Task` for the methods.
 
     Attributes:
@@ -85,31 +82,13 @@ class Classification(Task):
     `index` in the set (-1 of what filled a batch up), `label`, `guess` and its `probability`.
     """
 
-    config: Config
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @classmethod
-    def from_config(cls, config: Config, source: LabelledImages) -> "Classification":
-        return cls(config, tuple(source.class_names))
-
     @classmethod
     def from_weights(
         cls, source: str | Path, name: str | None, preprocessing: Preprocessing,
         config: Config | None = None, **options: Any,
     ) -> tuple["Classification", nn.Module, dict[str, Any]]:  # fmt: skip
         model, variables = load_pretrained(source, name, **options)
-        names, count = preprocessing.class_names, model.head.num_classes
-        if names is not None and len(names) != count:
-            _LOG.warning(
-                "%s names %d classes, and the model has %d: they are called by their numbers",
-                source, len(names), count,
-            )  # fmt: skip
-            names = None
-        names = _unnamed(count) if names is None else names
+        names = names_of_weights(source, preprocessing, model.head.num_classes)
         return cls(prepared_config(preprocessing, config), names), model, variables
 
     def describe(self) -> str:
@@ -117,9 +96,6 @@ class Classification(Task):
 
     def score(self) -> Score:
         return Score("top1", "points")
-
-    def record(self) -> dict[str, Any]:
-        return {"classes.json": list(self.class_names)}
 
     def build(self, name: str, **options: Any) -> nn.Module:
         return create_model(name, num_classes=self.num_classes, **options)
@@ -142,8 +118,7 @@ class Classification(Task):
         return model, variables
 
     def aligned(self, source: LabelledImages) -> Renumbered:
-        named = self.class_names != _unnamed(self.num_classes)
-        return Renumbered(source, self.class_names, named)
+        return Renumbered(source, self.class_names, self.are_named)
 
     def training_view(self) -> TrainingView:
         return TrainingView(self.config)
@@ -236,8 +211,6 @@ class Classification(Task):
 
     def draw_batch(self, batch: Batch, path: Path) -> None:
         """Draws each image under its class, or the two that were mixed with their shares."""
-        mean, std = (np.asarray(self.config.data[name], np.float32) for name in ("mean", "std"))
-        pixels = np.clip((np.asarray(batch["image"]) * std + mean) * 255, 0, 255).round()
         smoothing = self.config.loss.label_smoothing / self.num_classes
         titles = []
         for target in np.asarray(batch["target"]):
@@ -245,7 +218,7 @@ class Classification(Task):
             names = [f"{self.class_names[i]} {target[i]:.2f}" for i in likely]
             mixed = target[likely[1]] > smoothing + 1e-3
             titles.append("\n".join(names if mixed else names[:1]))
-        draw_image_grid(pixels.astype(np.uint8), titles, path)
+        draw_image_grid(self.pixels(batch["image"]), titles, path)
 
     def mistakes(self, partial: Partial) -> list[tuple[int, int, int, float]]:
         """The wrong examples, the surest mistake first: index, label, guess, probability."""
@@ -292,11 +265,6 @@ class Classification(Task):
                 f"{shown(prediction.path.name)}\n{best['name']} {100 * best['probability']:.1f} %"
             )
         draw_image_grid(np.stack([prediction.image for prediction in predictions]), titles, path)
-
-
-def _unnamed(count: int) -> tuple[str, ...]:
-    """What classes are called where the weights do not tell."""
-    return tuple(f"class {i}" for i in range(count))
 
 
 def _counted(partial: Partial) -> dict[str, np.ndarray]:

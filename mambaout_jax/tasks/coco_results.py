@@ -109,7 +109,9 @@ def by_image(rows: Rows) -> Iterator[tuple[int, Int[np.ndarray, "n"]]]:
     """The place of each image that has detections, and the rows of these."""
     order = np.argsort(rows["index"], kind="stable")
     places, starts = np.unique(rows["index"][order], return_index=True)
-    yield from zip(places.tolist(), np.split(order, starts[1:]), strict=True)
+    ends = [*starts[1:], len(order)]
+    for place, start, end in zip(places.tolist(), starts, ends[: len(starts)], strict=True):
+        yield place, order[start:end]
 
 
 def pasted(

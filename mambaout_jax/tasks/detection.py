@@ -6,10 +6,9 @@ left corner of a canvas, of which `image_shape` says how much they fill.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,8 +23,6 @@ from mambaout_jax.analysis.detection_figures import (
     picture_objects,
     write_class_precision,
 )
-from mambaout_jax.config import Config
-from mambaout_jax.data.sets.identity import class_changes
 from mambaout_jax.data.sets.image_files import Decoded, pixels_of
 from mambaout_jax.data.sets.listing import shown
 from mambaout_jax.data.sets.sources import DetectionImages
@@ -36,8 +33,6 @@ from mambaout_jax.heads.mask_rcnn import TORCH_NAMES
 from mambaout_jax.heads.targets import uniform_draw
 from mambaout_jax.metrics.coco import CocoResult, decode_mask, encode_mask, evaluate_coco
 from mambaout_jax.models.dense import create_detector
-from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.tasks.augment import normalise
 from mambaout_jax.tasks.coco_results import (
     SURE,
     Mistakes,
@@ -48,10 +43,8 @@ from mambaout_jax.tasks.coco_results import (
     rows_of_batch,
     worst_images,
 )
-from mambaout_jax.tasks.task import Batch, Partial, Prediction, Score, Sums, Task, prepared_config
-from mambaout_jax.weights.dense import load_dense
-
-_LOG = logging.getLogger("mambaout_jax")
+from mambaout_jax.tasks.dense import Dense
+from mambaout_jax.tasks.task import Batch, Partial, Prediction, Score, Sums
 
 _KINDS = {"box": "bbox", "mask": "segm"}
 _FIGURES = ("precision_recall.png", "per_class_ap.csv", "per_class_ap.png", "worst_images.png")
@@ -59,7 +52,7 @@ _DRAWN = 16  # images in a picture
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection(Task):
+class Detection(Dense):
     """Where are the objects of the classes, and what are their shapes? See `Task` for the methods.
 
     Attributes:
@@ -70,66 +63,16 @@ class Detection(Task):
     A partial result is described in `coco_results`.
     """
 
-    config: Config
-    class_names: tuple[str, ...]
     measured: DetectionImages | None = None
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @classmethod
-    def from_config(cls, config: Config, source: DetectionImages) -> "Detection":
-        return cls(config, tuple(source.class_names))
-
-    @classmethod
-    def from_weights(
-        cls, source: str | Path, name: str | None, preprocessing: Preprocessing,
-        config: Config | None = None, **options: Any,
-    ) -> tuple["Detection", nn.Module, dict[str, Any]]:  # fmt: skip
-        model, variables = load_dense(
-            create_detector, source, name, torch_names=TORCH_NAMES, **options
-        )
-        names, count = preprocessing.class_names, model.num_classes
-        if names is not None and len(names) != count:
-            _LOG.warning(
-                "%s names %d classes, and the model has %d: they are called by their numbers",
-                source, len(names), count,
-            )  # fmt: skip
-            names = None
-        names = _unnamed(count) if names is None else names
-        return cls(prepared_config(preprocessing, config), names), model, variables
+    create: ClassVar = staticmethod(create_detector)
+    torch_names: ClassVar = TORCH_NAMES
 
     def describe(self) -> str:
         return f"objects of {self.num_classes} classes"
 
     def score(self) -> Score:
         return Score("box_ap", "points")
-
-    def record(self) -> dict[str, Any]:
-        return {"classes.json": list(self.class_names)}
-
-    def build(self, name: str, **options: Any) -> nn.Module:
-        return create_detector(name, self.num_classes, **options)
-
-    def load(
-        self, source: str | Path, name: str | None = None, *, reset_head: bool = False,
-        **options: Any,
-    ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
-        return load_dense(
-            create_detector, source, name, num_classes=self.num_classes, reset_head=reset_head,
-            torch_names=TORCH_NAMES, **options,
-        )  # fmt: skip
-
-    def aligned(self, source: DetectionImages) -> DetectionImages:
-        """The set itself: its classes have to be those of the weights, in their order."""
-        theirs, ours = tuple(source.class_names), self.class_names
-        if len(theirs) != len(ours) or (theirs != ours and ours != _unnamed(len(ours))):
-            raise ValueError(
-                f"the weights' classes are not those of the data: {class_changes(ours, theirs)}; "
-                "evaluate weights that were trained on these classes"
-            )
-        return source
 
     def measured_on(self, source: DetectionImages) -> "Detection":
         return dataclasses.replace(self, measured=source)
@@ -145,13 +88,7 @@ class Detection(Task):
 
     def prepare(self, batch: Batch, key: Key[Array, ""] | None) -> Batch:
         """Normalises, and sets what is beyond an image to 0; in training adds `key` (B,)."""
-        images = normalise(batch["image"], self.config.data.mean, self.config.data.std)
-        if "image_shape" in batch:
-            shapes = batch["image_shape"]
-            rows, columns = (
-                jnp.arange(n)[None] < shapes[:, i, None] for i, n in enumerate(images.shape[1:3])
-            )
-            images = jnp.where((rows[:, :, None] & columns[:, None])[..., None], images, 0)
+        images = self.normalised(batch)
         if key is None:
             return {**batch, "image": images}
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["position"])
@@ -197,14 +134,24 @@ class Detection(Task):
         return {name: evaluate_coco(truth, found, kind) for name, kind in _KINDS.items()}
 
     def metrics(self, partial: Partial) -> dict[str, float]:
-        """`box_ap` and `mask_ap` in percent, and COCO's other precisions that are defined."""
+        """`box_ap` and `mask_ap` in percent, and COCO's other precisions that are defined.
+
+        Raises:
+            ValueError: the set has no objects that count.
+        """
         if self.measured is None:
             raise ValueError("there is nothing to compare with; use task.measured_on(source)")
+        results = self.results(partial, self.measured)
+        if results["box"].figures["ap"] < 0:
+            raise ValueError(
+                "the set has no objects (crowds do not count), so that there is no average "
+                "precision; evaluate on images that have some"
+            )
         return {
-            f"{name}_{figure}": 100 * max(value, 0)
-            for name, result in self.results(partial, self.measured).items()
+            f"{name}_{figure}": 100 * value
+            for name, result in results.items()
             for figure, value in result.figures.items()
-            if figure == "ap" or (figure.startswith("ap") and value >= 0)  # -1: no such object
+            if figure.startswith("ap") and value >= 0  # -1: no object of that size
         }
 
     def view_image(self, image: Decoded) -> dict[str, np.ndarray]:
@@ -249,7 +196,7 @@ class Detection(Task):
     def draw_batch(self, batch: Batch, path: Path) -> None:
         """Draws the first images with the objects that are learned from them."""
         pictures, titles = [], []
-        pixels = self._pixels(batch["image"])
+        pixels = self.pixels(batch["image"])
         for i, image in enumerate(pixels[:_DRAWN]):
             height, width = (int(side) for side in batch["image_shape"][i])
             labels = np.asarray(batch["labels"][i])
@@ -266,11 +213,6 @@ class Detection(Task):
             )
             titles.append(f"{len(present)} objects, {width} x {height} pixels")
         draw_pictures(pictures, titles, path)
-
-    def _pixels(self, images: Float[Array, "B H W C"]) -> UInt8[np.ndarray, "B H W C"]:
-        mean, std = (np.asarray(self.config.data[name], np.float32) for name in ("mean", "std"))
-        pixels = np.clip((np.asarray(images) * std + mean) * 255, 0, 255).round()
-        return pixels.astype(np.uint8)
 
     @classmethod
     def evaluation_files(cls) -> tuple[str, ...]:
@@ -336,8 +278,3 @@ class Detection(Task):
             )
             titles.append(f"{shown(prediction.path.name)}\n{len(sure)} objects")
         draw_pictures(pictures, titles, path)
-
-
-def _unnamed(count: int) -> tuple[str, ...]:
-    """What classes are called where the weights do not tell."""
-    return tuple(f"class {i}" for i in range(count))

@@ -9,7 +9,7 @@ Losses and measures are mmsegmentation's. A loaded batch holds `image`, uint8 (B
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,6 @@ from mambaout_jax.analysis.segmentation_figures import (
     draw_overlays,
     draw_worst_images,
 )
-from mambaout_jax.config import Config
-from mambaout_jax.data.sets.identity import class_changes
 from mambaout_jax.data.sets.image_files import Decoded
 from mambaout_jax.data.sets.sources import SegmentationImages
 from mambaout_jax.data.views.segmentation import EvaluationView, TrainingView
@@ -41,19 +39,15 @@ from mambaout_jax.layers.resize import resize_linear
 from mambaout_jax.metrics.coco import encode_mask
 from mambaout_jax.metrics.miou import IGNORED, mean_iou, pixel_confusion, write_class_overlaps_csv
 from mambaout_jax.models.dense import create_segmenter
-from mambaout_jax.preprocessing import Preprocessing
-from mambaout_jax.tasks.augment import normalise
+from mambaout_jax.tasks.dense import Dense
 from mambaout_jax.tasks.task import (
     Batch,
     Partial,
     Prediction,
     Score,
     Sums,
-    Task,
     concatenate,
-    prepared_config,
 )
-from mambaout_jax.weights.dense import load_dense
 
 _WORST = 24  # images that a partial result keeps for a picture
 _THUMBNAIL = 128  # pixels, height and width of the maps of their classes
@@ -61,7 +55,7 @@ _FIGURES = ("confusion_matrix.png", "per_class_iou.csv", "worst_images.png")
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation(Task):
+class Segmentation(Dense):
     """Which class does each pixel show? See `Task` for the methods.
 
     Attributes:
@@ -74,66 +68,14 @@ class Segmentation(Task):
     1], and `classes`, uint8 (128, 128), what was predicted, squashed.
     """
 
-    config: Config
-    class_names: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @classmethod
-    def from_config(cls, config: Config, source: SegmentationImages) -> "Segmentation":
-        return cls(config, tuple(source.class_names))
-
-    @classmethod
-    def from_weights(
-        cls, source: str | Path, name: str | None, preprocessing: Preprocessing,
-        config: Config | None = None, **options: Any,
-    ) -> tuple["Segmentation", nn.Module, dict[str, Any]]:  # fmt: skip
-        model, variables = load_dense(
-            create_segmenter, source, name, torch_names=TORCH_NAMES, **options
-        )
-        count = model.head.num_classes
-        names = preprocessing.class_names
-        if names is None or len(names) != count:
-            names = _unnamed(count)
-        return cls(prepared_config(preprocessing, config), names), model, variables
+    create: ClassVar = staticmethod(create_segmenter)
+    torch_names: ClassVar = TORCH_NAMES
 
     def describe(self) -> str:
         return f"{self.num_classes} classes of pixels"
 
     def score(self) -> Score:
         return Score("miou", "points")
-
-    def record(self) -> dict[str, Any]:
-        return {"classes.json": list(self.class_names)}
-
-    def build(self, name: str, **options: Any) -> nn.Module:
-        return create_segmenter(name, self.num_classes, **options)
-
-    def load(
-        self, source: str | Path, name: str | None = None, *, reset_head: bool = False,
-        **options: Any,
-    ) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
-        return load_dense(
-            create_segmenter,
-            source,
-            name,
-            num_classes=self.num_classes,
-            reset_head=reset_head,
-            torch_names=TORCH_NAMES,
-            **options,
-        )
-
-    def aligned(self, source: SegmentationImages) -> SegmentationImages:
-        """The set itself: its classes have to be those of the weights, in their order."""
-        theirs, ours = tuple(source.class_names), self.class_names
-        if len(theirs) != len(ours) or (theirs != ours and ours != _unnamed(len(ours))):
-            raise ValueError(
-                f"the weights' classes are not those of the data: {class_changes(ours, theirs)}; "
-                "evaluate weights that were trained on these classes"
-            )
-        return source
 
     def groups(self, source: SegmentationImages, train: bool = False) -> Sequence[int] | None:
         return None if train else groups_of(source.image_sizes)
@@ -146,11 +88,7 @@ class Segmentation(Task):
 
     def prepare(self, batch: Batch, key: Key[Array, ""] | None) -> Batch:
         """Normalises; what is beyond `image_shape` becomes 0 after that."""
-        images = normalise(batch["image"], self.config.data.mean, self.config.data.std)
-        if "image_shape" in batch:
-            inside = _inside(images.shape[1:3], batch["image_shape"])
-            images = jnp.where(inside[..., None], images, 0)
-        return {**batch, "image": images}
+        return {**batch, "image": self.normalised(batch)}
 
     def loss(
         self,
@@ -290,13 +228,8 @@ class Segmentation(Task):
     def draw_batch(self, batch: Batch, path: Path) -> None:
         """Draws each image beside its labels, under the names of its largest classes."""
         draw_labelled_images(
-            self._pixels(batch["image"]), np.asarray(batch["labels"]), self.class_names, path
+            self.pixels(batch["image"]), np.asarray(batch["labels"]), self.class_names, path
         )
-
-    def _pixels(self, images: Float[Array, "B H W C"]) -> np.ndarray:
-        mean, std = (np.asarray(self.config.data[name], np.float32) for name in ("mean", "std"))
-        pixels = np.clip((np.asarray(images) * std + mean) * 255, 0, 255).round()
-        return pixels.astype(np.uint8)
 
     @classmethod
     def evaluation_files(cls) -> tuple[str, ...]:
@@ -318,19 +251,6 @@ class Segmentation(Task):
     def draw_predictions(self, predictions: Sequence[Prediction], path: str | Path) -> None:
         """Draws images with their classes in colours, and the names of the largest."""
         draw_overlays(predictions, self.class_names, path)
-
-
-def _unnamed(count: int) -> tuple[str, ...]:
-    """What classes are called where the weights do not tell."""
-    return tuple(f"class {i}" for i in range(count))
-
-
-def _inside(size: tuple[int, ...], image_shapes: Int[Array, "B 2"]) -> Array:
-    """Which pixels (B, H, W) of a canvas are of the image in its upper left corner."""
-    rows, columns = (
-        jnp.arange(n)[None] < image_shapes[:, axis, None] for axis, n in enumerate(size)
-    )
-    return rows[:, :, None] & columns[:, None]
 
 
 def _own_iou(confusion: Int[Array, "K K"]) -> Float[Array, ""]:

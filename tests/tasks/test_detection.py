@@ -19,6 +19,7 @@ from mambaout_jax.data.sets import scenes
 from mambaout_jax.evaluation.evaluator import evaluate
 from mambaout_jax.metrics.coco import decode_mask
 from mambaout_jax.runtime.mesh import make_mesh, put_batch, replicated
+from mambaout_jax.tasks.coco_results import worst_images
 from mambaout_jax.tasks.detection import Detection
 from mambaout_jax.tasks.task import Prediction
 from mambaout_jax.train.loop import train
@@ -53,17 +54,6 @@ def scenes_config():
 
 
 TASK = Detection(scenes_config(), NAMES)
-
-
-def test_images_are_normalised_and_0_beyond_their_edge():
-    images = np.full((2, 32, 64, 3), 200, np.uint8)
-    batch = {"image": images, "image_shape": np.asarray([[32, 64], [20, 50]], np.int32)}
-    prepared = TASK.prepare(jax.tree.map(jnp.asarray, batch), None)["image"]
-    inside = np.zeros((2, 32, 64), bool)
-    inside[0], inside[1, :20, :50] = True, True
-    data = TASK.config.data
-    expected = (200 / 255 - np.asarray(data.mean)) / np.asarray(data.std)
-    np.testing.assert_allclose(prepared, inside[..., None] * expected, rtol=1e-5)
 
 
 def test_random_draws_belong_to_a_place_in_the_global_batch():
@@ -121,6 +111,30 @@ def test_metrics_need_a_set_of_the_same_classes():
     assert TASK.aligned(source) is source
     with pytest.raises(ValueError, match="the weights' classes are not those of the data"):
         Detection(scenes_config(), NAMES[:9]).aligned(source)
+
+
+def found_nothing(count):
+    """The partial result of a set in which a detector saw nothing."""
+    shapes = {"label": (0,), "index": (0,), "image_id": (0,), "score": (0,), "box": (0, 4)}
+    partial = {name: np.zeros(shape, int) for name, shape in shapes.items()}
+    partial["box"] = partial["box"].astype(float)
+    return partial | {"mask": np.zeros((0, 28, 28), np.uint8), "seen": np.arange(count)}
+
+
+def test_a_detector_that_finds_nothing_has_a_precision_of_0():
+    source = scenes.Scenes("validation", "detection", 64)
+    metrics = TASK.measured_on(source).metrics(found_nothing(len(source)))
+    assert metrics["box_ap"] == metrics["mask_ap"] == 0
+    assert set(metrics.values()) == {0}
+    assert worst_images(found_nothing(len(source)), source, 2)[0].wrong == 0
+
+
+def test_a_set_without_objects_has_no_average_precision(monkeypatch):
+    source = scenes.Scenes("validation", "detection", 64)
+    nothing = source.ground_truth() | {"annotations": []}
+    monkeypatch.setattr(source, "ground_truth", lambda: nothing)
+    with pytest.raises(ValueError, match=r"the set has no objects \(crowds do not count\)"):
+        TASK.measured_on(source).metrics(found_nothing(len(source)))
 
 
 @pytest.fixture(scope="module")
