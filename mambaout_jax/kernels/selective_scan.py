@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.dispatch import (
@@ -25,7 +26,7 @@ from mambaout_jax.kernels.dispatch import (
     vary_alike,
 )
 from mambaout_jax.kernels.selective_scan_lanes import cut_of, lane_gradients, lane_values
-from mambaout_jax.kernels.selective_scan_pallas import scan_pallas
+from mambaout_jax.kernels.selective_scan_pallas import STATES, scan_pallas
 
 
 def selective_scan(
@@ -189,7 +190,7 @@ def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus):
         y, state, entering = lane_values(u, delta, A, B, C, initial_state, reverse, cut)
     else:
         y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
-    return (y, state), (u, delta, A, B, C, entering)
+    return (y, state), (u, delta, A, B, C, checkpoint_name(entering, STATES))
 
 
 def _scan_chunked_bwd(reverse, softplus, residuals, cotangents):

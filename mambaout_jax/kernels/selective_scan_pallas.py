@@ -27,11 +27,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from mambaout_jax.kernels import selective_scan_mosaic_gpu, selective_scan_mosaic_tpu
 from mambaout_jax.kernels.dispatch import differentiable_once, run_where_lowered
 from mambaout_jax.kernels.partition import split_by_batch
+
+# The name of what the gradient of a scan needs and only the recurrence can make: `jax.checkpoint`
+# around a scan that keeps this (`save_only_these_names`) computes again only what is cheap.
+STATES = "selective_scan_states"
 
 # 16 tokens: as many exponentials and states of one channel and n as fit in a GPU thread's registers
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take
@@ -136,7 +141,8 @@ _SECOND = (
 def _scan_fwd_once(*args):
     *arrays, reverse, chunk, platform = args
     run = functools.partial(_scan_fwd, reverse=reverse, chunk=chunk, platform=platform)
-    return differentiable_once(run, _SECOND)(*arrays)
+    results, (*inputs, entries) = differentiable_once(run, _SECOND)(*arrays)
+    return results, (*inputs, checkpoint_name(entries, STATES))
 
 
 def _scan_bwd_once(reverse, chunk, platform, *arrays):

@@ -40,13 +40,13 @@ class DropPath(nn.Module):
     Draws from the random stream `dropout`.
 
     Attributes:
-        rate: probability of dropping, in [0, 1).
+        rate: probability of dropping, in [0, 1); an array where blocks run in a loop.
     """
 
-    rate: float
+    rate: float | Float[Array, ""]
 
     def __call__(self, x: Float[Array, "B ..."], train: bool) -> Float[Array, "B ..."]:
-        if not train or self.rate == 0:
+        if not train or (not isinstance(self.rate, jax.Array) and self.rate == 0):
             return x
         keep = 1 - self.rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.dispatch import is_known
 from mambaout_jax.kernels.selective_scan import selective_scan
+from mambaout_jax.kernels.selective_scan_pallas import STATES
 from mambaout_jax.layers.initializers import uniform_fan_in_init
 from mambaout_jax.layers.linear import Dense
 from mambaout_jax.mixers.routes import Path, flatten, restore, walk
@@ -28,6 +29,14 @@ SSM_DECAY = (r"/(A_log|D)$", False)  # for a family's DECAY: rates and skips are
 
 # Step sizes at the start: drawn between these, log-uniform, and no smaller than the floor.
 _DELTA_RANGE, _DELTA_FLOOR = (1e-3, 1e-1), 1e-4
+
+
+# For a method that computes the inputs of a scan and scans them. Kept for the gradient, the map of
+# every path in float32 and several times over, they are most of a model's memory; they are cheap to
+# compute again from the map that they come from.
+keep_states_only = functools.partial(
+    nn.remat, policy=jax.checkpoint_policies.save_only_these_names(STATES)
+)
 
 
 class ScanSize(NamedTuple):
@@ -160,6 +169,7 @@ class MapSSM(nn.Module):
     dtype: Dtype | None = None
     weigh: nn.Module | None = None
 
+    @keep_states_only
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
         size = (x.shape[1], x.shape[2])

@@ -22,6 +22,7 @@ from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import HiddenHead
 from mambaout_jax.layers.activations import activation
+from mambaout_jax.layers.block_loop import run_blocks
 from mambaout_jax.layers.conv import DepthwiseConv
 from mambaout_jax.layers.downsample import ConvNorm, ConvStem
 from mambaout_jax.layers.linear import JoinDense, SplitDense
@@ -116,7 +117,7 @@ class GatedCNNBlock(nn.Module):
     """
 
     options: BlockOptions
-    drop_path: float = 0.0
+    drop_path: float | Float[Array, ""] = 0.0
     dtype: Dtype | None = None
 
     @nn.compact
@@ -182,11 +183,14 @@ class MambaOut(Pyramid):
     Attributes:
         stem_mid_norm: normalise between the two convolutions of the stem.
         downsample_norm_first: normalise before the convolution between stages, not after it.
+        loop_blocks: compile the blocks of a stage as one that loops. It takes a compiler for TPUs
+            less than half the time; see `layers.block_loop`.
         block: what the blocks are made of.
     """
 
     stem_mid_norm: bool = True
     downsample_norm_first: bool = False
+    loop_blocks: bool = False
     block: BlockOptions = BlockOptions()
 
     @nn.compact
@@ -202,8 +206,11 @@ class MambaOut(Pyramid):
                 first = self.downsample_norm_first
                 name = f"downsample_{i}"
                 x = ConvNorm(self.dims[i], 3, 2, 1, norm_first=first, dtype=dtype, name=name)(x)
-            for j, rate in enumerate(rates):
-                x = block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")(x, train)
+            blocks = [
+                block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")
+                for j, rate in enumerate(rates)
+            ]
+            x = run_blocks(blocks, x, train, loop=self.loop_blocks)
             maps.append(x)
         return Features(tuple(maps))
 
