@@ -51,7 +51,7 @@ class DropPath(nn.Module):
         keep = 1 - self.rate
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+        return jnp.where(kept, (x / keep).astype(x.dtype), jnp.zeros_like(x))
 
 
 def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:

@@ -10,8 +10,7 @@ import pytest
 from mambaout_jax.layers.block_loop import run_blocks
 from mambaout_jax.layers.residual import DropPath
 from mambaout_jax.models import create_model
-
-SIZES = {"depths": (1, 1, 4, 1), "dims": (8, 12, 16, 20), "num_classes": 5}
+from mambaout_jax.models.mambaout import BlockOptions, GatedCNNBlock
 
 
 class AddOne(nn.Module):
@@ -44,32 +43,48 @@ class Stage(nn.Module):
         return run_blocks(blocks, x, train, loop=True)
 
 
-@pytest.mark.parametrize("more", [{}, {"token_mixer": "conv+ssm"}, {"remat": True}], ids=str)
-def test_a_loop_changes_neither_names_nor_values_nor_gradients(rng, more):
-    images = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
-    models = [create_model("mambaout_tiny", loop_blocks=x, **SIZES, **more) for x in (False, True)]
-    variables, looped = (m.init(jax.random.key(0), images) for m in models)
+class Gated(nn.Module):
+    """Blocks of MambaOut."""
+
+    depth: int
+    loop: bool
+    options: BlockOptions
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        block = nn.remat(GatedCNNBlock, static_argnums=(2,))
+        blocks = [block(self.options, name=f"block_{i}") for i in range(self.depth)]
+        return run_blocks(blocks, x, train, loop=self.loop)
+
+
+def test_a_loop_changes_neither_names_nor_values_nor_gradients(rng):
+    x = jnp.asarray(rng.normal(size=(2, 4, 4, 8)), jnp.float32)
+    stages = [Gated(3, loop, BlockOptions(layer_scale=0.5)) for loop in (False, True)]
+    variables, looped = (stage.init(jax.random.key(0), x) for stage in stages)
     jax.tree.map(np.testing.assert_array_equal, variables, looped)
 
-    def run(model):
-        loss = lambda variables: (model.apply(variables, images) ** 2).sum()  # noqa: E731
+    def run(stage):
+        def loss(variables):
+            return (stage.apply(variables, x) ** 2).sum()
+
         return jax.jit(jax.value_and_grad(loss))(variables)
 
-    (value, gradient), (value_looped, gradient_looped) = map(run, models)
+    (value, gradient), (value_looped, gradient_looped) = map(run, stages)
     np.testing.assert_allclose(value_looped, value, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_looped), strict=True):
         np.testing.assert_allclose(other, one, atol=2e-6 * np.abs(one).max() + 1e-12)
 
 
 def test_a_stage_is_one_program_however_long_it_is():
-    def products(depth):
-        sizes = {**SIZES, "depths": (1, 1, depth, 1)}
-        model = create_model("mambaout_tiny", loop_blocks=True, **sizes)
-        image = jnp.zeros((1, 32, 32, 3))
+    def products(depth, **model):
+        sizes = {"depths": (1, 1, depth, 1), "dims": (8, 12, 16, 20), "num_classes": 5}
+        model = create_model("mambaout_tiny", **sizes, **model)
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
         return str(jax.make_jaxpr(model.apply)(variables, image)).count("dot_general")
 
-    assert products(3) == products(8) > 0
+    assert products(3) < products(8)
+    assert products(3, loop_blocks=True) == products(8, loop_blocks=True) > 0
 
 
 def test_each_turn_drops_at_the_rate_of_its_block():
@@ -78,8 +93,9 @@ def test_each_turn_drops_at_the_rate_of_its_block():
     x = jnp.zeros((20_000, 1))
     variables = stage.init(jax.random.key(0), x)
     assert float(stage.apply(variables, x).max()) == float(stage.apply(variables, x).min()) == 3
-    y = np.asarray(stage.apply(variables, x, True, rngs={"dropout": jax.random.key(1)}))
-    values, counts = np.unique(y, return_counts=True)
+    y = stage.apply(variables, x.astype(jnp.bfloat16), True, rngs={"dropout": jax.random.key(1)})
+    assert y.dtype == jnp.bfloat16
+    values, counts = np.unique(np.asarray(y, np.float32), return_counts=True)
     np.testing.assert_array_equal(values, [1, 3, 5, 7])  # 1 + 2 [kept] + 4 [kept]
     np.testing.assert_allclose(counts / y.size, [0.375, 0.375, 0.125, 0.125], atol=0.015)
 
