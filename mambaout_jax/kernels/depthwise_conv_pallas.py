@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The depthwise convolution and its gradients for NVIDIA GPUs, Hopper or newer, in Mosaic GPU.
 
-A block is one warpgroup, one thread a channel, so that every access to the maps is coalesced. It
-walks down a strip of up to 8 columns, one row of x after the other, and keeps in
+A block is one warpgroup and one thread a channel of one image: 128 channels of an image, or 64, 32
+or 16 channels of 2, 4 or 8 images, whichever leaves the fewest threads idle. All threads are at the
+same pixel, and those of one image at neighbouring channels, so that every access to the maps is
+coalesced. A block walks down a strip of up to 8 columns, one row of x after the other, and keeps in
 registers all that a row of x meets: the taps and KH rows of unfinished sums (`_conv_kernel`), or
 the sums over pixels of every tap and KH rows of dy (`_kernel_gradient_kernel`). Threads share
 nothing, so there is no shared memory and no barrier.
@@ -15,13 +17,17 @@ at the peak of an H100 (51 and 56 us for 128 x 56 x 56 x 96), so neither may wai
 - The rows of zeros above and below the map are never walked: 6 of 13 at 7 x 7 pixels.
 - A block writes its sums of every tap's gradient once, and they are added outside. There are no
   atomics, so that results are the same bits in every run.
-- Maps are never padded and copied, unless they have fewer than 128 channels. Where the tiles do
-  not divide C or W, the last one overlaps its neighbour: both write the same values there, and
-  the kernel's gradient leaves out the columns that were added before.
+- Where the tiles do not divide C or W, the last one overlaps its neighbour: both write the same
+  values there, and the kernel's gradient leaves out the columns that were added before.
+
+Maps are padded and copied only where they have fewer channels than a block has of one image. That
+is below 16 channels, whose 32 bytes in bfloat16 are the least that caches move; and below 128, 64
+or 32 channels in batches that 2, 4 or 8 do not divide, such as a lone image.
 
 A block holds a whole column of rows, so that small batches of large maps leave multiprocessors
-idle (8 x 56 x 56 x 96 has 56 blocks). The same loops in CUDA take 168 registers a thread at 7x7
-and begin to spill at 11x11 (nvcc 13, sm_90).
+idle (8 x 56 x 56 x 96 has 42 blocks). At 7x7 a thread takes at most 168 of its registers, which
+lets three blocks onto a multiprocessor, and nothing is spilled up to 13x13: that is what NVIDIA's
+compiler says, see experiments/results/machine_code_h100.json.
 
 Not run on an accelerator so far: tests interpret the kernels on CPUs and lower them. On several
 devices each runs its own images (`partition`).
@@ -39,7 +45,8 @@ from jaxtyping import Array, Float
 from mambaout_jax.kernels.dispatch import run_where_lowered
 from mambaout_jax.kernels.partition import split_by_batch
 
-_LANES = 128  # channels of a block: the threads of a warpgroup
+_THREADS = 128  # of a block: a warpgroup
+_CHANNELS = (128, 64, 32, 16)  # of an image in a block; the rest of its threads have other images
 _MAX_WIDTH = 8  # columns of a strip; with a 7x7 kernel three blocks fit on a multiprocessor
 _MAX_VALUES = 245  # that a thread keeps, as at 11x11 with 8 columns; it has 255 registers
 _BLOCKS = 264  # of the kernel's gradient, if there are so many strips: two per multiprocessor
@@ -115,25 +122,30 @@ def _split_kernel_gradient(x, dy, kernel_size):
 
 @jax.jit
 def _conv(x, kernel):
-    C = x.shape[3]
-    x, kernel = _at_least_one_tile(x), _at_least_one_tile(kernel)
-    strips, width = _strips(x.shape[2], kernel.shape[:2])
+    B, _, W, C = x.shape
+    images, lanes = _tile(B, C)
+    x, kernel = _at_least(lanes, x), _at_least(lanes, kernel)
+    strips, width = _strips(W, kernel.shape[:2])
     y = plgpu.kernel(
         functools.partial(_conv_kernel, width),
         out_type=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        grid=(-(-x.shape[3] // _LANES), strips, x.shape[0]),
-        grid_names=("tile", "strip", "batch"),
+        grid=(B // images, strips, -(-x.shape[3] // lanes)),
+        grid_names=("group", "strip", "tile"),
         compiler_params=_PARAMS,
-    )(x, kernel)
+    )(x, jnp.broadcast_to(kernel, (images, *kernel.shape)))
     return y[..., :C]
 
 
 def _conv_kernel(width, x, kernel, y):
-    """Row h of x adds to the rows h + KH // 2 - i of y, by the taps of row i."""
-    (_, H, W, C), (KH, KW, _) = x.shape, kernel.shape
-    margin, batch, channels = KH // 2, lax.axis_index("batch"), _channels(C)
+    """Row h of x adds to the rows h + KH // 2 - i of y, by the taps of row i.
+
+    The kernel is there once for every image of the block, in which threads find their own.
+    """
+    (_, H, W, C), (images, KH, KW, _) = x.shape, kernel.shape
+    margin, channels = KH // 2, _channels(C, images)
+    batch = pl.ds(lax.axis_index("group") * images, images)
     start = _start(lax.axis_index("strip"), width, W)
-    taps = [[_float32(kernel[i, j, channels]) for j in range(KW)] for i in range(KH)]
+    taps = [[_float32(kernel[:, i, j, channels]) for j in range(KW)] for i in range(KH)]
     load = functools.partial(_load_window, x, batch, start, width, KW // 2, channels)
 
     def write(row, sums):
@@ -164,31 +176,33 @@ def _conv_kernel(width, x, kernel, y):
 def _kernel_gradient(x, dy, kernel_size):
     """Blocks add up one or more strips each; their sums are added here, and stay float32."""
     B, _, W, C = x.shape
-    x, dy = _at_least_one_tile(x), _at_least_one_tile(dy)
+    images, lanes = _tile(B, C)
+    x, dy = _at_least(lanes, x), _at_least(lanes, dy)
     strips, width = _strips(W, kernel_size)
-    tiles, total = -(-x.shape[3] // _LANES), B * strips
+    tiles, total = -(-x.shape[3] // lanes), B // images * strips
     most = max(1, total * tiles // _BLOCKS)
     strips_per_block = next(n for n in range(most, 0, -1) if total % n == 0)
     blocks = total // strips_per_block
     sums = plgpu.kernel(
         functools.partial(_kernel_gradient_kernel, width, strips_per_block),
-        out_type=jax.ShapeDtypeStruct((blocks, *kernel_size, x.shape[3]), jnp.float32),
-        grid=(tiles, blocks),
-        grid_names=("tile", "block"),
+        out_type=jax.ShapeDtypeStruct((blocks, images, *kernel_size, x.shape[3]), jnp.float32),
+        grid=(blocks, tiles),
+        grid_names=("block", "tile"),
         compiler_params=_PARAMS,
     )(x, dy)
-    return sums.sum(axis=0)[..., :C]
+    return sums.sum(axis=(0, 1))[..., :C]
 
 
 def _kernel_gradient_kernel(width, strips_per_block, x, dy, sums):
     """Row h of x meets the rows h + KH // 2 - i of dy, for the taps of row i."""
-    (_, H, W, C), (_, KH, KW, _) = x.shape, sums.shape
-    margin, block, channels = KH // 2, lax.axis_index("block"), _channels(C)
+    (_, H, W, C), (_, images, KH, KW, _) = x.shape, sums.shape
+    margin, block, channels = KH // 2, lax.axis_index("block"), _channels(C, images)
     strips = -(-W // width)
 
     def add_strip(n, totals):
         index = block * strips_per_block + n
-        batch, strip = lax.div(index, strips), lax.rem(index, strips)
+        batch = pl.ds(lax.div(index, strips) * images, images)
+        strip = lax.rem(index, strips)
         start = _start(strip, width, W)
         load = functools.partial(_load_window, x, batch, start, width, KW // 2, channels)
 
@@ -219,11 +233,11 @@ def _kernel_gradient_kernel(width, strips_per_block, x, dy, sums):
         above = tuple(tuple(_float32(value) for value in load_dy(margin - i)) for i in range(1, KH))
         return lax.fori_loop(0, H, add_row, (totals, above, load_dy(margin), load(0)))[0]
 
-    zero = _float32(x[0, 0, 0, channels]) * 0
+    zero = _float32(x[pl.ds(0, images), 0, 0, channels]) * 0
     totals = lax.fori_loop(0, strips_per_block, add_strip, ((zero,) * KW,) * KH)
     for i in range(KH):
         for j in range(KW):
-            sums[block, i, j, channels] = totals[i][j]
+            sums[block, :, i, j, channels] = totals[i][j]
 
 
 def _load_window(x, batch, start, width, margin, channels, row):
@@ -249,21 +263,37 @@ def _strips(W, kernel_size):
 
 
 def _values(width, kernel_size):
-    """That a thread keeps: one per tap, KH rows of the strip, and two rows of x."""
+    """That a thread keeps: one per tap, KH rows of the strip, and two rows of x.
+
+    With several taps in a row the first one's multiply-add moves a sum on to the next row of sums;
+    with one tap the compiler copies them all, and both copies take registers.
+    """
     KH, KW = kernel_size
-    return KH * KW + KH * width + 2 * (width + KW - 1)
+    copies = 2 if KW == 1 else 1
+    return KH * KW + copies * KH * width + 2 * (width + KW - 1)
 
 
 def _start(strip, width, W):
     return jnp.minimum(strip * width, W - width)
 
 
-def _channels(C):
-    return pl.ds(jnp.minimum(lax.axis_index("tile") * _LANES, C - _LANES), _LANES)
+def _tile(B, C):
+    """Images and channels of a block that leave the fewest of its threads idle.
+
+    Where two do, the one that needs no padding, and then the one with more channels.
+    """
+    possible = [lanes for lanes in _CHANNELS if B % (_THREADS // lanes) == 0]
+    lanes = min(possible, key=lambda lanes: (-(-C // lanes) * lanes, lanes > C))
+    return _THREADS // lanes, lanes
 
 
-def _at_least_one_tile(x):
-    missing = _LANES - x.shape[-1]
+def _channels(C, images):
+    lanes = _THREADS // images
+    return pl.ds(jnp.minimum(lax.axis_index("tile") * lanes, C - lanes), lanes)
+
+
+def _at_least(lanes, x):
+    missing = lanes - x.shape[-1]
     return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, missing))) if missing > 0 else x
 
 

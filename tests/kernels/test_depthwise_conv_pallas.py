@@ -13,7 +13,7 @@ from support.interpreters import force_gpu_interpret_mode
 
 from mambaout_jax.kernels import depthwise_conv_pallas
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
-from mambaout_jax.kernels.depthwise_conv_pallas import _conv, _kernel_gradient
+from mambaout_jax.kernels.depthwise_conv_pallas import _conv, _kernel_gradient, _tile
 
 CASES = {  # maps (B, H, W, C), kernel sides, dtype
     "7x7-two-strips": ((1, 5, 10, 3), (7, 7), "float32"),
@@ -21,8 +21,10 @@ CASES = {  # maps (B, H, W, C), kernel sides, dtype
     "map-smaller-than-kernel": ((2, 2, 1, 4), (7, 5), "float32"),
     "bfloat16": ((2, 4, 3, 6), (5, 3), "bfloat16"),
     "pointwise-one-pixel": ((3, 1, 1, 2), (1, 1), "float32"),
+    "images-share-a-block": ((8, 2, 9, 40), (3, 3), "float32"),
+    "one-tap-a-row": ((2, 4, 3, 5), (3, 1), "float32"),
 }
-BY_DEFAULT = ("7x7-two-strips", "map-smaller-than-kernel")  # the others run with the slow tests
+BY_DEFAULT = ("7x7-two-strips", "images-share-a-block")  # the others run with the slow tests
 STAGES = {  # of MambaOut-Tiny
     "stage-0": (8, 56, 56, 96),
     "stage-1": (8, 28, 28, 192),
@@ -78,7 +80,7 @@ def check(rng, *case):
 @pytest.mark.parametrize(
     "case",
     [
-        case if case == "7x7-two-strips" else pytest.param(case, marks=pytest.mark.slow)
+        case if case in BY_DEFAULT else pytest.param(case, marks=pytest.mark.slow)
         for case in CASES
     ],
 )
@@ -90,6 +92,13 @@ def test_conv_pallas_matches_oracle_with_many_narrow_strips_in_a_block(rng, monk
     monkeypatch.setattr(depthwise_conv_pallas, "_MAX_VALUES", 23)  # what 2 columns of 3x3 take
     monkeypatch.setattr(depthwise_conv_pallas, "_BLOCKS", 3)  # for 6 strips
     check(rng, (2, 3, 5, 7), (3, 3), "float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize("channels", [1, 8, 48, 64, 96, 100, 128, 192])
+def test_conv_pallas_matches_oracle_with_any_number_of_channels(rng, batch, channels):
+    check(rng, (batch, 3, 9, channels), (3, 5), "float32")
 
 
 @pytest.mark.slow
@@ -123,9 +132,29 @@ def test_conv_pallas_lowers_in_other_sizes_and_float16(stage, sides):
     assert_lowers(value_and_gradients, *args)
 
 
-@pytest.mark.parametrize(("channels", "copies"), [(96, True), (130, False)])
-def test_conv_pallas_copies_only_maps_of_few_channels(channels, copies):
-    program = lower(value_and_gradients, *abstract((2, 5, 9, channels), (3, 3)))
+@pytest.mark.parametrize(
+    ("batch", "channels", "images", "lanes"),
+    [
+        (64, 96, 4, 32),
+        (64, 192, 2, 64),
+        (64, 384, 1, 128),
+        (64, 576, 2, 64),
+        (64, 48, 8, 16),
+        (6, 96, 2, 64),  # two tiles that overlap, where four images do not divide the batch
+        (1, 96, 1, 128),
+        (8, 5, 8, 16),
+    ],
+)
+def test_a_block_has_the_images_that_leave_fewest_threads_idle(batch, channels, images, lanes):
+    assert _tile(batch, channels) == (images, lanes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "copies"),
+    [(1, 130, False), (1, 96, True), (2, 96, False), (4, 48, False), (8, 15, True)],
+)
+def test_conv_pallas_copies_only_maps_that_do_not_fill_a_block(batch, channels, copies):
+    program = lower(value_and_gradients, *abstract((batch, 5, 9, channels), (3, 3)))
     assert ("stablehlo.pad" in program) == copies
 
 

@@ -128,3 +128,18 @@ def test_all_paths_are_one_scan():
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     program = str(jax.make_jaxpr(module.apply)(variables, x))
     assert program.count(" scan[") == 1
+
+
+@pytest.mark.parametrize("implementation", ["chunked", "pallas"])
+def test_gradient_of_a_map_needs_the_map_and_the_states_of_chunks_alone(implementation):
+    paths = paths_of("cross")
+    mixer = MapSSM(paths, state_size=16, dt_rank=2, implementation=implementation)
+    x = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.bfloat16)
+    variables = jax.eval_shape(mixer.init, jax.random.key(0), x)
+    _, gradient = jax.eval_shape(lambda *inputs: jax.vjp(mixer.apply, *inputs), variables, x)
+    kept = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(gradient)]
+    for leaf in jax.tree.leaves(variables):
+        kept.remove((leaf.shape, "float32"))
+    # Chunks of 16 of the 256 tokens. The kernel's channels fill tiles of 128 a group.
+    states = {"chunked": (16, 2, 4, 16, 64), "pallas": (2, 16, 16, 4 * 128)}[implementation]
+    assert sorted(kept) == sorted([((2, 16, 16, 64), "bfloat16"), (states, "float32")])
