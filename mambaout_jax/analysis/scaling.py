@@ -30,7 +30,7 @@ MODELS = (
     ("mambaout_base", "conv"),
 )
 
-_FLOAT = 4  # bytes of a parameter, a gradient, a moment
+_FLOAT = 4  # bytes of a parameter, a moment, an average
 _OPERATIONS = 2 * 3  # a multiplication and an addition; forward, and twice as much backward
 _UPDATE = 7 * _FLOAT  # AdamW reads parameter, gradient and two moments and writes all but one
 _COUNTERS = 3 * 4  # bytes of the state's three counts of updates: its own, Adam's, the schedule's
@@ -87,17 +87,20 @@ CHIPS: dict[str, Chip] = {
 
 
 class Assumed(NamedTuple):
-    """Shares of a vendor's figure that a program reaches. Assumptions: nobody measured them here.
+    """What is assumed of a program: nobody measured it here.
 
     Attributes:
-        peak: of the operations a second. High for these models on purpose: with less, a step takes
-            longer, so that the exchange hides more easily and fewer images have to be decoded.
-        links: of the bytes a second between chips; half is what remains where a slice of TPUs is
-            too small for its links to close to rings.
+        peak: share of the operations a second. High for these models on purpose: with less, a step
+            takes longer, so that the exchange hides more easily and fewer images are decoded.
+        links: share of the bytes a second between chips; half is what remains where a slice of TPUs
+            is too small for its links to close to rings.
+        gradient: bytes of one as it is exchanged: 4 as it is kept, 2 where a compiler adds those up
+            in bfloat16 that it makes so.
     """
 
     peak: float = 0.4
     links: float = 0.5
+    gradient: int = 4
 
 
 ASSUMED = Assumed()
@@ -129,7 +132,7 @@ def image_seconds(macs: int, chip: Chip, assumed: Assumed = ASSUMED) -> float:
 def all_reduce_seconds(
     parameters: int, chip: Chip, chips: int, assumed: Assumed = ASSUMED
 ) -> float:
-    """Seconds in which chips add up their float32 gradients: rings in islands, then between them.
+    """Seconds in which chips add up their gradients: by rings in islands, then between islands.
 
     A ring of n takes 2 (n - 1) / n · bytes / bandwidth (Patarasuk and Yuan 2009). Between islands
     each chip exchanges its own part of what its island has added up.
@@ -140,7 +143,7 @@ def all_reduce_seconds(
     inside = min(chips, chip.island)
     if chips < 1 or chips % inside:
         raise ValueError(f"chips={chips} must be 1 to {chip.island}, or a multiple of it")
-    size = _FLOAT * parameters
+    size = assumed.gradient * parameters
     within = _ring(inside) * size / (assumed.links * chip.link)
     between = _ring(chips // inside) * size / inside / (assumed.links * chip.network)
     return within + between
@@ -202,8 +205,8 @@ def memory_rows(paths: Iterable[Path]) -> list[list[str]]:
 
     Returns:
         Model, mixer, machine, chips, batch, dtype, then per chip MiB of arguments, GiB of
-        temporaries, GiB at the peak and of memory, and MiB of results of all-reduces. What the
-        compiler did not tell, because the program does not fit, is "–".
+        temporaries, GiB at the peak and of memory, MiB of results of all-reduces, and whether it
+        fits. What the compiler did not tell of a program that does not is "–".
     """
     rows = []
     for path in paths:
@@ -213,6 +216,7 @@ def memory_rows(paths: Iterable[Path]) -> list[list[str]]:
                 continue
             sizes = found["bytes"]
             exchanged = found["collectives"].get("all-reduce", {}).get("bytes", 0)
+            told = found["fits"] or found["collectives"]
             rows.append(
                 [
                     result["model"],
@@ -225,7 +229,7 @@ def memory_rows(paths: Iterable[Path]) -> list[list[str]]:
                     _scaled(sizes.get("temporaries"), 2**30, 2),
                     _scaled(sizes.get("peak"), 2**30, 2),
                     _scaled(found["limit"] or None, 2**30, 2),
-                    _scaled(exchanged if found["fits"] else None, 2**20, 1),
+                    _scaled(exchanged if told else None, 2**20, 1),
                     "yes" if found["fits"] else "**no**",
                 ]
             )

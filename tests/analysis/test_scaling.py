@@ -57,9 +57,9 @@ def test_passes_of_an_image_take_six_operations_per_mac():
 )
 def test_all_reduce_is_a_ring_in_an_island_and_one_between_them(chips, seconds):
     assert all_reduce_seconds(20_000_000, CHIP, chips, ALL) == pytest.approx(seconds)
-    assert all_reduce_seconds(20_000_000, CHIP, chips, Assumed(1.0, 0.5)) == pytest.approx(
-        2 * seconds
-    )
+    slow, short = Assumed(1.0, 0.5), Assumed(1.0, 1.0, gradient=2)
+    assert all_reduce_seconds(20_000_000, CHIP, chips, slow) == pytest.approx(2 * seconds)
+    assert all_reduce_seconds(20_000_000, CHIP, chips, short) == pytest.approx(seconds / 2)
 
 
 @pytest.mark.parametrize("chips", [0, 6])
@@ -165,6 +165,7 @@ def test_rows_of_memory_are_those_of_the_files(tmp_path):
     programs = [
         compiled(),
         compiled(program="evaluate"),
+        compiled(fits=False),  # compiled, and larger than the memory
         compiled(
             mixer="conv+ssm",
             fits=False,
@@ -181,6 +182,7 @@ def test_rows_of_memory_are_those_of_the_files(tmp_path):
     here = ["here", "1", "128", "float32"]
     assert memory_rows(sorted(tmp_path.iterdir())) == [
         ["mambaout_tiny", "conv", *v5e, "3.0", "2.50", "3.00", "15.75", "2.5", "yes"],
+        ["mambaout_tiny", "conv", *v5e, "3.0", "2.50", "3.00", "15.75", "2.5", "**no**"],
         ["mambaout_tiny", "conv+ssm", *v5e, "–", "16.00", "16.00", "15.75", "–", "**no**"],
         ["deit_tiny_patch16_224", "–", *here, "3.0", "2.50", "3.00", "–", "0.0", "yes"],
     ]
