@@ -119,18 +119,16 @@ def _check(arrays: dict[str, jax.Array]) -> None:
 def _gated_scan(arrays, delta_softplus, reverse, implementation):
     """Everything around the recurrence: step sizes before it, skip and gate after it."""
     dtype = jnp.promote_types(jnp.result_type(*arrays.values()), jnp.float32)
-    # u, B and C stay narrow in memory: a core widens what it reads of them.
-    wide = {name: x.astype(dtype) for name, x in arrays.items() if name not in ("u", "B", "C")}
-    u, delta, A = arrays["u"], wide["delta"], wide["A"]
+    # Tokens stay narrow in memory: a core widens what it reads of them.
+    tokens = ("u", "delta", "B", "C")
+    wide = {name: x.astype(dtype) for name, x in arrays.items() if name not in tokens}
+    u, delta, A = arrays["u"], arrays["delta"], wide["A"]
     B, C = (x if x.ndim == 4 else x[:, :, None] for x in (arrays["B"], arrays["C"]))
     if "delta_bias" in wide:
         delta = delta + wide["delta_bias"][None, None]
     state = wide.get("initial_state", jnp.zeros((u.shape[0], *A.shape), dtype))
-    y, state = _OPERATION.run(
-        implementation, u, delta, A, B, C, state, reverse=reverse, softplus=delta_softplus
-    )
-    if "D" in wide:
-        y = y + wide["D"][None, None] * u
+    options = {"reverse": reverse, "softplus": delta_softplus, "final": "z" not in wide}
+    y, state = _OPERATION.run(implementation, u, delta, A, B, C, wide.get("D"), state, **options)
     if "z" in wide:
         y = y * jax.nn.silu(wide["z"])
     return y.astype(u.dtype), state
@@ -142,13 +140,14 @@ _SECOND = (
     "all operations of a model, plain=True in create_model or plain_implementations()"
 )
 
-# The cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), a state (B, D, N), the
-# direction, and whether softplus makes the step sizes of delta. They return y (B, L, D) and the
-# last state, in the dtype of delta.
+# The cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), D (D,) or None, a state
+# (B, D, N), the direction, whether softplus makes the step sizes of delta, and whether y is final:
+# it may have the dtype of u then. They return y (B, L, D) and the last state, and compute in the
+# dtype of the state.
 
 
-def _scan_sequential(u, delta, A, B, C, initial_state, reverse, softplus):
-    G, delta = B.shape[2], _step_sizes(delta, softplus)
+def _scan_sequential(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
+    G, delta = B.shape[2], _step_sizes(delta, softplus, A)
     A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
 
     def token(h, xs):
@@ -159,11 +158,11 @@ def _scan_sequential(u, delta, A, B, C, initial_state, reverse, softplus):
 
     xs = tuple(jnp.moveaxis(x, 1, 0) for x in (u, delta, B, C))  # (L, B, ...)
     h, y = lax.scan(token, h, xs, reverse=reverse)  # y (L, B, G, D/G)
-    return jnp.moveaxis(y, 0, 1).reshape(u.shape), _flat_state(h)
+    return _with_skip(jnp.moveaxis(y, 0, 1).reshape(u.shape), D, u), _flat_state(h)
 
 
-def _scan_associative(u, delta, A, B, C, initial_state, reverse, softplus):
-    G, delta = B.shape[2], _step_sizes(delta, softplus)
+def _scan_associative(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
+    G, delta = B.shape[2], _step_sizes(delta, softplus, A)
     grouped = (*u.shape[:2], G, u.shape[2] // G)  # (B, L, G, D/G)
     decay, drive = _coefficients(
         u.reshape(grouped), delta.reshape(grouped), _grouped_rates(A, G), B
@@ -176,40 +175,56 @@ def _scan_associative(u, delta, A, B, C, initial_state, reverse, softplus):
 
     _, h = lax.associative_scan(combine, (decay, drive), axis=1, reverse=reverse)
     y = _sum_states(_per_state(C) * h)  # (B, L, G, D/G)
-    return y.reshape(u.shape), _flat_state(h[:, last])
+    return _with_skip(y.reshape(u.shape), D, u), _flat_state(h[:, last])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _scan_chunked(u, delta, A, B, C, initial_state, reverse, softplus):
-    return _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus)[0]
+def _scan_chunked(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
+    final &= not cut_of(*u.shape, *B.shape[2:])
+    if final:
+        D = jnp.zeros(u.shape[2], A.dtype) if D is None else D
+        return _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus)
+    delta = delta.astype(A.dtype)
+    y, state = _differentiable_chunks(u, delta, A, B, C, None, initial_state, reverse, softplus)
+    return _with_skip(y, D, u), state
 
 
-def _scan_chunked_fwd(u, delta, A, B, C, initial_state, reverse, softplus):
-    delta = _step_sizes(delta, softplus)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus):
+    """y has the dtype of u if D is given, and else that of delta."""
+    return _scan_chunked_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus)[0]
+
+
+def _scan_chunked_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus):
+    if delta.dtype == A.dtype:
+        delta = _step_sizes(delta, softplus, A)
     if cut := cut_of(*u.shape, *B.shape[2:]):
         y, state, entering = lane_values(u, delta, A, B, C, initial_state, reverse, cut)
     else:
-        y, state, entering = _chunked_values(u, delta, A, B, C, initial_state, reverse)
-    return (y, state), (u, delta, A, B, C, checkpoint_name(entering, STATES))
+        inputs = (u, delta, A, B, C, D, initial_state)
+        y, state, entering = _chunked_values(*inputs, reverse, softplus)
+    return (y, state), (u, delta, A, B, C, D, checkpoint_name(entering, STATES))
 
 
 def _scan_chunked_bwd(reverse, softplus, residuals, cotangents):
     u, _, _, B, *_ = residuals
     cut = cut_of(*u.shape, *B.shape[2:])
 
-    def gradients(*arrays):
+    def gradients(u, delta, A, B, C, D, *others):
         if cut:
-            return lane_gradients(*arrays, reverse, softplus, cut)
-        return _chunked_gradients(*arrays, reverse, softplus)
+            *found, dstate = lane_gradients(u, delta, A, B, C, *others, reverse, softplus, cut)
+            return *found, None, dstate
+        return _chunked_gradients(u, delta, A, B, C, D, *others, reverse, softplus)
 
     return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
 
 
-_scan_chunked.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
+_differentiable_chunks.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
 
 
-def _scan_pallas(u, delta, A, B, C, initial_state, reverse, softplus):
-    return scan_pallas(u, _step_sizes(delta, softplus), A, B, C, initial_state, reverse=reverse)
+def _scan_pallas(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
+    delta = _step_sizes(delta, softplus, A)
+    y, state = scan_pallas(u, delta, A, B, C, initial_state, reverse=reverse)
+    return _with_skip(y, D, u), state
 
 
 _OPERATION = Operation(
@@ -240,47 +255,54 @@ def _chunk_length(L: int) -> int:
 # The two functions below are jitted so that the layers of a model which agree in shape are traced
 # once. Their loops count steps, from 0 in either direction, and read and write single tokens of the
 # whole (B, L, ...) arrays in place: nothing is transposed, flipped or padded. Loops with bounds
-# known only while running let the last chunk be shorter.
+# known only while running let the last chunk be shorter. Step sizes are made of a narrow delta
+# here, by tokens and twice, which spares memory; of a wide one before, once, which spares time.
 
 
-@functools.partial(jax.jit, static_argnums=6)
-def _chunked_values(u, delta, A, B, C, initial_state, reverse):
+@functools.partial(jax.jit, static_argnums=(7, 8))
+def _chunked_values(u, delta, A, B, C, D, initial_state, reverse, softplus):
     """y, the last state, and the states which enter the chunks: (chunks, B, G, N, D/G)."""
     L, G = B.shape[1:3]
+    B, C = _flat_weights(B), _flat_weights(C)
     A, h = _grouped_rates(A, G), _grouped_state(initial_state, G)
-    length = _chunk_length(L)
+    length, late = _chunk_length(L), softplus and delta.dtype != A.dtype
 
     def token(step, carry):
         h, y = carry
         t = L - 1 - step if reverse else step
         u_t, delta_t, B_t, C_t = (_read(x, t, G) for x in (u, delta, B, C))
-        decay, drive = _coefficients(u_t, delta_t, A, B_t)
+        decay, drive = _coefficients(u_t, _step_sizes(delta_t, late, A), A, B_t)
         h = decay * h + drive
-        return h, _write(y, t, _read_out(C_t, h))
+        y_t = _read_out(C_t, h)
+        if D is not None:
+            y_t = y_t + D.reshape(1, G, -1) * u_t
+        return h, _write(y, t, y_t)
 
     def chunk(carry, first):
         stop = jnp.minimum(first + length, L)
         return lax.fori_loop(first, stop, token, carry), carry[0]
 
-    y = delta  # every token of it is written over
+    y = delta if D is None else u  # every token of it is written over
     (h, y), entering = lax.scan(chunk, (h, y), jnp.arange(0, L, length))
     return y, _flat_state(h), entering
 
 
-@functools.partial(jax.jit, static_argnums=(8, 9))
-def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse, softplus):
-    """Gradients of u, delta before softplus, A, B, C and the initial state.
+@functools.partial(jax.jit, static_argnums=(9, 10))
+def _chunked_gradients(u, delta, A, B, C, D, entering, dy, dstate, reverse, softplus):
+    """Gradients of u, delta before softplus, A, B, C, D and the initial state.
 
     With g_t the gradient of h_t, that of h_{t-1} has the part exp(δ_t A) g_t, and the product of
     this part with h_{t-1} is the gradient of δ_t A. The derivative of softplus is 1 - exp(-δ_t).
     """
     L, G = B.shape[1:3]
+    B, C = _flat_weights(B), _flat_weights(C)
     A, dh = _grouped_rates(A, G), _grouped_state(dstate, G)
-    length = _chunk_length(L)
+    length, late = _chunk_length(L), softplus and delta.dtype != A.dtype
 
     def inputs(step):
         t = L - 1 - step if reverse else step
-        return t, *(_read(x, t, G) for x in (u, delta, B, C, dy))
+        u_t, delta_t, B_t, C_t, dy_t = (_read(x, t, G) for x in (u, delta, B, C, dy))
+        return t, u_t, _step_sizes(delta_t, late, A), B_t, C_t, dy_t.astype(A.dtype)
 
     def rebuild_token(slot, carry, first):
         h, before, dC = carry
@@ -291,21 +313,6 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse, softplu
         before = lax.dynamic_update_index_in_dim(before, h, slot + 1, axis=0)
         return h, before, _write(dC, t, _sum_channels(h, dy_t))
 
-    def differentiate_token(slot, carry, first, before):
-        dh, dA, du, ddelta, dB = carry
-        t, u_t, delta_t, B_t, C_t, dy_t = inputs(first + slot)
-        g = dh + _per_state(C_t) * dy_t[:, :, None]
-        decay, _ = _coefficients(u_t, delta_t, A, B_t)
-        dh = decay * g
-        dexponent = dh * lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
-        dinput = _read_out(B_t, g)  # of δ_t u_t
-        dA = dA + dexponent * delta_t[:, :, None]
-        du = _write(du, t, dinput * delta_t)
-        dstep = _sum_states(A[None] * dexponent) + dinput * u_t
-        ddelta = _write(ddelta, t, dstep * -jnp.expm1(-delta_t) if softplus else dstep)
-        dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
-        return dh, dA, du, ddelta, dB
-
     def chunk(carry, xs):
         *carry, before, dC = carry
         (first, h), count = xs, jnp.minimum(length, L - xs[0])
@@ -314,24 +321,54 @@ def _chunked_gradients(u, delta, A, B, C, entering, dy, dstate, reverse, softplu
         _, before, dC = lax.fori_loop(0, count, rebuild, (h, before, dC))
 
         def differentiate(i, carry):
-            return differentiate_token(count - 1 - i, carry, first, before)
+            slot = count - 1 - i
+            h = lax.dynamic_index_in_dim(before, slot, axis=0, keepdims=False)
+            return _differentiate(A, D, softplus, inputs(first + slot), h, carry)
 
         return (*lax.fori_loop(0, count, differentiate, tuple(carry)), before, dC), None
 
     # dA has one sum per image, so that a batch which is spread over devices stays where it is.
     dA, dB, dC = (jnp.zeros(x.shape, x.dtype) for x in (dh, B, C))
-    du, ddelta = dy.astype(u.dtype), dy  # written over; XLA would make zeros early and keep them
+    # Written over; XLA would make zeros early and keep them.
+    du, ddelta = dy.astype(u.dtype), dy.astype(delta.dtype)
     # The states before the steps of a chunk, and the last. All chunks use one buffer: zeroing a new
     # one for each costs as much as the recurrence itself.
     before = jnp.zeros((length + 1, *dh.shape), dh.dtype)
     carry = vary_alike((dh, dA, du, ddelta, dB, before, dC), like=u)
     xs = (jnp.arange(0, L, length), entering)
     (dh, dA, du, ddelta, dB, _, dC), _ = lax.scan(chunk, carry, xs, reverse=True)
-    return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, _flat_state(dh)
+    dB, dC = (x.reshape(*x.shape[:2], G, -1) for x in (dB, dC))
+    dD = None if D is None else jnp.sum(dy.astype(D.dtype) * u, axis=(0, 1))
+    return du, ddelta, _flat_state(dA).sum(axis=0), dB, dC, dD, _flat_state(dh)
 
 
-def _step_sizes(delta, softplus):
+def _differentiate(A, D, softplus, token, before, carry):
+    """The gradient through one token, by the state before it."""
+    dh, dA, du, ddelta, dB = carry
+    t, u_t, delta_t, B_t, C_t, dy_t = token
+    g = dh + _per_state(C_t) * dy_t[:, :, None]
+    decay, _ = _coefficients(u_t, delta_t, A, B_t)
+    dh = decay * g
+    dexponent = dh * before
+    dinput = _read_out(B_t, g)  # of δ_t u_t
+    dA = dA + dexponent * delta_t[:, :, None]
+    du_t = dinput * delta_t
+    if D is not None:
+        du_t = du_t + D.reshape(1, A.shape[0], -1) * dy_t
+    du = _write(du, t, du_t)
+    dstep = _sum_states(A[None] * dexponent) + dinput * u_t
+    ddelta = _write(ddelta, t, dstep * -jnp.expm1(-delta_t) if softplus else dstep)
+    dB = _write(dB, t, _sum_channels(g, delta_t * u_t))
+    return dh, dA, du, ddelta, dB
+
+
+def _step_sizes(delta, softplus, like):
+    delta = delta.astype(like.dtype)
     return jax.nn.softplus(delta) if softplus else delta
+
+
+def _with_skip(y, D, u):
+    return y if D is None else y + D[None, None] * u
 
 
 def _read(x, t, G):
@@ -344,6 +381,11 @@ def _write(x, t, value):
     """Puts a token, by group, into (B, L, ...)."""
     value = value.reshape(x.shape[0], *x.shape[2:]).astype(x.dtype)
     return lax.dynamic_update_index_in_dim(x, value, t, axis=1)
+
+
+def _flat_weights(x):
+    """(B, L, G, N) → (B, L, G·N): TPUs would keep the last two axes as tiles of 8 x 128."""
+    return x.reshape(*x.shape[:2], -1)
 
 
 def _grouped_rates(A, G):

@@ -12,7 +12,12 @@ from jaxtyping import Array, Float
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module], x: Float[Array, "B H W C"], train: bool, *, loop: bool
+    blocks: Sequence[nn.Module],
+    x: Float[Array, "B H W C"],
+    train: bool,
+    *,
+    loop: bool,
+    keep: Sequence[str] = (),
 ) -> Float[Array, "B H W C"]:
     """Runs the blocks of a stage.
 
@@ -27,6 +32,8 @@ def run_blocks(
         train: training mode.
         loop: as one program that loops. Values are the same up to rounding; in training other
             branches are dropped, at the same rates.
+        keep: names (`checkpoint_name`) of what the gradient of a loop keeps of each block, beside
+            what goes in; all else it computes again.
 
     Raises:
         ValueError: `loop` with blocks that differ, or that have other variables than parameters.
@@ -50,6 +57,7 @@ def run_blocks(
         block = body.clone(drop_path=rate)
         return block.apply({"params": params}, x, train, rngs=rngs), None
 
+    turn = jax.checkpoint(turn, policy=jax.checkpoint_policies.save_only_these_names(*keep))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parameters)
     return lax.scan(turn, x, (stacked, rates, keys))[0]
 

@@ -16,11 +16,13 @@ import dataclasses
 
 import flax.linen as nn
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, ArrayLike, Float
 
 from mambaout_jax import backbone
 from mambaout_jax.backbone import Features, Pyramid, Variant
 from mambaout_jax.heads.classifier import HiddenHead
+from mambaout_jax.kernels.selective_scan_pallas import STATES
 from mambaout_jax.layers.activations import activation
 from mambaout_jax.layers.block_loop import run_blocks
 from mambaout_jax.layers.conv import DepthwiseConv
@@ -36,6 +38,10 @@ from mambaout_jax.published import released_weights, timm_weights
 
 TOKEN_MIXERS = ("conv", "conv+ssm", "ssm", "attention")
 DEFAULT_ROUTES = "cross"  # of the SSM, where none is asked for
+
+# Of a block's results those that its gradient keeps where blocks loop: a compiler that sees the
+# loop alone cannot tell that norms, activations and products are cheaper to compute again.
+_KEPT = "gated_cnn_block"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +141,8 @@ class GatedCNNBlock(nn.Module):
         act = activation(options.activation)
 
         y = LayerNorm(dtype=self.dtype, name="norm")(x)
-        gate_i, gate_c, i, c = SplitDense((rest, mixed, rest, mixed), self.dtype, name="fc1")(y)
+        parts = SplitDense((rest, mixed, rest, mixed), self.dtype, name="fc1")(y)
+        gate_i, gate_c, i, c = (checkpoint_name(part, _KEPT) for part in parts)
         y = JoinDense(dim, self.dtype, name="fc2")(act(gate_i) * i, act(gate_c) * self._mix(c))
         if options.layer_scale is not None:
             y = LayerScale(options.layer_scale, dtype=self.dtype, name="layer_scale")(y)
@@ -151,7 +158,7 @@ class GatedCNNBlock(nn.Module):
             )
             return attention(c.reshape(tokens)).reshape(c.shape)
         if options.token_mixer != "ssm":
-            c = self._convolve(c)
+            c = checkpoint_name(self._convolve(c), _KEPT)
         if options.token_mixer == "conv":
             return c
         return MapSSM(
@@ -210,7 +217,7 @@ class MambaOut(Pyramid):
                 block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")
                 for j, rate in enumerate(rates)
             ]
-            x = run_blocks(blocks, x, train, loop=self.loop_blocks)
+            x = run_blocks(blocks, x, train, loop=self.loop_blocks, keep=(_KEPT, STATES))
             maps.append(x)
         return Features(tuple(maps))
 
