@@ -12,6 +12,7 @@ sums over the states become additions of vectors, and products with B and C need
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -184,8 +185,8 @@ def _scan_chunked(u, delta, A, B, C, D, initial_state, reverse, softplus, final)
         D = jnp.zeros(u.shape[2], A.dtype) if D is None else D
         return _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus)
     delta = delta.astype(A.dtype)
-    y, state = _differentiable_chunks(u, delta, A, B, C, None, initial_state, reverse, softplus)
-    return _with_skip(y, D, u), state
+    found: Any = _differentiable_chunks(u, delta, A, B, C, None, initial_state, reverse, softplus)
+    return _with_skip(found[0], D, u), found[1]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
