@@ -25,9 +25,11 @@ is below 16 channels, whose 32 bytes in bfloat16 are the least that caches move;
 or 32 channels in batches that 2, 4 or 8 do not divide, such as a lone image.
 
 A block holds a whole column of rows, so that small batches of large maps leave multiprocessors
-idle (8 x 56 x 56 x 96 has 42 blocks). At 7x7 a thread takes at most 168 of its registers, which
-lets three blocks onto a multiprocessor, and nothing is spilled up to 13x13: that is what NVIDIA's
-compiler says, see experiments/results/machine_code_h100.json.
+idle (8 x 56 x 56 x 96 has 42 blocks). At 7x7 NVIDIA's compiler gives a thread at most 168
+registers, which lets three blocks onto a multiprocessor, and of 62 instructions for a number of y
+(72 for one of the kernel's gradient) 49 are the multiply-adds: `aot.gpu_kernels` counts them, see
+experiments/results/machine_code_h100.json. Square kernels spill no registers up to 13x13; a few
+others do, such as 13x11.
 
 Not run on an accelerator so far: tests interpret the kernels on CPUs and lower them. On several
 devices each runs its own images (`partition`).
@@ -123,7 +125,7 @@ def _split_kernel_gradient(x, dy, kernel_size):
 @jax.jit
 def _conv(x, kernel):
     B, _, W, C = x.shape
-    images, lanes = _tile(B, C)
+    images, lanes = tile_of(B, C)
     x, kernel = _at_least(lanes, x), _at_least(lanes, kernel)
     strips, width = _strips(W, kernel.shape[:2])
     y = plgpu.kernel(
@@ -176,7 +178,7 @@ def _conv_kernel(width, x, kernel, y):
 def _kernel_gradient(x, dy, kernel_size):
     """Blocks add up one or more strips each; their sums are added here, and stay float32."""
     B, _, W, C = x.shape
-    images, lanes = _tile(B, C)
+    images, lanes = tile_of(B, C)
     x, dy = _at_least(lanes, x), _at_least(lanes, dy)
     strips, width = _strips(W, kernel_size)
     tiles, total = -(-x.shape[3] // lanes), B // images * strips
@@ -218,7 +220,10 @@ def _kernel_gradient_kernel(width, strips_per_block, x, dy, sums):
 
         def add_row(h, carry):
             totals, dy_rows, dy_row, window = carry
-            following = load_dy(h + 1 + margin), load(jnp.minimum(h + 1, H - 1))
+            following = load(jnp.minimum(h + 1, H - 1))
+            # Without this choice the compiler makes the loads when the next row needs them.
+            following = tuple(jnp.where(h + 1 < H, value, 0) for value in following)
+            following = load_dy(h + 1 + margin), following
             window = [_float32(value) for value in window]
             dy_rows = (tuple(_float32(value) for value in dy_row), *dy_rows)
             totals = tuple(
@@ -277,7 +282,7 @@ def _start(strip, width, W):
     return jnp.minimum(strip * width, W - width)
 
 
-def _tile(B, C):
+def tile_of(B, C):
     """Images and channels of a block that leave the fewest of its threads idle.
 
     Where two do, the one that needs no padding, and then the one with more channels.

@@ -13,7 +13,7 @@ from support.interpreters import force_gpu_interpret_mode
 
 from mambaout_jax.kernels import depthwise_conv_pallas
 from mambaout_jax.kernels.depthwise_conv import depthwise_conv
-from mambaout_jax.kernels.depthwise_conv_pallas import _conv, _kernel_gradient, _tile
+from mambaout_jax.kernels.depthwise_conv_pallas import _conv, _kernel_gradient, tile_of
 
 CASES = {  # maps (B, H, W, C), kernel sides, dtype
     "7x7-two-strips": ((1, 5, 10, 3), (7, 7), "float32"),
@@ -79,10 +79,7 @@ def check(rng, *case):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        case if case in BY_DEFAULT else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-    ],
+    [case if case in BY_DEFAULT else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
 )
 def test_conv_pallas_matches_oracle(rng, case):
     check(rng, *CASES[case])
@@ -146,7 +143,7 @@ def test_conv_pallas_lowers_in_other_sizes_and_float16(stage, sides):
     ],
 )
 def test_a_block_has_the_images_that_leave_fewest_threads_idle(batch, channels, images, lanes):
-    assert _tile(batch, channels) == (images, lanes)
+    assert tile_of(batch, channels) == (images, lanes)
 
 
 @pytest.mark.parametrize(
