@@ -217,7 +217,8 @@ class MambaOut(Pyramid):
                 block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")
                 for j, rate in enumerate(rates)
             ]
-            x = run_blocks(blocks, x, train, loop=self.loop_blocks, keep=(_KEPT, STATES))
+            keep = STATES if "ssm" in self.block.token_mixer else _KEPT
+            x = run_blocks(blocks, x, train, loop=self.loop_blocks, keep=(keep,))
             maps.append(x)
         return Features(tuple(maps))
 
