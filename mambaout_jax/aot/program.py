@@ -6,6 +6,7 @@ the program (`live_arrays`), in which arrays have no padding and parts of loops 
 tells where memory goes, not how much there is of it.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterable
@@ -132,6 +133,13 @@ def memory_over_steps(arrays: Iterable[Live], steps: int) -> list[int]:
         total += change[step]
         curve.append(total)
     return curve
+
+
+def thinned(curve: list[int], points: int) -> list[int]:
+    """A curve with no more than so many points: the most of each of that many equal parts."""
+    points = min(points, len(curve))
+    bounds = [len(curve) * i // points for i in range(points + 1)] if points else []
+    return [max(curve[first:end]) for first, end in itertools.pairwise(bounds)]
 
 
 def at_peak(arrays: list[Live], steps: int) -> list[Live]:

@@ -11,7 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mambaout_jax.aot.blank import open_or_blank
-from mambaout_jax.aot.program import at_peak, collectives, live_arrays, memory_over_steps, sizes
+from mambaout_jax.aot.program import (
+    at_peak,
+    collectives,
+    live_arrays,
+    memory_over_steps,
+    sizes,
+    thinned,
+)
 from mambaout_jax.aot.targets import find_target
 from mambaout_jax.config import Config
 from mambaout_jax.evaluation.evaluator import make_evaluate_step
@@ -23,6 +30,7 @@ from mambaout_jax.train.step import make_train_step
 
 PROGRAMS = ("train", "evaluate")
 _NAMED = 12  # arrays at the peak that a report lists
+_POINTS = 500  # of the curve of memory, in a report
 _TRIES = 6  # programs compiled to find the largest batch
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -42,7 +50,7 @@ def compile_step(
         A JSON-able dict: `program`, `batch_size`, `chips`, `fits`, `limit` in bytes, `bytes` as
         `program.sizes` (where it does not fit, what the compiler tells), `flops` and
         `bytes_accessed` of one device, `collectives`, `largest` arrays at the peak, `memory` over
-        the program, and `seconds` of compilation.
+        the program in at most 500 points, and `seconds` of compilation.
 
     Raises:
         ValueError: a setting is wrong for so many devices.
@@ -174,7 +182,7 @@ def _read(compiled: Any, limit: int) -> dict[str, Any]:
         "bytes_accessed": costs.get("bytes accessed", 0.0),
         "collectives": collectives(text),
         "largest": [array._asdict() for array in at_peak(arrays, steps)[:_NAMED]],
-        "memory": memory_over_steps(arrays, steps),
+        "memory": thinned(memory_over_steps(arrays, steps), _POINTS),
     }
 
 

@@ -13,6 +13,7 @@ from mambaout_jax.aot.program import (
     live_arrays,
     memory_over_steps,
     sizes,
+    thinned,
 )
 
 # Written by hand: %big lives from step 2 to 4, %small from 3 to 5, %copy in another memory.
@@ -79,3 +80,9 @@ def test_a_compiled_program_tells_its_memory_and_exchanges():
     assert found["outputs"] == 4 * 16 * 32
     assert found["peak"] >= found["arguments"] + found["outputs"] + found["temporaries"]
     assert collectives(compiled.as_text()) == {"all-reduce": {"count": 1, "bytes": 4 * 16 * 32}}
+
+
+def test_a_thinned_curve_keeps_its_peaks():
+    assert thinned([1, 5, 2, 2, 9, 3, 4], 3) == [5, 2, 9]
+    assert thinned([1, 5, 2], 3) == thinned([1, 5, 2], 500) == [1, 5, 2]
+    assert thinned([], 500) == []
