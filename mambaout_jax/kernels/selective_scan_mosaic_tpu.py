@@ -7,6 +7,10 @@ The states of a tile of channels are an (N, channels) array, N on sublanes and c
 The grid runs over batch, tiles and chunks; chunks are innermost and in the order of the recurrence,
 and the state lives in scratch memory from one to the next. Index maps run the other way where time
 does, so that no array is ever reversed.
+
+In the device's memory an array's last axis takes multiples of 128 numbers. So B, C and their
+gradients have several chunks side by side there, with states before them, and a kernel turns the
+block of the one that it needs to the front.
 """
 
 import functools
@@ -24,11 +28,11 @@ _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arb
 
 def forward(u, delta, a, b, c, state, *, reverse):
     """Returns y (B, L, D), the last state (B, N, D) and each chunk's first (B, chunks, N, D)."""
-    (batches, L, D), (G, chunks, N, _) = u.shape, b.shape[1:]
+    (batches, L, D), (G, chunks, N, T) = u.shape, b.shape[1:]
     tile = _tile(D // G)
     specs = _specs(tile, u, b, reverse)
     return pl.pallas_call(
-        functools.partial(_forward_kernel, reverse),
+        functools.partial(_forward_kernel, reverse, T),
         out_shape=(
             _float32(batches, L, D),
             _float32(batches, N, D),
@@ -39,10 +43,10 @@ def forward(u, delta, a, b, c, state, *, reverse):
         out_specs=[specs[name] for name in ("y", "state", "entry")],
         scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32),),
         compiler_params=_PARAMS,
-    )(u, delta, a, b, c, state)
+    )(u, delta, a, _side_by_side(b), _side_by_side(c), state)
 
 
-def _forward_kernel(reverse, u, delta, a, b, c, state, y, last, entry, h_buffer):
+def _forward_kernel(reverse, T, u, delta, a, b, c, state, y, last, entry, h_buffer):
     @pl.when(pl.program_id(2) == 0)
     def _():
         h_buffer[...] = state[...]
@@ -50,6 +54,7 @@ def _forward_kernel(reverse, u, delta, a, b, c, state, y, last, entry, h_buffer)
     h = h_buffer[...]
     entry[...] = h
     inputs = delta[...] * u[...].astype(jnp.float32)
+    b, c = (_turned(x[...], -_place(T, reverse)) for x in (b, c))
     for t in _order(u, reverse):
         at = slice(t, t + 1)
         h = jnp.exp2(delta[at] * a[...]) * h + b[:, at] * inputs[at]
@@ -64,25 +69,31 @@ def backward(u, delta, a, b, c, entries, dy, dlast, *, reverse):
     tile = _tile(D // G)
     specs = _specs(tile, u, b, not reverse)
     tokens, state = _float32(batches, L, D), _float32(batches, N, D)
-    partial_sums = _float32(batches, D // tile, chunks, N, T)
+    partial_sums = _float32(batches, D // tile, N, _groups_of(chunks, T) * _LANES)
     buffer = pltpu.VMEM((T, N, tile), jnp.float32)
     du, ddelta, dA, dB, dC, dstate = pl.pallas_call(
-        functools.partial(_backward_kernel, reverse),
+        functools.partial(_backward_kernel, reverse, T),
         out_shape=(tokens, tokens, state, partial_sums, partial_sums, state),
         grid=(batches, D // tile, chunks),
         in_specs=[specs[x] for x in ("u", "delta", "a", "b", "c", "entry", "y", "state")],
         out_specs=[specs[x] for x in ("u", "delta", "state", "sums", "sums", "state")],
         scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32), buffer, buffer),
         compiler_params=_PARAMS,
-    )(u, delta, a, b, c, entries, dy, dlast)
-    dB, dC = (x.reshape(batches, G, -1, chunks, N, T).sum(axis=2) for x in (dB, dC))
+    )(u, delta, a, _side_by_side(b), _side_by_side(c), entries, dy, dlast)
+    dB, dC = (x.reshape(batches, G, -1, *x.shape[2:]).sum(axis=2) for x in (dB, dC))
+    dB, dC = (_one_by_one(x, chunks, T) for x in (dB, dC))
     return du, ddelta, dA, dB, dC, dstate
 
 
 # fmt: off
-def _backward_kernel(reverse, u, delta, a, b, c, entry, dy, dlast,
+def _backward_kernel(reverse, T, u, delta, a, b, c, entry, dy, dlast,
                      du, ddelta, dA, dB, dC, dstate, g_buffer, decays, decayed):
     # fmt: on
+    place = _place(T, not reverse)
+    b, c = (_turned(x[...], -place) for x in (b, c))
+    lanes = jax.lax.broadcasted_iota(jnp.int32, b.shape, 1)
+    dB_chunk = dC_chunk = jnp.zeros_like(b)
+
     @pl.when(pl.program_id(2) == 0)
     def _():
         g_buffer[...] = dlast[...]
@@ -95,13 +106,13 @@ def _backward_kernel(reverse, u, delta, a, b, c, entry, dy, dlast,
         decays[t] = jnp.exp2(delta[at] * a[...])
         decayed[t] = decays[t] * h
         h = decayed[t] + b[:, at] * inputs[at]
-        dC[:, at] = jnp.sum(h * dy[at], axis=1, keepdims=True)
+        dC_chunk = jnp.where(lanes == t, jnp.sum(h * dy[at], axis=1, keepdims=True), dC_chunk)
 
     g = g_buffer[...]
     for t in reversed(_order(u, reverse)):
         at = slice(t, t + 1)
         g = g + c[:, at] * dy[at]
-        dB[:, at] = jnp.sum(g * inputs[at], axis=1, keepdims=True)
+        dB_chunk = jnp.where(lanes == t, jnp.sum(g * inputs[at], axis=1, keepdims=True), dB_chunk)
         dinput = jnp.sum(g * b[:, at], axis=0, keepdims=True)
         dexponent = g * decayed[t]  # the derivative in delta A
         dA[...] += dexponent * delta[at]
@@ -111,6 +122,44 @@ def _backward_kernel(reverse, u, delta, a, b, c, entry, dy, dlast,
         g = g * decays[t]
     g_buffer[...] = g
     dstate[...] = g
+    here = (lanes >= place) & (lanes < place + T)
+    for sums, chunk in ((dB, dB_chunk), (dC, dC_chunk)):
+        sums[...] = jnp.where(here, _turned(chunk, place), sums[...])
+
+
+def _groups_of(chunks, T):
+    """How many groups of chunks there are, each of as many as fit into 128 lanes."""
+    return -(-chunks // (_LANES // T))
+
+
+def _side_by_side(x):
+    """(B, G, chunks, N, T) → (B, G, N, groups · 128): chunks from the first lane of a group on."""
+    B, G, chunks, N, T = x.shape
+    groups, each = _groups_of(chunks, T), _LANES // T
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, groups * each - chunks), (0, 0), (0, 0)))
+    x = jnp.moveaxis(x.reshape(B, G, groups, each, N, T), 4, 2)
+    x = x.reshape(B, G, N, groups, each * T)
+    return jnp.pad(x, (*((0, 0),) * 4, (0, _LANES - each * T))).reshape(B, G, N, -1)
+
+
+def _one_by_one(x, chunks, T):
+    """The inverse of `_side_by_side`."""
+    B, G, N, _ = x.shape
+    groups, each = _groups_of(chunks, T), _LANES // T
+    x = x.reshape(B, G, N, groups, _LANES)[..., : each * T].reshape(B, G, N, groups * each, T)
+    return jnp.moveaxis(x[:, :, :, :chunks], 2, 3)
+
+
+def _place(T, descending):
+    """The first lane of this step's chunk in its group."""
+    step = pl.program_id(2)
+    chunk = pl.num_programs(2) - 1 - step if descending else step
+    return jax.lax.rem(chunk, _LANES // T) * T
+
+
+def _turned(x, by):
+    """x (N, 128), each number so many lanes further on, around the end."""
+    return pltpu.roll(x, jax.lax.rem(by + _LANES, _LANES), 1)
 
 
 def _order(u, reverse):
@@ -136,8 +185,9 @@ def _specs(tile, u, b, descending):
         return jax.lax.div(d, tiles_per_group)
 
     token = pl.BlockSpec((None, T, tile), lambda i, d, k: (i, at(k), d))
-    block = (None, None, None, N, T)
-    by_state = pl.BlockSpec(block, lambda i, d, k: (i, group(d), at(k), 0, 0))
+    each = _LANES // T
+    block = (None, None, N, _LANES)
+    by_state = pl.BlockSpec(block, lambda i, d, k: (i, group(d), 0, jax.lax.div(at(k), each)))
     return {
         "u": token,
         "delta": token,
@@ -145,7 +195,7 @@ def _specs(tile, u, b, descending):
         "a": pl.BlockSpec((N, tile), lambda i, d, k: (0, d)),
         "b": by_state,
         "c": by_state,
-        "sums": pl.BlockSpec(block, lambda i, d, k: (i, d, at(k), 0, 0)),
+        "sums": pl.BlockSpec(block, lambda i, d, k: (i, d, 0, jax.lax.div(at(k), each))),
         "state": pl.BlockSpec((None, N, tile), lambda i, d, k: (i, 0, d)),
         "entry": pl.BlockSpec((None, None, N, tile), lambda i, d, k: (i, at(k), 0, d)),
     }

@@ -217,10 +217,16 @@ class MambaOut(Pyramid):
                 block(self.block, rate, dtype, name=f"stage_{i}_block_{j:02d}")
                 for j, rate in enumerate(rates)
             ]
-            keep = STATES if "ssm" in self.block.token_mixer else _KEPT
-            x = run_blocks(blocks, x, train, loop=self.loop_blocks, keep=(keep,))
+            x = run_blocks(blocks, x, train, loop=self.loop_blocks, keep=self._kept)
             maps.append(x)
         return Features(tuple(maps))
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        """What the gradient of blocks that loop keeps; see `run_blocks`."""
+        if self.remat:
+            return ()
+        return (STATES,) if "ssm" in self.block.token_mixer else (_KEPT,)
 
 
 BACKBONE = MambaOut

@@ -5,8 +5,12 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from support import scan_kernels
 
-# 640 channels are five tiles of a TPU.
-CASES = scan_kernels.CASES | {"tiles-reverse": ((1, 3, 640, 2, 1), "float32", True)}
+# 640 channels are five tiles of a TPU, and 32 chunks of 4 tokens one group of chunks.
+CASES = scan_kernels.CASES | {
+    "tiles-reverse": ((1, 3, 640, 2, 1), "float32", True),
+    "groups-of-chunks": ((2, 137, 3, 2, 1), "float32", False),
+    "groups-of-chunks-reverse": ((1, 260, 4, 3, 2), "float32", True),
+}
 
 
 @pytest.mark.parametrize("case", scan_kernels.by_default("groups-one-state-reverse", CASES))
