@@ -258,6 +258,20 @@ def test_what_huge_pages_bring_is_measured():
     assert words in " ".join(TEXT.split())
 
 
+def test_speed_of_dense_models_is_measured():
+    rows = read_result("dense_cpu")["rows"]
+    ratios = [f"{ratio['median']:.2f}" for row in rows for ratio in row["speedup"].values()]
+    assert [(row["task"], row["pass"]) for row in rows] == [
+        (task, kind) for task in ("detection", "segmentation") for kind in ("inference", "training")
+    ]
+    words = (
+        "Mask R-CNN at 1344 x 800 pixels is {} times as fast as torchvision's at inference and {} "
+        "times in training, UperNet at 512 x 512 is {} and {} times as fast as the one of"
+    )
+    assert words.format(*ratios) in " ".join(TEXT.split())
+    assert all(max(row["differences"].values()) < 1e-4 for row in rows)
+
+
 def test_speed_of_the_depthwise_convolution_is_measured():
     over = {"lax": [], "torch": []}
     forward = []

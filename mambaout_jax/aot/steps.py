@@ -19,7 +19,7 @@ from mambaout_jax.aot.program import (
     sizes,
     thinned,
 )
-from mambaout_jax.aot.targets import find_target
+from mambaout_jax.aot.targets import compiler_options, find_target
 from mambaout_jax.config import Config
 from mambaout_jax.evaluation.evaluator import make_evaluate_step
 from mambaout_jax.runtime.mesh import batch_sharding
@@ -67,7 +67,7 @@ def compile_step(
     }
     began = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options(target))
     except jax.errors.JaxRuntimeError as error:
         needed = _needed(str(error))
         if needed is None:

@@ -41,6 +41,10 @@ TARGETS: dict[str, Target] = {
     "here": Target("here", "", 0, 0, 0),
 }
 
+# Without a GPU nothing is tuned, and of products in Triton's form the compiler then takes sizes of
+# tiles that it refuses later ("Couldn't find output tile sizes"). A GPU tunes, and needs no help.
+_OPTIONS: dict[str, dict[str, bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
 # What the plugins ask of a machine before they describe another one.
 _TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -73,6 +77,15 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise ValueError(f"target={name!r} is not known; allowed are {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def compiler_options(name: str) -> dict[str, bool]:
+    """What to tell the compiler of a target where the machine itself is not here.
+
+    Raises:
+        ValueError: no such target.
+    """
+    return _OPTIONS.get(find_target(name).kind, {})
 
 
 def devices_of(name: str) -> Sequence[Any]:
