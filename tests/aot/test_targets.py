@@ -6,7 +6,7 @@ import importlib.util
 import jax
 import pytest
 
-from mambaout_jax.aot.targets import TARGETS, devices_of, find_target, versions
+from mambaout_jax.aot.targets import TARGETS, compiler_options, devices_of, find_target, versions
 
 
 def test_an_unknown_target_names_those_that_there_are():
@@ -34,3 +34,8 @@ def test_a_missing_compiler_says_how_to_get_it(monkeypatch, target, extra):
 def test_here_means_the_devices_of_this_machine():
     assert list(devices_of("here")) == jax.devices()
     assert versions()["jax"] == jax.__version__
+
+
+def test_only_a_gpu_that_is_not_here_is_compiled_for_differently():
+    changed = {name for name in TARGETS if compiler_options(name)}
+    assert changed == {"h100", "h100x8"}
