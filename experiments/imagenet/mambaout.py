@@ -13,7 +13,7 @@ machine:
     4gpu    4 GPUs, 8 micro-batches
     2gpu    2 GPUs, 16 micro-batches
     1gpu    1 GPU, 32 micro-batches
-    pod     32 TPU chips or fewer, bfloat16, the whole batch at once
+    pod     32 TPU chips or fewer, bfloat16, the whole batch at once, stages compiled as loops
 
 On all of them an update sees 4096 images at the same rate, and the same groups of 128 images share
 one mixing weight; tests/data/test_recipe.py shows that the updates are equal up to rounding. What
