@@ -146,14 +146,15 @@ def test_memory_is_what_the_compiler_said():
     assert len(rows) == len(programs)
     for row, (result, found) in zip(rows, programs, strict=True):
         named = result["model"], found["mixer"] or "–", result["target"], result["dtype"]
-        assert (*row[:3], row[5]) == named
-        assert [number(cell) for cell in row[3:5]] == [found["chips"], found["batch_size"]]
-        assert near(row[7], found["bytes"]["temporaries"] / 2**30)
-        assert near(row[8], found["bytes"]["peak"] / 2**30)
-        assert row[11] == ("yes" if found["fits"] else "**no**")
+        assert (*row[:3], row[6]) == named
+        sizes = found["chips"], found["batch_size"], result["image_size"]
+        assert tuple(number(cell) for cell in row[3:6]) == sizes
+        assert near(row[8], found["bytes"]["temporaries"] / 2**30)
+        assert near(row[9], found["bytes"]["peak"] / 2**30)
+        assert row[12] == ("yes" if found["fits"] else "**no**")
         for cell, size in (
-            (row[6], found["bytes"].get("arguments")),
-            (row[10], found["collectives"].get("all-reduce", {}).get("bytes")),
+            (row[7], found["bytes"].get("arguments")),
+            (row[11], found["collectives"].get("all-reduce", {}).get("bytes")),
         ):
             assert size is None or near(cell, size / 2**20)
 

@@ -204,7 +204,7 @@ def memory_rows(paths: Iterable[Path]) -> list[list[str]]:
     """A row for each training step in JSON files of `mambaout compile --out`, in the files' order.
 
     Returns:
-        Model, mixer, machine, chips, batch, dtype, then per chip MiB of arguments, GiB of
+        Model, mixer, machine, chips, batch, pixels, dtype, then per chip MiB of arguments, GiB of
         temporaries, GiB at the peak and of memory, MiB of results of all-reduces, and whether it
         fits. What the compiler did not tell of a program that does not is "–".
     """
@@ -224,6 +224,7 @@ def memory_rows(paths: Iterable[Path]) -> list[list[str]]:
                     result["target"],
                     f"{found['chips']}",
                     f"{found['batch_size']:,}",
+                    f"{result['image_size']}",
                     result["dtype"],
                     _scaled(sizes.get("arguments"), 2**20, 1),
                     _scaled(sizes.get("temporaries"), 2**30, 2),
@@ -278,8 +279,8 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 _MEMORY = (
-    "model", "mixer", "machine", "chips", "batch", "dtype", "arguments, MiB", "temporaries, GiB",
-    "peak, GiB", "memory, GiB", "all-reduced, MiB", "fits",
+    "model", "mixer", "machine", "chips", "batch", "pixels", "dtype", "arguments, MiB",
+    "temporaries, GiB", "peak, GiB", "memory, GiB", "all-reduced, MiB", "fits",
 )  # fmt: skip
 _CHIPS = (
     "chip", "bfloat16, TFLOP/s", "memory, GB", "memory, GB/s", "links, GB/s", "chips so linked",

@@ -173,13 +173,14 @@ def test_rows_of_memory_are_those_of_the_files(tmp_path):
             collectives={},
         ),
     ]
-    head = {"target": "v5e-32", "model": "mambaout_tiny", "dtype": "bfloat16"}
+    head = {"target": "v5e-32", "model": "mambaout_tiny", "dtype": "bfloat16", "image_size": 384}
     (tmp_path / "a.json").write_text(json.dumps({**head, "programs": programs}))
     alone = compiled(mixer="", chips=1, batch_size=128, limit=0, collectives={})
     head |= {"target": "here", "model": "deit_tiny_patch16_224", "dtype": "float32"}
+    head |= {"image_size": 224}
     (tmp_path / "b.json").write_text(json.dumps({**head, "programs": [alone]}))
-    v5e = ["v5e-32", "32", "4,096", "bfloat16"]
-    here = ["here", "1", "128", "float32"]
+    v5e = ["v5e-32", "32", "4,096", "384", "bfloat16"]
+    here = ["here", "1", "128", "224", "float32"]
     assert memory_rows(sorted(tmp_path.iterdir())) == [
         ["mambaout_tiny", "conv", *v5e, "3.0", "2.50", "3.00", "15.75", "2.5", "yes"],
         ["mambaout_tiny", "conv", *v5e, "3.0", "2.50", "3.00", "15.75", "2.5", "**no**"],
