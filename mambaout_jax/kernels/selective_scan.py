@@ -67,8 +67,9 @@ def selective_scan(
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
             fused kernel for GPUs and TPUs; these two have first derivatives only. `"auto"` is
             `"chunked"`: on CPUs because it is the fastest there, elsewhere for its memory, as
-            nothing has been measured there yet. Within `plain_implementations` it is
-            `"sequential"`.
+            nothing has been measured there yet. (By the schedules of a TPU's compiler, which are
+            a model of it, `"pallas"` takes a small part of the cycles.) Within
+            `plain_implementations` it is `"sequential"`.
 
     Returns:
         y in the dtype of `u`, or (y, state). The state, and everything else inside, has the
