@@ -46,15 +46,16 @@ def run_blocks(
     body: Any = blocks[0].clone(parent=None, name=None)
     _check(blocks, body)
     parameters = [block.variables["params"] for block in blocks]
-    rates = jnp.asarray([block.drop_path for block in blocks])
-    keys = None
+    rates = keys = None
+    if any(block.drop_path for block in blocks):
+        rates = jnp.asarray([block.drop_path for block in blocks])
     if train and blocks[0].has_rng("dropout"):
         keys = jax.random.split(blocks[0].make_rng("dropout"), len(blocks))
 
     def turn(x, own):
         params, rate, key = own
         rngs = None if key is None else {"dropout": key}
-        block = body.clone(drop_path=rate)
+        block = body if rate is None else body.clone(drop_path=rate)
         return block.apply({"params": params}, x, train, rngs=rngs), None
 
     turn = jax.checkpoint(turn, policy=jax.checkpoint_policies.save_only_these_names(*keep))

@@ -190,8 +190,8 @@ class MambaOut(Pyramid):
     Attributes:
         stem_mid_norm: normalise between the two convolutions of the stem.
         downsample_norm_first: normalise before the convolution between stages, not after it.
-        loop_blocks: compile the blocks of a stage as one that loops. It takes a compiler for TPUs
-            less than half the time; see `layers.block_loop`.
+        loop_blocks: compile the blocks of a stage as one that loops, which takes a compiler less
+            time the more blocks there are; see `layers.block_loop`.
         block: what the blocks are made of.
     """
 

@@ -100,6 +100,12 @@ def test_each_turn_drops_at_the_rate_of_its_block():
     np.testing.assert_allclose(counts / y.size, [0.375, 0.375, 0.125, 0.125], atol=0.015)
 
 
+def test_blocks_that_drop_nothing_need_no_random_stream():
+    stage = Stage((AddOne,) * 3, (0.0, 0.0, 0.0))
+    variables = stage.init(jax.random.key(0), jnp.zeros((2, 1)))
+    np.testing.assert_array_equal(stage.apply(variables, jnp.zeros((2, 1)), True), [[3], [3]])
+
+
 def test_blocks_that_differ_cannot_loop():
     class Other(AddOne):
         pass
