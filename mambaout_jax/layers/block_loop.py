@@ -13,12 +13,12 @@ from jaxtyping import Array, Float
 
 def run_blocks(
     blocks: Sequence[nn.Module],
-    x: Float[Array, "B H W C"],
+    x: Float[Array, "B *S C"],
     train: bool,
     *,
     loop: bool,
     keep: Sequence[str] = (),
-) -> Float[Array, "B H W C"]:
+) -> Float[Array, "B *S C"]:
     """Runs the blocks of a stage.
 
     A compiler sees a loop's body once, however many blocks there are, and compiles it once. Each
