@@ -71,7 +71,17 @@ def phrases():
     mebibytes = [ASSUMED.gradient * cost_of(*model).parameters / 2**20 for model in MODELS[2:4]]
     averaged = checkpoint_bytes(1, ema=True) - checkpoint_bytes(0, ema=True)
     cores = read_json(RESULTS / "input_cpu.json")["environment"]["cpu_count"]
+    tiny, base, gpus = (
+        (result["target"], result["image_size"], result["programs"][0]["batch_size"])
+        for name in ("tiny_v5e-32", "base_384_v5e-32", "tiny_ssm_h100x8")
+        for result in [read_json(RESULTS / f"compile_{name}.json")]
+    )
     return [
+        f"mambaout_tiny,pod --target {tiny[0]} mambaout",
+        f"mambaout_base,pod --target {base[0]} \\",
+        f"--config.data.image_size={base[1]} --config.batch_size={base[2]} ",
+        f"mambaout_tiny,8gpu --target {gpus[0]} \\",
+        f"--config.batch_size={gpus[2]} --config.accumulate_steps=1 ",
         "[Patarasuk and Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)",
         'most_chips(cost_of("mambaout_tiny", "conv+ssm"), CHIPS["v5e"], 1024, Assumed(peak=0.2))',
         f"seconds = {operations:g} · MACs · images per chip / ({ASSUMED.peak} · peak)",

@@ -70,7 +70,7 @@ def test_a_sharded_scan_compiles_for_a_machine_that_is_not_here(tmp_path, target
     assert run.returncode == 0, run.stderr[-3000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert (found["devices"], found["kind"]) == (8, kind)
-    assert found["kernels"] >= 2  # forward and backward
+    assert found["kernels"] == 2  # forward and backward
     # Every chip scans its own images. What A adds up over images is the one thing to exchange, and
     # its gradient has 128 x 16 numbers.
     assert set(found["collectives"]) == {"all-reduce"}
