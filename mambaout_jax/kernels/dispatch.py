@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
+from jax.interpreters import batching, mlir
 
 # A part of the key of every cache of traced and compiled programs, so that a jitted function which
 # has run outside of `plain_implementations` is traced again inside.
@@ -164,6 +164,39 @@ def by_platform(**bodies: Callable) -> Callable:
     return lambda *args, **options: run(tuple(options.items()), *args)
 
 
+def deferred(body: Callable, like: Callable) -> Callable:
+    """A body of `by_platform` that is traced only where a program is lowered for its platform.
+
+    The bodies of all platforms are traced in every program. One that takes long to trace, such as
+    a Pallas kernel, would cost the programs that never run it.
+
+    Args:
+        body: of trees of arrays and hashable options, to a tree of arrays. It cannot be
+            differentiated: let a `custom_vjp` surround `by_platform`.
+        like: takes the same and returns arrays of the same shapes and dtypes. A program that is
+            lowered for several platforms at once runs it in place of `body`.
+    """
+
+    def run(*args, **options):
+        leaves, tree = jax.tree.flatten(args)
+
+        def of_leaves(function, *leaves):
+            return function(*jax.tree.unflatten(tree, leaves), **options)
+
+        shown, shapes = jax.make_jaxpr(functools.partial(of_leaves, like), return_shape=True)(
+            *leaves
+        )
+        found = _deferred.bind(
+            *leaves,
+            body=functools.partial(of_leaves, body),
+            like=functools.partial(of_leaves, like),
+            results=tuple(shown.out_avals),
+        )
+        return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+    return run
+
+
 def plain_gradients(function: Callable) -> Callable:
     """The backward pass of a `custom_vjp` that is the ordinary one of `function`.
 
@@ -200,6 +233,29 @@ def run_where_lowered(bodies: Mapping[str, Callable], message: str, *args: jax.A
 
     return lax.platform_dependent(*args, **bodies, default=refuse)
 
+
+_deferred = Primitive("deferred")
+_deferred.multiple_results = True
+_deferred.def_abstract_eval(lambda *args, results, **_: results)
+_deferred.def_impl(lambda *args, **of: jax.jit(functools.partial(_deferred.bind, **of))(*args))
+
+
+def _lower_deferred(ctx, *args, body, like, results):
+    chosen = body if len(ctx.module_context.platforms) == 1 else like
+    run = mlir.lower_fun(lambda *args: jax.tree.leaves(chosen(*args)), multiple_results=True)
+    return run(ctx, *args)
+
+
+def _batch_deferred(args, axes, *, body, like, results):
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    batched = (jax.vmap(function, in_axes=axes) for function in (body, like))
+    wider = tuple(x.update(shape=(size, *x.shape)) for x in results)
+    found = _deferred.bind(*args, **dict(zip(("body", "like"), batched)), results=wider)
+    return found, (0,) * len(found)
+
+
+mlir.register_lowering(_deferred, _lower_deferred)
+batching.primitive_batchers[_deferred] = _batch_deferred
 
 # Every branch of platform_dependent is traced, whatever the platform, so that an error can only be
 # raised where the branch is lowered.

@@ -22,12 +22,14 @@ from jaxtyping import Array, Float
 
 from mambaout_jax.kernels.dispatch import (
     Operation,
+    by_platform,
+    deferred,
     differentiable_once,
     is_known,
     vary_alike,
 )
 from mambaout_jax.kernels.selective_scan_lanes import cut_of, lane_gradients, lane_values
-from mambaout_jax.kernels.selective_scan_pallas import STATES, scan_pallas
+from mambaout_jax.kernels.selective_scan_pallas import MAX_STATES, STATES, scan_pallas
 
 
 def selective_scan(
@@ -66,9 +68,10 @@ def selective_scan(
             scan, both differentiated automatically, also in forward mode; `"chunked"`, a loop with
             its own reverse-mode gradient, which needs a fraction of the memory; `"pallas"`, one
             fused kernel for GPUs and TPUs; these two have first derivatives only. `"auto"` is
-            `"chunked"`: on CPUs because it is the fastest there, elsewhere for its memory, as
-            nothing has been measured there yet. (By the schedules of a TPU's compiler, which are
-            a model of it, `"pallas"` takes a small part of the cycles.) Within
+            `"pallas"` on TPUs, by the model of their compiler (a small part of the cycles;
+            `aot.tpu_cycles`), for what it takes; its gradient runs the kernel once more and keeps
+            nothing but the arguments. Elsewhere it is `"chunked"`: on CPUs because it is the
+            fastest there, on GPUs for its memory, as nothing has been measured there yet. Within
             `plain_implementations` it is `"sequential"`.
 
     Returns:
@@ -180,47 +183,103 @@ def _scan_associative(u, delta, A, B, C, D, initial_state, reverse, softplus, fi
     return _with_skip(y.reshape(u.shape), D, u), _flat_state(h[:, last])
 
 
+def _scan_auto(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
+    """The fused kernel on TPUs, where there is one for such arrays, and else the loop."""
+    fused = is_known(*u.shape) and A.dtype == jnp.float32 and A.shape[1] <= MAX_STATES
+    return _scan_kept(u, delta, A, B, C, D, initial_state, reverse, softplus, final, fused)
+
+
 def _scan_chunked(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
-    final &= not cut_of(*u.shape, *B.shape[2:])
-    if final:
+    return _scan_kept(u, delta, A, B, C, D, initial_state, reverse, softplus, final, False)
+
+
+def _scan_kept(u, delta, A, B, C, D, initial_state, reverse, softplus, final, fused):
+    arrays, options = (u, delta, A, B, C), (reverse, softplus, fused)
+    if final and not cut_of(*u.shape, *B.shape[2:]):
         D = jnp.zeros(u.shape[2], A.dtype) if D is None else D
-        return _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus)
-    delta = delta.astype(A.dtype)
-    found: Any = _differentiable_chunks(u, delta, A, B, C, None, initial_state, reverse, softplus)
+        return _differentiable_chunks(*arrays, D, initial_state, *options)
+    arrays = (u, delta.astype(A.dtype), A, B, C)
+    found: Any = _differentiable_chunks(*arrays, None, initial_state, *options)
     return _with_skip(found[0], D, u), found[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8, 9))
+def _differentiable_chunks(u, delta, A, B, C, D, initial_state, reverse, softplus, fused):
     """y has the dtype of u if D is given, and else that of delta."""
-    return _scan_chunked_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus)[0]
+    return _chunks_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus, fused)[0]
 
 
-def _scan_chunked_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus):
+def _chunks_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus, fused):
     if delta.dtype == A.dtype:
         delta = _step_sizes(delta, softplus, A)
+    values = functools.partial(
+        _values_by_platform if fused else _loop_values, reverse=reverse, softplus=softplus
+    )
+    inputs = (u, delta, A, B, C, D, initial_state)
+    y, state, entering = differentiable_once(values, _SECOND.format(_word(fused)))(*inputs)
+    start = initial_state if fused else None  # the loop has it among the states that enter
+    return (y, state), (*inputs[:6], start, checkpoint_name(entering, STATES))
+
+
+def _chunks_bwd(reverse, softplus, fused, residuals, cotangents):
+    gradients = functools.partial(
+        _gradients_by_platform if fused else _loop_gradients, reverse=reverse, softplus=softplus
+    )
+    return differentiable_once(gradients, _SECOND.format(_word(fused)))(*residuals, *cotangents)
+
+
+def _word(fused):
+    return "auto" if fused else "chunked"
+
+
+_differentiable_chunks.defvjp(_chunks_fwd, _chunks_bwd)
+
+
+def _loop_values(u, delta, A, B, C, D, initial_state, *, reverse, softplus):
     if cut := cut_of(*u.shape, *B.shape[2:]):
-        y, state, entering = lane_values(u, delta, A, B, C, initial_state, reverse, cut)
-    else:
-        inputs = (u, delta, A, B, C, D, initial_state)
-        y, state, entering = _chunked_values(*inputs, reverse, softplus)
-    return (y, state), (u, delta, A, B, C, D, checkpoint_name(entering, STATES))
+        return lane_values(u, delta, A, B, C, initial_state, reverse, cut)
+    return _chunked_values(u, delta, A, B, C, D, initial_state, reverse, softplus)
 
 
-def _scan_chunked_bwd(reverse, softplus, residuals, cotangents):
-    u, _, _, B, *_ = residuals
-    cut = cut_of(*u.shape, *B.shape[2:])
-
-    def gradients(u, delta, A, B, C, D, *others):
-        if cut:
-            *found, dstate = lane_gradients(u, delta, A, B, C, *others, reverse, softplus, cut)
-            return *found, None, dstate
-        return _chunked_gradients(u, delta, A, B, C, D, *others, reverse, softplus)
-
-    return differentiable_once(gradients, _SECOND.format("chunked"))(*residuals, *cotangents)
+def _loop_gradients(u, delta, A, B, C, D, start, *others, reverse, softplus):
+    if cut := cut_of(*u.shape, *B.shape[2:]):
+        *found, dstate = lane_gradients(u, delta, A, B, C, *others, reverse, softplus, cut)
+        return *found, None, dstate
+    return _chunked_gradients(u, delta, A, B, C, D, *others, reverse, softplus)
 
 
-_differentiable_chunks.defvjp(_scan_chunked_fwd, _scan_chunked_bwd)
+def _fused_values(*inputs, reverse, softplus):
+    """What `_loop_values` returns; the states that enter its chunks are not needed: zeros."""
+    y, state = _fused(*inputs, reverse=reverse, softplus=softplus)
+    loop = functools.partial(_loop_values, reverse=reverse, softplus=softplus)
+    *_, entering = jax.eval_shape(loop, *inputs)
+    return y, state, jnp.zeros(entering.shape, entering.dtype)
+
+
+def _fused_gradients(
+    u, delta, A, B, C, D, initial_state, entering, dy, dstate, *, reverse, softplus
+):
+    """Runs the kernel again for the states: kept, they are one number a token and channel."""
+    inputs = (u, delta, A, B, C, D, initial_state)
+    run = functools.partial(_fused, reverse=reverse, softplus=softplus)
+    du, ddelta, *others = jax.vjp(run, *inputs)[1]((dy, dstate))
+    if softplus and delta.dtype == A.dtype:
+        ddelta = ddelta * -jnp.expm1(-delta)
+    return du, ddelta, *others
+
+
+def _fused(u, delta, A, B, C, D, initial_state, *, reverse, softplus):
+    steps = _step_sizes(delta, softplus and delta.dtype != A.dtype, A)
+    y, state = scan_pallas(u, steps, A, B, C, initial_state, reverse=reverse, platform="tpu")
+    return _with_skip(y, D, u).astype(delta.dtype if D is None else u.dtype), state
+
+
+_values_by_platform = by_platform(
+    tpu=deferred(_fused_values, like=_loop_values), default=_loop_values
+)
+_gradients_by_platform = by_platform(
+    tpu=deferred(_fused_gradients, like=_loop_gradients), default=_loop_gradients
+)
 
 
 def _scan_pallas(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
@@ -237,7 +296,7 @@ _OPERATION = Operation(
         "chunked": _scan_chunked,
         "pallas": _scan_pallas,
     },
-    auto=_scan_chunked,  # measured on CPUs only
+    auto=_scan_auto,
     plain=("sequential", "associative"),
 )
 IMPLEMENTATIONS = _OPERATION.implementations

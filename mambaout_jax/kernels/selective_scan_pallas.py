@@ -43,7 +43,7 @@ STATES = "selective_scan_states"
 # N / 16 numbers per token and channel.
 _CHUNK = 16
 _LANES = 128  # channels of a GPU block, one per thread of a warpgroup; lanes of a TPU register
-_MAX_STATES = 32  # what the shared memory of a Hopper block holds, in the backward kernel
+MAX_STATES = 32  # what the shared memory of a Hopper block holds, in the backward kernel
 
 
 def scan_pallas(
@@ -54,6 +54,7 @@ def scan_pallas(
     C: Float[Array, "B L G N"],
     initial_state: Float[Array, "B D N"],
     reverse: bool,
+    platform: str | None = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"]]:
     """Runs the recurrence above; channel d uses group d // (D // G) of B and C.
 
@@ -64,6 +65,7 @@ def scan_pallas(
         B, C: of any float dtype up to float32.
         initial_state: the state before the first token, or after the last with `reverse`, float32.
         reverse: run from the last token to the first.
+        platform: "cuda" or "tpu", where it is known; None: what the program is lowered for.
 
     Returns:
         y and the last state, both float32. Gradients have the dtypes of the arguments; states and
@@ -81,16 +83,15 @@ def scan_pallas(
                 f'implementation="pallas" got {name} in float64, but its kernels keep states and '
                 'sums in float32; cast the arguments, or use implementation="chunked"'
             )
-    if A.shape[1] > _MAX_STATES:
+    if A.shape[1] > MAX_STATES:
         raise ValueError(
             f'implementation="pallas" got N = {A.shape[1]} states and has shared memory for '
-            f'{_MAX_STATES}; use implementation="chunked"'
+            f'{MAX_STATES}; use implementation="chunked"'
         )
-    return _scan(u, delta, A, B, C, initial_state, reverse, _CHUNK, None)
+    return _scan(u, delta, A, B, C, initial_state, reverse, _CHUNK, platform)
 
 
-# `platform` is None, except in tests, which interpret the kernels of a given platform on CPUs, and
-# mostly with shorter chunks.
+# Tests interpret the kernels of a given platform on CPUs, mostly with shorter chunks.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
 def _scan(u, delta, A, B, C, initial_state, reverse, chunk, platform):
     return _scan_fwd(u, delta, A, B, C, initial_state, reverse, chunk, platform)[0]

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mambaout_jax.kernels.dispatch import by_platform, plain_implementations, run_where_lowered
+from mambaout_jax.kernels.dispatch import (
+    by_platform,
+    deferred,
+    plain_implementations,
+    run_where_lowered,
+)
 from mambaout_jax.kernels.gelu import gelu
 
 MESSAGE = "lowered for {platforms}, but needs a computer"
@@ -54,3 +59,35 @@ def test_by_platform_runs_the_body_of_the_platform_lowered_for():
     program = jax.jit(functools.partial(scaled, by=3)).trace(jnp.float32(2.0))
     assert "stablehlo.sine" not in program.lower(lowering_platforms=("cpu",)).as_text()
     assert "stablehlo.sine" in program.lower(lowering_platforms=("tpu",)).as_text()
+
+
+def test_deferred_is_traced_for_its_platform_alone():
+    traced = []
+
+    def slow(x, pair, *, by):
+        traced.append(by)
+        return {"sum": jnp.sin(x + pair[0]) * by, "first": pair[1]}
+
+    def quick(x, pair, *, by):
+        return {"sum": (x + pair[0]) * by, "first": pair[1]}
+
+    run = by_platform(tpu=deferred(slow, like=quick), default=quick)
+    x, pair = jnp.ones(3), (jnp.arange(3.0), jnp.int32(7))
+    found = run(x, pair, by=2)
+    np.testing.assert_array_equal(found["sum"], [2, 4, 6])
+    assert found["first"] == 7
+    many = jax.vmap(functools.partial(run, by=2), in_axes=(None, (0, None)), out_axes=0)
+    rows = jnp.stack([pair[0], 2 * pair[0]])
+    np.testing.assert_array_equal(many(x, (rows, pair[1]))["sum"], [[2, 4, 6], [2, 6, 10]])
+    assert not traced
+    for function, arguments in ((functools.partial(run, by=2), (x, pair)), (many, (x, (rows, 7)))):
+        program = jax.jit(function).trace(*arguments)
+        assert "stablehlo.sine" in program.lower(lowering_platforms=("tpu",)).as_text()
+        assert traced.pop() == 2 and not traced
+        several = program.lower(lowering_platforms=("cpu", "tpu")).as_text()
+        assert "stablehlo.sine" not in several and not traced
+
+
+def test_deferred_runs_its_body_eagerly_where_it_is_alone():
+    run = deferred(lambda x: (x + 1, 2 * x), like=lambda x: (x, x))
+    np.testing.assert_array_equal(run(jnp.ones(2)), [[2, 2], [2, 2]])

@@ -24,9 +24,9 @@ from mambaout_jax.kernels.dispatch import plain_implementations
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 
 FOLDER = GOLDENS / "mamba"
-PORTABLE = ("sequential", "associative", "chunked")  # of which "auto" is one
+PORTABLE = ("sequential", "associative", "chunked")  # of which "auto" is one, but on TPUs
 # "pallas" is interpreted on CPUs, for seconds; other files test its kernels in every run.
-INTERPRETED = ("pallas for cuda", "pallas for tpu")
+INTERPRETED = ("pallas for cuda", "pallas for tpu", "auto for tpu")
 
 
 def by_default(*names):
@@ -98,6 +98,9 @@ def runnable(implementation):
             stack.enter_context(INTERPRETERS[platform]())
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(module, "scan_pallas", interpreted)
+        if word == "auto" and platform:  # what stands in a TPU's program
+            patch.setattr(module, "_values_by_platform", module._fused_values)
+            patch.setattr(module, "_gradients_by_platform", module._fused_gradients)
         yield word
 
 
@@ -295,21 +298,79 @@ def test_selective_scan_chunked_needs_a_fraction_of_the_memory(implementation):
     assert compiled.memory_analysis().temp_size_in_bytes < states / 2
 
 
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_selective_scan_auto_is_chunked_on_every_platform(platform):
-    x = jax.ShapeDtypeStruct((1, 9, 4), jnp.float32)
-    A, weights = (
-        jax.ShapeDtypeStruct((4, 3), jnp.float32),
-        jax.ShapeDtypeStruct((1, 9, 3), "float32"),
+def lowered(shape, dtype="float32", *, platforms, implementation="auto", wrap=lambda f: f):
+    """The program of outputs and all gradients; `wrap` is put around the function."""
+    batch, L, D, N = shape
+    tokens, weights = (jax.ShapeDtypeStruct((batch, L, x), dtype) for x in (D, N))
+    arrays = {"u": tokens, "delta": tokens, "B": weights, "C": weights}
+    arrays["A"] = jax.ShapeDtypeStruct((D, N), jnp.promote_types(dtype, jnp.float32))
+
+    def gradients(arrays):
+        return jax.grad(lambda x: sum(y.sum() for y in outputs(x, implementation=implementation)))(
+            arrays
+        )
+
+    traced = jax.jit(wrap(gradients)).trace(arrays)
+    return traced.lower(lowering_platforms=platforms).as_text()
+
+
+KERNEL = "custom_call @tpu_custom_call"
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_selective_scan_auto_is_chunked_off_tpus(platform):
+    auto, chunked = (
+        lowered((1, 9, 4, 3), platforms=(platform,), implementation=word)
+        for word in ("auto", "chunked")
     )
+    assert auto.count("stablehlo.while") == chunked.count("stablehlo.while") > 2
+    assert "custom_call @" not in auto
 
-    def loops(implementation):
-        scan = functools.partial(selective_scan, implementation=implementation)
-        traced = jax.jit(scan).trace(x, x, A, weights, weights)
-        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
 
-    assert loops("auto") == loops("chunked") == 2
-    assert loops("sequential") == 1
+@pytest.mark.parametrize("shape", [(1, 9, 4, 3), (1, 140, 4, 3)])  # the second in segments
+def test_selective_scan_auto_is_the_kernel_on_tpus(shape):
+    text = lowered(shape, platforms=("tpu",))
+    assert text.count(KERNEL) == 3  # forward, and once more for the gradient
+    assert "stablehlo.while" not in text
+
+
+def test_selective_scan_auto_is_chunked_on_tpus_for_what_the_kernel_refuses():
+    with jax.enable_x64(True):
+        assert KERNEL not in lowered((1, 9, 4, 3), "float64", platforms=("tpu",))
+    assert KERNEL not in lowered((1, 9, 4, 33), platforms=("tpu",))
+
+
+def test_selective_scan_auto_is_chunked_in_a_program_for_several_platforms():
+    text = lowered((1, 9, 4, 3), platforms=("cpu", "tpu"))
+    assert KERNEL not in text and "stablehlo.while" in text
+
+
+def test_selective_scan_auto_of_many_devices_keeps_the_kernel_and_moves_nothing():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    data, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+
+    def spread(function):
+        def run(arrays):
+            given = {name: whole if name == "A" else data for name in arrays}
+            return function(jax.lax.with_sharding_constraint(arrays, given))
+
+        return run
+
+    text = lowered((2, 9, 4, 3), platforms=("tpu",), wrap=spread)
+    assert text.count(KERNEL) == 3
+    assert "manual_axes={\"data\"}" in text
+
+
+def test_selective_scan_auto_of_stacked_arguments_is_one_scan_each(rng):
+    arrays, options, cotangents = draw(rng, CASES["everything"], "float32")
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (arrays, cotangents))
+    run = functools.partial(value_and_gradients, **options, implementation="auto")
+    found = jax.vmap(run)(*stacked)
+    for number in range(2):
+        alone = run(*jax.tree.map(lambda x, number=number: x[number], stacked))
+        jax.tree.map(lambda x, y, n=number: assert_close(x[n], y, 1e-6), found, alone)
+    traced = jax.jit(jax.vmap(run)).trace(*stacked)
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count(KERNEL) == 3
 
 
 FITTING = {"u": (2, 6, 4), "delta": (2, 6, 4), "A": (4, 3), "B": (2, 6, 3), "C": (2, 6, 3)}
