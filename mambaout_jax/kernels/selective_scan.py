@@ -196,8 +196,7 @@ def _scan_chunked(u, delta, A, B, C, D, initial_state, reverse, softplus, final)
 def _scan_kept(u, delta, A, B, C, D, initial_state, reverse, softplus, final, fused):
     arrays, options = (u, delta, A, B, C), (reverse, softplus, fused)
     if final and not cut_of(*u.shape, *B.shape[2:]):
-        D = jnp.zeros(u.shape[2], A.dtype) if D is None else D
-        return _differentiable_chunks(*arrays, D, initial_state, *options)
+        return _differentiable_chunks(*arrays, _skip_of(D, u, A), initial_state, *options)
     arrays = (u, delta.astype(A.dtype), A, B, C)
     found: Any = _differentiable_chunks(*arrays, None, initial_state, *options)
     return _with_skip(found[0], D, u), found[1]
@@ -269,9 +268,13 @@ def _fused_gradients(
 
 
 def _fused(u, delta, A, B, C, D, initial_state, *, reverse, softplus):
-    steps = _step_sizes(delta, softplus and delta.dtype != A.dtype, A)
-    y, state = scan_pallas(u, steps, A, B, C, initial_state, reverse=reverse, platform="tpu")
-    return _with_skip(y, D, u).astype(delta.dtype if D is None else u.dtype), state
+    return scan_pallas(
+        *(u, delta, A, B, C, _skip_of(D, u, A), initial_state),
+        reverse=reverse,
+        softplus=softplus and delta.dtype != A.dtype,
+        dtype=delta.dtype if D is None else u.dtype,
+        platform="tpu",
+    )
 
 
 _values_by_platform = by_platform(
@@ -283,9 +286,12 @@ _gradients_by_platform = by_platform(
 
 
 def _scan_pallas(u, delta, A, B, C, D, initial_state, reverse, softplus, final):
-    delta = _step_sizes(delta, softplus, A)
-    y, state = scan_pallas(u, delta, A, B, C, initial_state, reverse=reverse)
-    return _with_skip(y, D, u), state
+    return scan_pallas(
+        *(u, delta, A, B, C, _skip_of(D, u, A), initial_state),
+        reverse=reverse,
+        softplus=softplus,
+        dtype=u.dtype if final else A.dtype,
+    )
 
 
 _OPERATION = Operation(
@@ -426,6 +432,10 @@ def _differentiate(A, D, softplus, token, before, carry):
 def _step_sizes(delta, softplus, like):
     delta = delta.astype(like.dtype)
     return jax.nn.softplus(delta) if softplus else delta
+
+
+def _skip_of(D, u, A):
+    return jnp.zeros(u.shape[2], A.dtype) if D is None else D
 
 
 def _with_skip(y, D, u):

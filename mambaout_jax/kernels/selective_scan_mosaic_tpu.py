@@ -26,68 +26,81 @@ _MAX_TILE = 512  # channels of a block: enough work per grid step, little enough
 _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))
 
 
-def forward(u, delta, a, b, c, state, *, reverse):
+def forward(u, delta, a, b, c, skip, state, *, reverse, softplus, dtype):
     """Returns y (B, L, D), the last state (B, N, D) and each chunk's first (B, chunks, N, D)."""
     (batches, L, D), (G, chunks, N, T) = u.shape, b.shape[1:]
     tile = _tile(D // G)
     specs = _specs(tile, u, b, reverse)
     return pl.pallas_call(
-        functools.partial(_forward_kernel, reverse, T),
+        functools.partial(_forward_kernel, reverse, softplus, T),
         out_shape=(
-            _float32(batches, L, D),
+            jax.ShapeDtypeStruct((batches, L, D), dtype),
             _float32(batches, N, D),
             _float32(batches, chunks, N, D),
         ),
         grid=(batches, D // tile, chunks),
-        in_specs=[specs[name] for name in ("u", "delta", "a", "b", "c", "state")],
+        in_specs=[specs[name] for name in ("u", "delta", "a", "b", "c", "skip", "state")],
         out_specs=[specs[name] for name in ("y", "state", "entry")],
-        scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32),),
+        scratch_shapes=(_buffer(N, tile), _buffer(T, tile)),
         compiler_params=_PARAMS,
-    )(u, delta, a, _side_by_side(b), _side_by_side(c), state)
+    )(u, delta, a, _side_by_side(b), _side_by_side(c), skip, state)
 
 
-def _forward_kernel(reverse, T, u, delta, a, b, c, state, y, last, entry, h_buffer):
+# fmt: off
+def _forward_kernel(reverse, softplus, T, u, delta, a, b, c, skip, state,
+                    y, last, entry, h_buffer, y_buffer):
+    # fmt: on
     @pl.when(pl.program_id(2) == 0)
     def _():
         h_buffer[...] = state[...]
 
     h = h_buffer[...]
     entry[...] = h
-    inputs = delta[...] * u[...].astype(jnp.float32)
+    u, steps = u[...].astype(jnp.float32), _step_sizes(delta[...], softplus)
+    inputs = steps * u
     b, c = (_turned(x[...], -_place(T, reverse)) for x in (b, c))
-    for t in _order(u, reverse):
+    for t in _order(T, reverse):
         at = slice(t, t + 1)
-        h = jnp.exp2(delta[at] * a[...]) * h + b[:, at] * inputs[at]
-        y[at] = jnp.sum(h * c[:, at], axis=0, keepdims=True)
+        h = jnp.exp2(steps[at] * a[...]) * h + b[:, at] * inputs[at]
+        y_buffer[at] = jnp.sum(h * c[:, at], axis=0, keepdims=True)
+    y[...] = (y_buffer[...] + skip[...] * u).astype(y.dtype)
     h_buffer[...] = h
     last[...] = h
 
 
-def backward(u, delta, a, b, c, entries, dy, dlast, *, reverse):
+def backward(u, delta, a, b, c, skip, entries, dy, dlast, *, reverse, softplus):
     """Returns du, ddelta (B, L, D), dA (B, N, D), dB, dC (B, G, chunks, N, T), dstate (B, N, D)."""
     (batches, L, D), (G, chunks, N, T) = u.shape, b.shape[1:]
     tile = _tile(D // G)
     specs = _specs(tile, u, b, not reverse)
-    tokens, state = _float32(batches, L, D), _float32(batches, N, D)
+    state = _float32(batches, N, D)
     partial_sums = _float32(batches, D // tile, N, _groups_of(chunks, T) * _LANES)
-    buffer = pltpu.VMEM((T, N, tile), jnp.float32)
+    tokens, states = _buffer(T, tile), _buffer(T, N, tile)
     du, ddelta, dA, dB, dC, dstate = pl.pallas_call(
-        functools.partial(_backward_kernel, reverse, T),
-        out_shape=(tokens, tokens, state, partial_sums, partial_sums, state),
+        functools.partial(_backward_kernel, reverse, softplus, T),
+        out_shape=(
+            jax.ShapeDtypeStruct(u.shape, u.dtype),
+            jax.ShapeDtypeStruct(delta.shape, delta.dtype),
+            state,
+            partial_sums,
+            partial_sums,
+            state,
+        ),
         grid=(batches, D // tile, chunks),
-        in_specs=[specs[x] for x in ("u", "delta", "a", "b", "c", "entry", "y", "state")],
+        in_specs=[specs[x] for x in ("u", "delta", "a", "b", "c", "skip", "entry", "y", "state")],
         out_specs=[specs[x] for x in ("u", "delta", "state", "sums", "sums", "state")],
-        scratch_shapes=(pltpu.VMEM((N, tile), jnp.float32), buffer, buffer),
+        scratch_shapes=(_buffer(N, tile), states, states, tokens, tokens),
         compiler_params=_PARAMS,
-    )(u, delta, a, _side_by_side(b), _side_by_side(c), entries, dy, dlast)
+    )(u, delta, a, _side_by_side(b), _side_by_side(c), skip, entries, dy, dlast)
     dB, dC = (x.reshape(batches, G, -1, *x.shape[2:]).sum(axis=2) for x in (dB, dC))
     dB, dC = (_one_by_one(x, chunks, T) for x in (dB, dC))
     return du, ddelta, dA, dB, dC, dstate
 
 
 # fmt: off
-def _backward_kernel(reverse, T, u, delta, a, b, c, entry, dy, dlast,
-                     du, ddelta, dA, dB, dC, dstate, g_buffer, decays, decayed):
+def _backward_kernel(reverse, softplus, T, u, delta, a, b, c, skip, entry, dy, dlast,
+                     du, ddelta, dA, dB, dC, dstate,
+                     g_buffer, decays, decayed, du_buffer, ddelta_buffer):
     # fmt: on
     place = _place(T, not reverse)
     b, c = (_turned(x[...], -place) for x in (b, c))
@@ -99,27 +112,31 @@ def _backward_kernel(reverse, T, u, delta, a, b, c, entry, dy, dlast,
         g_buffer[...] = dlast[...]
         dA[...] = jnp.zeros_like(dA)
 
-    inputs = delta[...] * u[...].astype(jnp.float32)
+    u, dy, steps = *(x[...].astype(jnp.float32) for x in (u, dy)), _step_sizes(delta[...], softplus)
+    inputs = steps * u
     h = entry[...]
-    for t in _order(u, reverse):
+    for t in _order(T, reverse):
         at = slice(t, t + 1)
-        decays[t] = jnp.exp2(delta[at] * a[...])
+        decays[t] = jnp.exp2(steps[at] * a[...])
         decayed[t] = decays[t] * h
         h = decayed[t] + b[:, at] * inputs[at]
         dC_chunk = jnp.where(lanes == t, jnp.sum(h * dy[at], axis=1, keepdims=True), dC_chunk)
 
     g = g_buffer[...]
-    for t in reversed(_order(u, reverse)):
+    for t in reversed(_order(T, reverse)):
         at = slice(t, t + 1)
         g = g + c[:, at] * dy[at]
         dB_chunk = jnp.where(lanes == t, jnp.sum(g * inputs[at], axis=1, keepdims=True), dB_chunk)
         dinput = jnp.sum(g * b[:, at], axis=0, keepdims=True)
         dexponent = g * decayed[t]  # the derivative in delta A
-        dA[...] += dexponent * delta[at]
+        dA[...] += dexponent * steps[at]
         dstep = jnp.sum(dexponent * a[...], axis=0, keepdims=True) * math.log(2)
-        ddelta[at] = dinput * u[at].astype(jnp.float32) + dstep
-        du[at] = dinput * delta[at]
+        ddelta_buffer[at] = dinput * u[at] + dstep
+        du_buffer[at] = dinput * steps[at]
         g = g * decays[t]
+    du[...] = (du_buffer[...] + skip[...] * dy).astype(du.dtype)
+    slope = 1 - jnp.exp(-steps) if softplus else 1.0
+    ddelta[...] = (ddelta_buffer[...] * slope).astype(ddelta.dtype)
     g_buffer[...] = g
     dstate[...] = g
     here = (lanes >= place) & (lanes < place + T)
@@ -162,9 +179,13 @@ def _turned(x, by):
     return pltpu.roll(x, jax.lax.rem(by + _LANES, _LANES), 1)
 
 
-def _order(u, reverse):
+def _step_sizes(delta, softplus):
+    delta = delta.astype(jnp.float32)
+    return jax.nn.softplus(delta) if softplus else delta
+
+
+def _order(T, reverse):
     """Tokens of a chunk in the order of the recurrence."""
-    T = u.shape[0]
     return range(T)[::-1] if reverse else range(T)
 
 
@@ -193,6 +214,7 @@ def _specs(tile, u, b, descending):
         "delta": token,
         "y": token,
         "a": pl.BlockSpec((N, tile), lambda i, d, k: (0, d)),
+        "skip": pl.BlockSpec((1, tile), lambda i, d, k: (0, d)),
         "b": by_state,
         "c": by_state,
         "sums": pl.BlockSpec(block, lambda i, d, k: (i, d, 0, jax.lax.div(at(k), each))),
@@ -203,3 +225,7 @@ def _specs(tile, u, b, descending):
 
 def _float32(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _buffer(*shape):
+    return pltpu.VMEM(shape, jnp.float32)

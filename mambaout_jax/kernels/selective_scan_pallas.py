@@ -24,6 +24,7 @@ for GPUs and TPUs at once.
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ STATES = "selective_scan_states"
 # together with the chunk's inputs, and one sublane tile of bfloat16 on TPUs. The saved states take
 # N / 16 numbers per token and channel.
 _CHUNK = 16
+_NO_STEP = -1e4  # of which softplus makes 0
 _LANES = 128  # channels of a GPU block, one per thread of a warpgroup; lanes of a TPU register
 MAX_STATES = 32  # what the shared memory of a Hopper block holds, in the backward kernel
 
@@ -52,23 +54,29 @@ def scan_pallas(
     A: Float[Array, "D N"],
     B: Float[Array, "B L G N"],
     C: Float[Array, "B L G N"],
+    D: Float[Array, "D"],
     initial_state: Float[Array, "B D N"],
     reverse: bool,
+    softplus: bool = False,
+    dtype: Any = jnp.float32,
     platform: str | None = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"]]:
-    """Runs the recurrence above; channel d uses group d // (D // G) of B and C.
+    """Runs the recurrence above, adds D_d u_t to y_t; channel d uses group d // (D // G) of B and C.
 
     Args:
         u: inputs, of any float dtype up to float32.
-        delta: step sizes, final (bias added, softplus applied), float32.
+        delta: step sizes, or what softplus makes them of; bias added; of any dtype up to float32.
         A: float32.
         B, C: of any float dtype up to float32.
+        D: float32.
         initial_state: the state before the first token, or after the last with `reverse`, float32.
         reverse: run from the last token to the first.
+        softplus: whether softplus is applied to delta.
+        dtype: of y.
         platform: "cuda" or "tpu", where it is known; None: what the program is lowered for.
 
     Returns:
-        y and the last state, both float32. Gradients have the dtypes of the arguments; states and
+        y, and the last state in float32. Gradients have the dtypes of the arguments; states and
         sums are float32 throughout. Differentiable in reverse mode, once.
 
     Raises:
@@ -76,7 +84,7 @@ def scan_pallas(
             platform that is neither an NVIDIA GPU nor a TPU. (GPUs older than Hopper are told apart
             by their compiler only.)
     """
-    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "initial_state": initial_state}
+    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "initial_state": initial_state}
     for name, array in arrays.items():
         if array.dtype == jnp.float64:
             raise ValueError(
@@ -88,39 +96,54 @@ def scan_pallas(
             f'implementation="pallas" got N = {A.shape[1]} states and has shared memory for '
             f'{MAX_STATES}; use implementation="chunked"'
         )
-    return _scan(u, delta, A, B, C, initial_state, reverse, _CHUNK, platform)
+    how = How(reverse, softplus, jnp.dtype(dtype), _CHUNK, platform)
+    return _scan(u, delta, A, B, C, D, initial_state, how)
 
 
-# Tests interpret the kernels of a given platform on CPUs, mostly with shorter chunks.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _scan(u, delta, A, B, C, initial_state, reverse, chunk, platform):
-    return _scan_fwd(u, delta, A, B, C, initial_state, reverse, chunk, platform)[0]
+class How(NamedTuple):
+    """What a kernel is specialised to.
+
+    Attributes:
+        reverse, softplus, dtype, platform: as of `scan_pallas`.
+        chunk: tokens of a chunk. Tests, which interpret kernels on CPUs, take shorter ones.
+    """
+
+    reverse: bool = False
+    softplus: bool = False
+    dtype: Any = jnp.dtype("float32")
+    chunk: int = _CHUNK
+    platform: str | None = None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _scan(u, delta, A, B, C, D, initial_state, how):
+    return _scan_fwd(u, delta, A, B, C, D, initial_state, how)[0]
 
 
 # Jitted, so that the layers of a model which agree in shape are traced once, and because the
 # platform is only known where a program is lowered.
-@functools.partial(jax.jit, static_argnames=("reverse", "chunk", "platform"))
-def _scan_fwd(u, delta, A, B, C, initial_state, reverse, chunk, platform):
-    L, D, G = *u.shape[1:], B.shape[2]
+@functools.partial(jax.jit, static_argnames=("how",))
+def _scan_fwd(u, delta, A, B, C, D, initial_state, how):
+    L, channels, G = *u.shape[1:], B.shape[2]
     state = _tile_channels(_states_first(initial_state), G)
-    tiles = _tile(chunk, u, delta, A, B, C)
-    y, last, entries = _dispatch("forward", reverse, platform, *tiles, state)
-    y = _untile_channels(y, D, G)[:, :L]
-    last = _states_first(_untile_channels(last, D, G))
-    return (y, last), (u, delta, A, B, C, entries)
+    tiles = _tile(how, u, delta, A, B, C, D)
+    y, last, entries = _dispatch("forward", how, *tiles, state)
+    y = _untile_channels(y, channels, G)[:, :L].astype(how.dtype)
+    last = _states_first(_untile_channels(last, channels, G))
+    return (y, last), (u, delta, A, B, C, D, entries)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _scan_bwd(reverse, chunk, platform, residuals, gradients):
-    u, delta, A, B, C, entries = residuals
+@functools.partial(jax.jit, static_argnums=0)
+def _scan_bwd(how, residuals, gradients):
+    u, delta, A, B, C, D, entries = residuals
     dy, dlast = gradients
-    L, D, G = *u.shape[1:], B.shape[2]
-    dy, dlast = _tile_tokens(chunk, dy, G), _tile_channels(_states_first(dlast), G)
-    tiles = _tile(chunk, u, delta, A, B, C)
-    gradients = _dispatch("backward", reverse, platform, *tiles, entries, dy, dlast)
-    du, ddelta, dA, dB, dC, dstate = gradients
-    du, ddelta = (_untile_channels(x, D, G)[:, :L] for x in (du, ddelta))
-    dA, dstate = (_states_first(_untile_channels(x, D, G)) for x in (dA, dstate))
+    L, channels, G = *u.shape[1:], B.shape[2]
+    dy, dlast = _tile_tokens(how, _known(dy), G), _tile_channels(_states_first(dlast), G)
+    tiles = _tile(how, u, delta, A, B, C, D)
+    found = _dispatch("backward", how, *tiles, entries, dy, dlast)
+    du, ddelta, dA, dB, dC, dstate = found
+    du, ddelta = (_untile_channels(x, channels, G)[:, :L] for x in (du, ddelta))
+    dA, dstate = (_states_first(_untile_channels(x, channels, G)) for x in (dA, dstate))
     dB, dC = (jnp.moveaxis(x, (2, 4), (1, 2)) for x in (dB, dC))  # (B, chunks, T, G, N)
     dB, dC = (x.reshape(x.shape[0], -1, *x.shape[3:])[:, :L] for x in (dB, dC))  # (B, L, G, N)
     return (
@@ -129,6 +152,7 @@ def _scan_bwd(reverse, chunk, platform, residuals, gradients):
         dA.sum(axis=0).astype(A.dtype),
         dB.astype(B.dtype),
         dC.astype(C.dtype),
+        jnp.sum(gradients[0].astype(D.dtype) * u, axis=(0, 1)),
         dstate,
     )
 
@@ -140,60 +164,91 @@ _SECOND = (
 
 
 def _scan_fwd_once(*args):
-    *arrays, reverse, chunk, platform = args
-    run = functools.partial(_scan_fwd, reverse=reverse, chunk=chunk, platform=platform)
+    *arrays, how = args
+    run = functools.partial(_scan_fwd, how=how)
     results, (*inputs, entries) = differentiable_once(run, _SECOND)(*arrays)
     return results, (*inputs, checkpoint_name(entries, STATES))
 
 
-def _scan_bwd_once(reverse, chunk, platform, *arrays):
-    gradients = functools.partial(_scan_bwd, reverse, chunk, platform)
-    return differentiable_once(gradients, _SECOND)(*arrays)
+def _scan_bwd_once(how, *arrays):
+    return differentiable_once(functools.partial(_scan_bwd, how), _SECOND)(*arrays)
 
 
 _scan.defvjp(_scan_fwd_once, _scan_bwd_once)
 
 
-_MODULES = {"cuda": selective_scan_mosaic_gpu, "tpu": selective_scan_mosaic_tpu}
+# The kernels for GPUs take step sizes and gradients in float32 and give results so.
+
+
+def _forward_gpu(u, delta, a, b, c, skip, state, *, reverse, softplus, dtype):
+    steps = _step_sizes(delta, softplus)
+    y, *states = selective_scan_mosaic_gpu.forward(u, steps, a, b, c, state, reverse=reverse)
+    return (y + skip[None] * u).astype(dtype), *states
+
+
+def _backward_gpu(u, delta, a, b, c, skip, entries, dy, dlast, *, reverse, softplus):
+    steps, dy = _step_sizes(delta, softplus), dy.astype(jnp.float32)
+    du, dsteps, *others = selective_scan_mosaic_gpu.backward(
+        u, steps, a, b, c, entries, dy, dlast, reverse=reverse
+    )
+    ddelta = dsteps * -jnp.expm1(-steps) if softplus else dsteps
+    return (du + skip[None] * dy).astype(u.dtype), ddelta.astype(delta.dtype), *others
+
+
+def _step_sizes(delta, softplus):
+    delta = delta.astype(jnp.float32)
+    return jax.nn.softplus(delta) if softplus else delta
+
+
+_KERNELS = {
+    "forward": {"cuda": _forward_gpu, "tpu": selective_scan_mosaic_tpu.forward},
+    "backward": {"cuda": _backward_gpu, "tpu": selective_scan_mosaic_tpu.backward},
+}
 _MESSAGE = (
     'selective_scan(implementation="pallas") was lowered for {platforms}, but needs an NVIDIA GPU '
     '(Hopper or newer) or a TPU; use implementation="chunked" or "auto"'
 )
 
 
-def _dispatch(direction, reverse, platform, *args):
+def _dispatch(direction, how, *args):
+    options = {"reverse": how.reverse, "softplus": how.softplus}
+    if direction == "forward":
+        options["dtype"] = jnp.dtype(jnp.float32) if how.dtype == jnp.float16 else how.dtype
     bodies = {
-        name: functools.partial(getattr(module, direction), reverse=reverse)
-        for name, module in _MODULES.items()
+        name: functools.partial(kernel, **options) for name, kernel in _KERNELS[direction].items()
     }
 
     def run(*args):
-        if platform is not None:
-            return bodies[platform](*args)
+        if how.platform is not None:
+            return bodies[how.platform](*args)
         return run_where_lowered(bodies, _MESSAGE, *args)
 
-    return split_by_batch(run, whole=(2,))(*args)  # A has no batch
+    return split_by_batch(run, whole=(2, 5))(*args)  # A and D have no batch
 
 
-# Tiles: tokens padded to whole chunks, the channels of each group to whole multiples of 128. A
-# padded token has delta = 0, which leaves states alone, and u = dy = 0; a padded channel is all
-# zeros.
+# Tiles: tokens padded to whole chunks, the channels of each group to whole multiples of 128. The
+# step size of a padded token is 0, which leaves states alone, and u = dy = 0; in a padded channel u,
+# A and the states are zeros.
 
 
-def _tile(chunk, u, delta, A, B, C):
-    G = B.shape[2]
-    u = u.astype(jnp.float32) if u.dtype == jnp.float16 else u  # which TPUs do not have
+def _tile(how, u, delta, A, B, C, D):
+    G, u, delta = B.shape[2], _known(u), _known(delta)
     a = _tile_channels(A.T * math.log2(math.e), G)  # both platforms have exp2, not exp
-    u, delta = _tile_tokens(chunk, u, G), _tile_tokens(chunk, delta, G)
-    return u, delta, a, _tile_states(chunk, B), _tile_states(chunk, C)
+    u = _tile_tokens(how, u, G)
+    delta = _tile_tokens(how, delta, G, _NO_STEP if how.softplus else 0.0)
+    return u, delta, a, _tile_states(how, B), _tile_states(how, C), _tile_channels(D[None], G)
+
+
+def _known(x):
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x  # which TPUs do not have
 
 
 def _states_first(x):
     return jnp.swapaxes(x, 1, 2)
 
 
-def _tile_tokens(chunk, x, groups):
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), (0, 0)))
+def _tile_tokens(how, x, groups, filler=0.0):
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % how.chunk), (0, 0)), constant_values=filler)
     return _tile_channels(x, groups)
 
 
@@ -209,8 +264,9 @@ def _untile_channels(x, D, groups):
     return x.reshape(*lead, groups, padded // groups)[..., : D // groups].reshape(*lead, D)
 
 
-def _tile_states(chunk, x):
+def _tile_states(how, x):
     """(B, L, G, N) → float32 (B, G, chunks, N, T): a chunk is one block, aligned for any N."""
+    chunk = how.chunk
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -x.shape[1] % chunk), (0, 0), (0, 0)))
     x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])  # (B, chunks, T, G, N)
     return jnp.moveaxis(x, (1, 2), (2, 4))

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from support import oracles
+from support import oracles, scan_kernels
 from support.closeness import assert_close
 from support.interpreters import INTERPRETERS
 from support.places import GOLDENS
 
 from mambaout_jax.kernels import selective_scan as module
-from mambaout_jax.kernels import selective_scan_pallas
 from mambaout_jax.kernels.dispatch import plain_implementations
 from mambaout_jax.kernels.selective_scan import IMPLEMENTATIONS, selective_scan
 
@@ -94,9 +93,12 @@ def runnable(implementation):
     word, _, platform = implementation.partition(" for ")
     with contextlib.ExitStack() as stack:
         if platform:
-            interpreted = functools.partial(selective_scan_pallas._scan, chunk=4, platform=platform)
             stack.enter_context(INTERPRETERS[platform]())
             patch = stack.enter_context(pytest.MonkeyPatch.context())
+
+            def interpreted(*arrays, **options):
+                return scan_kernels.interpreted(*arrays, **options | {"platform": platform})
+
             patch.setattr(module, "scan_pallas", interpreted)
         if word == "auto" and platform:  # what stands in a TPU's program
             patch.setattr(module, "_values_by_platform", module._fused_values)

@@ -16,7 +16,7 @@ def test_gpu_kernels_match_oracle(rng, case):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gpu_kernels_match_oracle_with_whole_chunks(rng, reverse):
     with force_gpu_interpret_mode():
-        scan_kernels.check(rng, ((1, 33, 258, 2, 2), "bfloat16", reverse), "cuda", chunk=16)
+        scan_kernels.check(rng, ((1, 33, 258, 2, 2), "bfloat16", reverse, True), "cuda", chunk=16)
 
 
 @pytest.mark.parametrize("case", scan_kernels.by_default("vim", scan_kernels.LOWERED))

@@ -23,7 +23,7 @@ def arguments(shape=(2, 5, 4, 3, 1)):
 
 
 def gradient(*arrays):
-    return jax.grad(lambda *arrays: scan_pallas(*arrays, False)[0].sum(), argnums=range(6))(*arrays)
+    return jax.grad(lambda *arrays: scan_pallas(*arrays, False)[0].sum(), argnums=range(7))(*arrays)
 
 
 @pytest.mark.parametrize("call", [functools.partial(scan_pallas, reverse=False), gradient])
@@ -61,10 +61,10 @@ def test_scan_pallas_lowers_in_shard_map_and_remat(platform):
     scan = jax.shard_map(
         jax.checkpoint(functools.partial(scan_pallas, reverse=False)),
         mesh=mesh,
-        in_specs=(data, data, whole, data, data, data),
+        in_specs=(data, data, whole, data, data, whole, data),
         out_specs=(data, data),
         check_vma=False,
     )
-    gradient = jax.grad(lambda *arrays: scan(*arrays)[0].sum(), argnums=range(6))
+    gradient = jax.grad(lambda *arrays: scan(*arrays)[0].sum(), argnums=range(7))
     program = jax.jit(gradient).trace(*arguments()).lower(lowering_platforms=(platform,))
     assert program.as_text().count(CALLS[platform]) == 2
