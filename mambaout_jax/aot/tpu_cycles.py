@@ -166,13 +166,15 @@ def measure(case: Case, device: Any, folder: Path) -> dict[str, Any]:
 def as_text(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a table in Markdown; cycles are millions."""
     lines = [
-        "| operation | shape | implementation | forward | forward and gradients | temporaries, MiB |",
+        "| operation | shape | implementation | forward | with gradients | temporaries, MiB |",
         "|---|---|---|---:|---:|---:|",
     ]
     for row in rows:
         name = f"{row['operation']} | {'x'.join(map(str, row['shape']))} | {row['implementation']}"
         runs = [row["forward"], row["training"]]
-        cycles = " | ".join(f"{run['cycles'] / 1e6:.2f}" if "cycles" in run else "–" for run in runs)
+        cycles = " | ".join(
+            f"{run['cycles'] / 1e6:.2f}" if "cycles" in run else "–" for run in runs
+        )
         memory = runs[1].get("temporaries")
         shown = "–" if memory is None else f"{memory / 2**20:,.0f}"
         lines.append(f"| {name} | {cycles} | {shown} |")

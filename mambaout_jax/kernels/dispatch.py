@@ -248,9 +248,9 @@ def _lower_deferred(ctx, *args, body, like, results):
 
 def _batch_deferred(args, axes, *, body, like, results):
     size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    batched = (jax.vmap(function, in_axes=axes) for function in (body, like))
+    body, like = (jax.vmap(function, in_axes=axes) for function in (body, like))
     wider = tuple(x.update(shape=(size, *x.shape)) for x in results)
-    found = _deferred.bind(*args, **dict(zip(("body", "like"), batched)), results=wider)
+    found = _deferred.bind(*args, body=body, like=like, results=wider)
     return found, (0,) * len(found)
 
 

@@ -70,7 +70,7 @@ def _matmul_fwd(x, weight):
 
 def _matmul_gradients_cpu(residuals, dy):
     x, weight = residuals
-    return dy @ weight.T, _weight_gradient(x, dy)
+    return dy @ weight.T, weight_gradient(x, dy)
 
 
 def _split(x, weight, widths):
@@ -84,7 +84,7 @@ def _split_cpu(x, weight, widths):
 def _split_gradients_cpu(residuals, dys, widths):
     x, weight = residuals
     dx = sum(dy @ part.T for dy, part in zip(dys, _cut(weight, widths, axis=1), strict=True))
-    return dx, jnp.concatenate([_weight_gradient(x, dy) for dy in dys], axis=1)
+    return dx, jnp.concatenate([weight_gradient(x, dy) for dy in dys], axis=1)
 
 
 def _join(parts, weight):
@@ -98,7 +98,7 @@ def _join_cpu(parts, weight):
 def _join_gradients_cpu(residuals, dy):
     parts, weight = residuals
     dparts = tuple(dy @ rows.T for _, rows in _rows_of(parts, weight))
-    return dparts, jnp.concatenate([_weight_gradient(part, dy) for part in parts], axis=0)
+    return dparts, jnp.concatenate([weight_gradient(part, dy) for part in parts], axis=0)
 
 
 _matmul_auto = jax.custom_vjp(_matmul)
@@ -135,7 +135,8 @@ def _cut(x, widths, axis):
     return tuple(jnp.split(x, list(itertools.accumulate(widths[:-1])), axis=axis))
 
 
-def _weight_gradient(x, dy):
+def weight_gradient(x: Float[Array, "T I"], dy: Float[Array, "T O"]) -> Float[Array, "I O"]:
+    """xᵀ dy, in the dtype of `x`, in the form that is fast on CPUs."""
     T, I = x.shape  # noqa: E741
     if not is_known(T) or T < _HALVED_TOKENS or T % 2:
         return (dy.T @ x).T

@@ -70,7 +70,7 @@ def _forward_kernel(reverse, softplus, T, u, delta, a, b, c, skip, state,
 
 def backward(u, delta, a, b, c, skip, entries, dy, dlast, *, reverse, softplus):
     """Returns du, ddelta (B, L, D), dA (B, N, D), dB, dC (B, G, chunks, N, T), dstate (B, N, D)."""
-    (batches, L, D), (G, chunks, N, T) = u.shape, b.shape[1:]
+    (batches, _, D), (G, chunks, N, T) = u.shape, b.shape[1:]
     tile = _tile(D // G)
     specs = _specs(tile, u, b, not reverse)
     state = _float32(batches, N, D)

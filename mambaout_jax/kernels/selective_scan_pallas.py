@@ -61,7 +61,7 @@ def scan_pallas(
     dtype: Any = jnp.float32,
     platform: str | None = None,
 ) -> tuple[Float[Array, "B L D"], Float[Array, "B D N"]]:
-    """Runs the recurrence above, adds D_d u_t to y_t; channel d uses group d // (D // G) of B and C.
+    """Runs the recurrence above and adds D u; channel d uses group d // (D // G) of B and C.
 
     Args:
         u: inputs, of any float dtype up to float32.
@@ -84,7 +84,15 @@ def scan_pallas(
             platform that is neither an NVIDIA GPU nor a TPU. (GPUs older than Hopper are told apart
             by their compiler only.)
     """
-    arrays = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "initial_state": initial_state}
+    arrays = {
+        "u": u,
+        "delta": delta,
+        "A": A,
+        "B": B,
+        "C": C,
+        "D": D,
+        "initial_state": initial_state,
+    }
     for name, array in arrays.items():
         if array.dtype == jnp.float64:
             raise ValueError(
@@ -227,8 +235,8 @@ def _dispatch(direction, how, *args):
 
 
 # Tiles: tokens padded to whole chunks, the channels of each group to whole multiples of 128. The
-# step size of a padded token is 0, which leaves states alone, and u = dy = 0; in a padded channel u,
-# A and the states are zeros.
+# step size of a padded token is 0, which leaves states alone, and u = dy = 0; in a padded channel
+# u, A and the states are zeros.
 
 
 def _tile(how, u, delta, A, B, C, D):

@@ -6,12 +6,11 @@ product over patches; at 24 channels patches already cost more than they save. W
 overlap, patches are a mere reshape, whatever the channels. These forms are differentiated
 automatically.
 
-The kernel's gradient of a convolution of stride 1 is slow on XLA:CPU where maps are large: 25 to 40
-GFLOP/s on a core from 16,000 pixels on, and 100 of the convolution itself. There it is added up
-from products over some rows at a time, one for each tap, at 65 to 78.
+With many channels, 3 x 3 convolutions of stride 1 are short products there (`winograd`).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +22,13 @@ from mambaout_jax.kernels.dispatch import (
     by_platform,
     is_known,
     plain_gradients,
-    vary_alike,
 )
+from mambaout_jax.kernels.winograd import winograd_conv, winograd_gradients
 
 _MAX_PATCH_CHANNELS = 4
-# Below either XLA's own kernel gradient is as fast or faster; above they were measured with 256 and
-# 512 channels.
-_MANY_PIXELS = 12_000
+# Below either XLA's own convolution is as fast or faster.
+_MANY_PIXELS = 1000
 _MANY_CHANNELS = 128
-_PIXELS_PER_STEP = 1024
 
 
 def strided_conv(
@@ -56,8 +53,8 @@ def strided_conv(
         padding: rows and columns of zeros on every side.
 
     Returns:
-        Maps in the dtype of `x`. Differentiable in every way, but on large maps, with stride 1 and
-        many channels, in forward mode only within `plain_implementations`.
+        Maps in the dtype of `x`. Differentiable in every way, but where 3 x 3 windows, stride 1 and
+        many channels come together in forward mode only within `plain_implementations`.
 
     Raises:
         ValueError: wrong ranks, different channels or dtypes, a dtype that is not floating, a
@@ -70,8 +67,8 @@ def strided_conv(
     if x.shape[3] <= _MAX_PATCH_CHANNELS:
         _check_symbols(x, kernel, stride, padding)
         return _FEW_CHANNELS.run("auto", x, kernel, stride=stride, padding=padding)
-    if stride == 1 and _is_large(x, kernel, padding):
-        return _LARGE.run("auto", x, kernel, stride=stride, padding=padding)
+    if _is_short(x, kernel, stride, padding):
+        return _SHORT.run("auto", x, kernel, stride=stride, padding=padding)
     return _conv(x, kernel, stride, padding)
 
 
@@ -175,67 +172,39 @@ _DISJOINT = Operation(
 )
 
 
-def _is_large(x, kernel, padding):
-    if not is_known(*x.shape) or min(kernel.shape[2:]) < _MANY_CHANNELS or kernel.shape[0] == 1:
+def _is_short(x, kernel, stride, padding):
+    """Whether short products save time on CPUs."""
+    if not is_known(*x.shape) or stride != 1 or kernel.shape[:2] != (3, 3) or padding > 2:
         return False
-    rows, columns = (
-        n + 2 * padding - k + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
-    )
-    return x.shape[0] * rows * columns >= _MANY_PIXELS
+    pixels = x.shape[0] * math.prod(n + 2 * padding - 2 for n in x.shape[1:3])
+    return min(kernel.shape[2:]) >= _MANY_CHANNELS and pixels >= _MANY_PIXELS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _large(x, kernel, stride, padding):
-    return _conv(x, kernel, stride, padding)
+def _short(x, kernel, stride, padding):
+    return _short_values(x, kernel, stride=stride, padding=padding)
 
 
-def _gradients(arrays, dy, stride, padding):
+def _winograd(x, kernel, stride, padding):
+    return winograd_conv(x, kernel, padding)
+
+
+def _winograd_gradients(arrays, dy, stride, padding):
     x, kernel = arrays
-    (dx,) = jax.vjp(lambda x: _conv(x, kernel, stride, padding), x)[1](dy)
-    return dx, _kernel_gradient(x, dy, kernel.shape[:2], padding)
+    return winograd_gradients(x, kernel, dy, padding)
 
 
-def _kernel_gradient(x, dy, sides, padding):
-    """The gradient of a kernel of these sides, stride 1, from some whole rows or images at a time.
-
-    Rows and images that fill the last step up are zeros.
-    """
-    (B, H, W, F), I = dy.shape, x.shape[-1]  # noqa: E741
-    images = min(B, max(1, _PIXELS_PER_STEP // (H * W)))
-    down = -(-H // max(1, min(H, _PIXELS_PER_STEP // W)))  # steps from top to bottom
-    rows = -(-H // down)
-    more, below = -B % images, down * rows - H
-    x = jnp.pad(x, ((0, more), (padding, padding + below), (padding, padding), (0, 0)))
-    dy = jnp.pad(dy, ((0, more), (0, below), (0, 0), (0, 0)))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-
-    def step(i, total):
-        start = (i // down * images, i % down * rows, 0, 0)
-        pixels = lax.dynamic_slice(x, start, (images, rows + sides[0] - 1, *x.shape[2:]))
-        part = lax.dynamic_slice(dy, start, (images, rows, W, F)).reshape(-1, F)
-        taps = [
-            pixels[:, j : j + rows, k : k + W].reshape(-1, I)
-            for j in range(sides[0])
-            for k in range(sides[1])
-        ]
-        products = [jnp.matmul(tap.T, part, preferred_element_type=dtype) for tap in taps]
-        return total + jnp.stack(products)
-
-    total = vary_alike(jnp.zeros((sides[0] * sides[1], I, F), dtype), like=(x, dy))
-    total = lax.fori_loop(0, (B + more) // images * down, step, total)
-    return total.reshape(*sides, I, F).astype(x.dtype)
-
-
-_large_gradients = by_platform(cpu=_gradients, default=plain_gradients(_conv))
-_large.defvjp(
-    lambda x, kernel, stride, padding: (_large(x, kernel, stride, padding), (x, kernel)),
-    lambda stride, padding, arrays, dy: _large_gradients(
+_short_values = by_platform(cpu=_winograd, default=_conv)
+_short_gradients = by_platform(cpu=_winograd_gradients, default=plain_gradients(_conv))
+_short.defvjp(
+    lambda x, kernel, stride, padding: (_short(x, kernel, stride, padding), (x, kernel)),
+    lambda stride, padding, arrays, dy: _short_gradients(
         arrays, dy, stride=stride, padding=padding
     ),
 )
-_LARGE = Operation(
+_SHORT = Operation(
     "strided_conv",
     {"lax": _conv},
-    auto=lambda x, kernel, stride, padding: _large(x, kernel, stride, padding),  # by position
+    auto=lambda x, kernel, stride, padding: _short(x, kernel, stride, padding),  # by position
     plain=("lax",),
 )

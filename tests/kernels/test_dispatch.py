@@ -83,9 +83,11 @@ def test_deferred_is_traced_for_its_platform_alone():
     for function, arguments in ((functools.partial(run, by=2), (x, pair)), (many, (x, (rows, 7)))):
         program = jax.jit(function).trace(*arguments)
         assert "stablehlo.sine" in program.lower(lowering_platforms=("tpu",)).as_text()
-        assert traced.pop() == 2 and not traced
+        assert traced.pop() == 2
+        assert not traced
         several = program.lower(lowering_platforms=("cpu", "tpu")).as_text()
-        assert "stablehlo.sine" not in several and not traced
+        assert "stablehlo.sine" not in several
+        assert not traced
 
 
 def test_deferred_runs_its_body_eagerly_where_it_is_alone():

@@ -42,26 +42,54 @@ def test_strided_conv_rejects(monkeypatch, x_shape, kernel_shape, dtype, options
         strided_conv(jnp.ones(x_shape, dtype), jnp.ones(kernel_shape, dtype), **options)
 
 
-def large(monkeypatch, pixels_per_step):
-    """Makes every map a large one, as far as kernel gradients are concerned."""
+def shorten(monkeypatch):
+    """Takes short products for every map that they are made for."""
     monkeypatch.setattr(module, "_MANY_PIXELS", 1)
     monkeypatch.setattr(module, "_MANY_CHANNELS", 1)
-    monkeypatch.setattr(module, "_PIXELS_PER_STEP", pixels_per_step)
+
+
+def programs(shape, sides, padding, stride=1):
+    """How many matrix products and convolutions the program for a CPU has."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    kernel = jax.ShapeDtypeStruct((*sides, shape[3], 5), jnp.float32)
+    conv = functools.partial(strided_conv, stride=stride, padding=padding)
+    text = jax.jit(conv).lower(x, kernel).as_text()
+    return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
 
 
 @pytest.mark.parametrize(
-    ("shape", "sides", "padding", "pixels_per_step"),
+    ("sides", "padding", "stride", "expected"),
     [
-        ((2, 7, 5, 6), (3, 3), 1, 12),  # rows of one image at a time, the last ones filled up
-        ((3, 3, 4, 6), (3, 5), 2, 30),  # two images at a time, the last one filled up
-        ((1, 6, 4, 6), (3, 3), 0, 1),  # rows that are longer than a step
+        ((3, 3), 1, 1, (16, 0)),
+        ((3, 3), 0, 1, (16, 0)),
+        ((3, 3), 3, 1, (0, 1)),
+        ((3, 3), 1, 2, (0, 1)),
+        ((3, 5), 1, 1, (0, 1)),
     ],
 )
-def test_gradients_of_large_maps_are_those_of_the_oracle(
-    rng, monkeypatch, shape, sides, padding, pixels_per_step
+def test_short_products_stand_for_three_by_three_windows(
+    monkeypatch, sides, padding, stride, expected
 ):
-    large(monkeypatch, pixels_per_step)
-    kernel = rng.standard_normal((*sides, shape[3], 5))
+    shorten(monkeypatch)
+    assert programs((2, 7, 6, 6), sides, padding, stride) == expected
+
+
+def test_few_pixels_or_channels_are_left_to_the_compiler(monkeypatch):
+    monkeypatch.setattr(module, "_MANY_CHANNELS", 5)
+    assert programs((1, 31, 31, 6), (3, 3), 1) == (0, 1)
+    assert programs((1, 32, 32, 6), (3, 3), 1) == (16, 0)
+    monkeypatch.setattr(module, "_MANY_CHANNELS", 6)
+    assert programs((1, 32, 32, 6), (3, 3), 1) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "padding"), [((2, 7, 5, 6), 1), ((3, 3, 4, 6), 2), ((1, 6, 4, 6), 0)]
+)
+def test_short_products_and_their_gradients_are_those_of_the_oracle(
+    rng, monkeypatch, shape, padding
+):
+    shorten(monkeypatch)
+    kernel = rng.standard_normal((3, 3, shape[3], 5))
     x, dx, dk = (rng.standard_normal(s) for s in (shape, shape, kernel.shape))
     dy = rng.standard_normal(oracles.strided_conv(x, kernel, stride=1, padding=padding).shape)
 
@@ -78,21 +106,8 @@ def test_gradients_of_large_maps_are_those_of_the_oracle(
     np.testing.assert_allclose(np.vdot(for_kernel, dk), np.vdot(conv(x, dk), dy), rtol=1e-11)
 
 
-def test_large_maps_of_bfloat16_add_up_in_float32(monkeypatch):
-    large(monkeypatch, 16)
-    x = jnp.ones((4, 16, 16, 6), jnp.bfloat16)
-    kernel = jnp.zeros((3, 3, 6, 5), jnp.bfloat16)
-
-    def total(kernel):
-        return strided_conv(x, kernel, stride=1).sum(dtype=jnp.float32)
-
-    gradient = jax.jit(jax.grad(total))(kernel)
-    assert gradient.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(gradient, 4 * 14 * 14)  # in bfloat16 sums would stop at 256
-
-
-def test_large_maps_are_differentiated_forwards_in_their_plain_form(monkeypatch):
-    large(monkeypatch, 16)
+def test_short_products_are_differentiated_forwards_in_their_plain_form(monkeypatch):
+    shorten(monkeypatch)
     x, kernel = jnp.ones((1, 5, 5, 6)), jnp.ones((3, 3, 6, 5))
     run = functools.partial(strided_conv, kernel=kernel, stride=1, padding=1)
     with pytest.raises(TypeError, match="forward-mode"):
