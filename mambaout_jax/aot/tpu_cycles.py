@@ -44,7 +44,9 @@ _LARGEST = 2**33  # bytes of states (B, L, D, N) that "associative" may keep sev
 _CHUNK, _TILE = 16, 128  # tokens and channels of the scan's kernel
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_LOOP = re.compile(r" while\(.*condition=%?(?P<condition>[\w.\-]+), body=%?(?P<body>[\w.\-]+)")
+_BRANCHES = re.compile(r" conditional\(.*branch_computations=\{([^}]*)\}")
+_BOUND = re.compile(r"ROOT .* compare\(.*, %?([\w.\-]+)\), direction=LT")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _KERNEL = re.compile(r'%?([\w.\-]+) = .*custom_call_target="tpu_custom_call"')
 _BUNDLES = re.compile(r"total scheduled bundles:\s+(\d+)")
@@ -84,6 +86,8 @@ def cases() -> Iterator[Case]:
 def count_cycles(text: str, trips: Sequence[float] = ()) -> tuple[float, dict[str, float]]:
     """Cycles that a compiled program states, and how often each of its Pallas kernels runs.
 
+    Of the branches of a condition the longest counts.
+
     Args:
         text: the program.
         trips: turns of loops whose number is not in it, by their depth, from the outside inwards.
@@ -101,8 +105,12 @@ def count_cycles(text: str, trips: Sequence[float] = ()) -> tuple[float, dict[st
                 total += times * int(found[1])
             if found := _KERNEL.search(line):
                 kernels[found[1]] = times
+            if found := _BRANCHES.search(line):
+                names = (name.strip(" %") for name in found[1].split(","))
+                total += max(walk(name, times, depth) for name in names)
             if found := _LOOP.search(line):
-                total += walk(found[1], times * _turns(line, trips, depth), depth + 1)
+                turns = _turns(line, bodies[found["condition"]], trips, depth)
+                total += walk(found["body"], times * turns, depth + 1)
         return total
 
     return walk(entry, 1.0, 0), kernels
@@ -195,9 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(measure(case, device, Path(folder)))
             for file in Path(folder).iterdir():  # the next program has kernels of the same names
                 file.unlink()
+            if out is not None:
+                save_json(
+                    {"target": TARGET, "note": _NOTE, "versions": versions(), "rows": rows}, out
+                )
     print(as_text(rows))
-    if out is not None:
-        save_json({"target": TARGET, "note": _NOTE, "versions": versions(), "rows": rows}, out)
 
 
 _NOTE = "by the model of a TPU's compiler; nothing was run, no time was measured"
@@ -240,9 +250,13 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _turns(line: str, trips: Sequence[float], depth: int) -> float:
+def _turns(line: str, condition: Sequence[str], trips: Sequence[float], depth: int) -> float:
     if found := _TRIPS.search(line):
         return int(found[1])
+    bound = next((found[1] for text in condition if (found := _BOUND.search(text))), None)
+    for text in condition:
+        if found := re.search(rf"%?{re.escape(str(bound))} = s32\[\].* constant\((\d+)\)", text):
+            return int(found[1])
     if depth >= len(trips):
         raise ValueError(
             f"a loop at depth {depth} has no length in the program, and trips={tuple(trips)} have "

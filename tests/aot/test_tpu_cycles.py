@@ -9,7 +9,7 @@ from support.places import ROOT
 
 from mambaout_jax.aot.tpu_cycles import MAPS, SCANS, as_text, bundles, cases, count_cycles
 
-# Loops of 28 turns, as the program says, with one of an unknown number in them.
+# A loop of 28 turns, as the program says, with one of unknown length in it; one that counts to 6.
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
 %inner.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -20,6 +20,19 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
   ROOT %c = pred[] compare(%p), backend_config={"estimated_cycles":"9999"}
 }
 
+%count.2 (p: (s32[], f32[8])) -> pred[] {
+  %constant.5 = s32[]{:T(128)} constant(6)
+  ROOT %lt = pred[] compare(%i, %constant.5), direction=LT, backend_config={"estimated_cycles":"1"}
+}
+
+%short (p: f32[8]) -> f32[8] {
+  ROOT %a = f32[8] fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"1"}
+}
+
+%branches (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %c = f32[8] conditional(%q, %x, %y), branch_computations={%short, %inner.1}
+}
+
 %outer (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %w = (s32[], f32[8]) while(%p), condition=%condition.1, body=%inner.1
   %b = f32[8] fusion(%w), kind=kLoop, backend_config={"estimated_cycles":"5"}
@@ -28,6 +41,7 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
 
 ENTRY %main.7 (x: f32[8]) -> f32[8] {
   %w = f32[8] while(%x), condition=%condition.1, body=%outer, backend_config={"known_trip_count":{"n":"28"}}
+  %v = (s32[], f32[8]) while(%x), condition=%count.2, body=%branches
   %_kernel.2 = (f32[8], f32[8]) custom-call(%w), custom_call_target="tpu_custom_call"
   ROOT %d = f32[8] fusion(%w), kind=kLoop, backend_config={"estimated_cycles":"100"}
 }
@@ -36,7 +50,7 @@ ENTRY %main.7 (x: f32[8]) -> f32[8] {
 
 def test_cycles_of_loops_count_as_often_as_they_turn():
     cycles, kernels = count_cycles(PROGRAM, trips=(3.0, 7.0))  # the program knows better than 3
-    assert cycles == 100 + 28 * (5 + 7 * 10)
+    assert cycles == 100 + 28 * (5 + 7 * 10) + 6 * 10  # the longer branch of two
     assert kernels == {"_kernel.2": 1, "_kernel.3": 28}
 
 
