@@ -50,14 +50,14 @@ def get_config(token_mixer: str = "conv"):
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
 
-    config.schedule.total_epochs = 10.0
+    config.schedule.total_epochs = 8.0
     config.schedule.warmup_epochs = 0.5
     config.schedule.warmup_learning_rate = 0.0
     config.schedule.final_learning_rate = 0.0
 
     config.evaluation.batch_size = 8
-    config.evaluation.every_epochs = 10.0
-    config.checkpoint.every_epochs = 5.0
+    config.evaluation.every_epochs = 8.0
+    config.checkpoint.every_epochs = 4.0
     return config
 
 

@@ -139,10 +139,11 @@ def _gated_scan(arrays, delta_softplus, reverse, implementation):
     return y.astype(u.dtype), state
 
 
-_SECOND = (
-    "selective_scan(implementation={!r}) has first derivatives only; for second ones, or for "
+_SECOND = tuple(  # of the loop alone, and of what runs the kernel on TPUs
+    f"selective_scan(implementation={word!r}) has first derivatives only; for second ones, or for "
     "forward mode over reverse mode, choose implementation='sequential' or 'associative', or, for "
     "all operations of a model, plain=True in create_model or plain_implementations()"
+    for word in ("chunked", "auto")
 )
 
 # The cores below take u, delta (B, L, D), A (D, N), B, C (B, L, G, N), D (D,) or None, a state
@@ -215,7 +216,7 @@ def _chunks_fwd(u, delta, A, B, C, D, initial_state, reverse, softplus, fused):
         _values_by_platform if fused else _loop_values, reverse=reverse, softplus=softplus
     )
     inputs = (u, delta, A, B, C, D, initial_state)
-    y, state, entering = differentiable_once(values, _SECOND.format(_word(fused)))(*inputs)
+    y, state, entering = differentiable_once(values, _SECOND[fused])(*inputs)
     start = initial_state if fused else None  # the loop has it among the states that enter
     return (y, state), (*inputs[:6], start, checkpoint_name(entering, STATES))
 
@@ -224,11 +225,7 @@ def _chunks_bwd(reverse, softplus, fused, residuals, cotangents):
     gradients = functools.partial(
         _gradients_by_platform if fused else _loop_gradients, reverse=reverse, softplus=softplus
     )
-    return differentiable_once(gradients, _SECOND.format(_word(fused)))(*residuals, *cotangents)
-
-
-def _word(fused):
-    return "auto" if fused else "chunked"
+    return differentiable_once(gradients, _SECOND[fused])(*residuals, *cotangents)
 
 
 _differentiable_chunks.defvjp(_chunks_fwd, _chunks_bwd)

@@ -95,6 +95,7 @@ def test_auto_on_a_tpu_is_the_best_by_the_committed_cycles(shape):
         row["implementation"]: row["training"]["cycles"]
         for row in committed()
         if (row["operation"], tuple(row["shape"])) == ("selective_scan", shape)
+        and "cycles" in row["training"]  # it fits
     }
     # "auto" is "pallas" that runs its kernel once more for the gradient.
     assert rows["pallas"] < rows["auto"] < 1.6 * rows["pallas"]
