@@ -12,7 +12,7 @@ Writes <out>.json (all numbers) and <out>.md (tables) after every cell, and at t
 with the next cell. README.md in this folder tells the protocol.
 
 Hardware: two CPU cores; "tiny" takes a minute and only shows that everything runs.
-Result: experiments/results/ablation_small.md, in 13 minutes. "full" takes some 12 hours and has not
+Result: experiments/results/ablation_small.md, in 13 minutes. "full", an estimated 12 hours, has not
 been run to its end: experiments/results/ablation_full.json has what is done so far. Copied to
 <out>.json, a run goes on from it.
 """

@@ -146,7 +146,7 @@ def _scan_bwd(how, residuals, gradients):
     u, delta, A, B, C, D, entries = residuals
     dy, dlast = gradients
     L, channels, G = *u.shape[1:], B.shape[2]
-    dy, dlast = _tile_tokens(how, _known(dy), G), _tile_channels(_states_first(dlast), G)
+    dy, dlast = _tile_tokens(how, _without_float16(dy), G), _tile_channels(_states_first(dlast), G)
     tiles = _tile(how, u, delta, A, B, C, D)
     found = _dispatch("backward", how, *tiles, entries, dy, dlast)
     du, ddelta, dA, dB, dC, dstate = found
@@ -240,15 +240,16 @@ def _dispatch(direction, how, *args):
 
 
 def _tile(how, u, delta, A, B, C, D):
-    G, u, delta = B.shape[2], _known(u), _known(delta)
+    G, u, delta = B.shape[2], _without_float16(u), _without_float16(delta)
     a = _tile_channels(A.T * math.log2(math.e), G)  # both platforms have exp2, not exp
     u = _tile_tokens(how, u, G)
     delta = _tile_tokens(how, delta, G, _NO_STEP if how.softplus else 0.0)
     return u, delta, a, _tile_states(how, B), _tile_states(how, C), _tile_channels(D[None], G)
 
 
-def _known(x):
-    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x  # which TPUs do not have
+def _without_float16(x):
+    """TPUs do not have it."""
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
 
 def _states_first(x):

@@ -100,7 +100,8 @@ def test_auto_on_a_tpu_is_the_best_by_the_committed_cycles(shape):
     # "auto" is "pallas" that runs its kernel once more for the gradient.
     assert rows["pallas"] < rows["auto"] < 1.6 * rows["pallas"]
     others = min(cycles for word, cycles in rows.items() if word not in ("auto", "pallas"))
-    assert rows["auto"] < others or shape[3] == 1  # one state is little for any of them
+    # With one state the prefix scan is as cheap as the kernel, and takes more memory.
+    assert rows["auto"] < others * (1.6 if shape[3] == 1 else 1)
 
 
 def test_lax_is_the_best_convolution_on_a_tpu_by_the_committed_cycles():
